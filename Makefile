@@ -1,0 +1,60 @@
+# Everything a user or CI does with this project. Each target first makes the environment it needs (.venv), at once
+# when that is already there. Variables: ACCELERATOR=cpu|gpu, PYTHON=python3.12, ARGS="-k name" (test), PORT=5000 (mlflow).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench lab mlflow lock clean distclean
+
+BIN := .venv/bin
+PORT ?= 5000
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+setup: ## make .venv with the locked environment: vLLM for this machine's GPU, or for its CPU
+	@requirements/install.sh
+
+demo: setup ## the whole story on two small models: switch, compare, verdict; writes reports/quickstart/
+	@$(BIN)/abswitch demo
+
+test: setup ## every test, with real vLLM, the notebooks and a browser (ARGS="-k name" selects)
+	@requirements/browser.sh
+	@$(BIN)/python -m pytest tests $(ARGS)
+ifneq ($(NOTEBOOKS),)
+	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env $(NOTEBOOKS) $(ARGS)
+endif
+
+check: setup ## lint, format, strict types, import layers, notebooks without outputs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python .ci/notebooks.py check $(NOTEBOOKS)
+
+format: setup ## format the code, mend what ruff can mend, strip the notebooks' outputs
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+	@$(BIN)/python .ci/notebooks.py strip $(NOTEBOOKS)
+
+bench: setup ## run every benchmark, one after the other
+	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+
+lab: setup ## open JupyterLab on the notebooks, on 127.0.0.1
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
+		--ServerApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root --no-browser)
+
+mlflow: setup ## open the MLflow UI on 127.0.0.1:5000 (PORT=5001 for another port)
+	@mkdir -p mlflow/artifacts
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
+		--backend-store-uri sqlite:///mlflow/mlflow.db --artifacts-destination mlflow/artifacts
+
+lock: ## resolve pyproject.toml anew into requirements/*.txt (UPGRADE=1 takes the newest of everything)
+	@requirements/lock.sh
+
+clean: ## remove caches and build leftovers; .venv, reports/ and mlflow/ stay
+	@rm -rf build dist ./*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv
+	@rm -rf .venv

@@ -1,0 +1,78 @@
+"""abswitch: switch live traffic between language-model versions in a notebook, and learn which one is better.
+
+Importing this package is cheap; what is heavy (vLLM, PyTorch, MLflow, pandas) is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from abswitch.domain import (
+        Completion,
+        ModelConfig,
+        ModelVersion,
+        Sampling,
+        SwitchingStrategyType,
+        TokenChunk,
+    )
+    from abswitch.engine import SwitchHandle, SwitchingEngine
+    from abswitch.errors import AbswitchError, InvalidInput
+    from abswitch.rollout.strategies import ABTestStrategy, ImmediateStrategy
+    from abswitch.scoring import ExactMatch, Function, Judge, Matches, Sample
+    from abswitch.settings import ModelSwitchingConfig
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ABTestStrategy": "abswitch.rollout.strategies",
+    "AbswitchError": "abswitch.errors",
+    "Completion": "abswitch.domain",
+    "ExactMatch": "abswitch.scoring",
+    "Function": "abswitch.scoring",
+    "ImmediateStrategy": "abswitch.rollout.strategies",
+    "InvalidInput": "abswitch.errors",
+    "Judge": "abswitch.scoring",
+    "Matches": "abswitch.scoring",
+    "ModelConfig": "abswitch.domain",
+    "ModelSwitchingConfig": "abswitch.settings",
+    "ModelVersion": "abswitch.domain",
+    "Sample": "abswitch.scoring",
+    "Sampling": "abswitch.domain",
+    "SwitchHandle": "abswitch.engine",
+    "SwitchingEngine": "abswitch.engine",
+    "SwitchingStrategyType": "abswitch.domain",
+    "TokenChunk": "abswitch.domain",
+}
+
+__all__ = [
+    "ABTestStrategy",
+    "AbswitchError",
+    "Completion",
+    "ExactMatch",
+    "Function",
+    "ImmediateStrategy",
+    "InvalidInput",
+    "Judge",
+    "Matches",
+    "ModelConfig",
+    "ModelSwitchingConfig",
+    "ModelVersion",
+    "Sample",
+    "Sampling",
+    "SwitchHandle",
+    "SwitchingEngine",
+    "SwitchingStrategyType",
+    "TokenChunk",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'abswitch' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,197 @@
+"""`EngineLoop`: the engine's own event-loop thread, and the bridge from callers on other loops.
+
+A blocked notebook cell must not freeze the engine, so the engine never runs on the caller's loop. Tokens cross between
+the two loops in batches: however many streams are open, one wake-up of the caller's loop carries all that is waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, suppress
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from abswitch.errors import EngineClosed
+
+T = TypeVar("T")
+
+
+class EngineLoop:
+    """An event loop on a daemon thread of its own."""
+
+    def __init__(self, name: str = "abswitch-engine") -> None:
+        self._loop = asyncio.new_event_loop()
+        self._mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = WeakKeyDictionary()
+        self._inbound = _Mailbox(self._loop)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller already runs on this loop's thread."""
+        return threading.current_thread() is self._thread
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run to completion on this loop, blocking the calling thread (for scripts and blocked cells).
+
+        Raises:
+            RuntimeError: called on the loop's own thread, which would wait for itself.
+        """
+        if self.is_current:
+            coroutine.close()
+            raise RuntimeError("run() would wait for itself; await the coroutine instead")
+        return self._submit(coroutine).result()
+
+    async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Await a coroutine that must run on this loop, from any loop. Cancellation goes both ways."""
+        if self.is_current:
+            return await coroutine
+        return await asyncio.wrap_future(self._submit(coroutine))
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if self._loop.is_closed():
+            coroutine.close()
+            raise EngineClosed("the engine was shut down")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def post(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call back on this loop soon, from any thread, without waiting."""
+        if self._loop.is_closed():
+            raise EngineClosed("the engine was shut down")
+        self._inbound.post(callback, *args)
+
+    async def iterate(self, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """Iterate on the caller's loop over a generator that runs on this loop.
+
+        Closing the returned generator, or cancelling the task that reads it, closes `source` on its own loop.
+        """
+        if self.is_current:
+            async with aclosing(source):
+                async for item in source:
+                    yield item
+            return
+        here = asyncio.get_running_loop()
+        mailbox = self._mailboxes.get(here)
+        if mailbox is None:
+            mailbox = self._mailboxes[here] = _Mailbox(here)
+        pipe: _Pipe[T] = _Pipe(source, mailbox)
+        self.post(pipe.start)
+        try:
+            async for item in pipe:
+                yield item
+        finally:
+            if not pipe.ended:
+                self.post(pipe.cancel)
+
+    def close(self) -> None:
+        """Cancel what is left, stop the loop and its thread. Idempotent."""
+        if self._loop.is_closed() or self.is_current:
+            return
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+class _Mailbox:
+    """Calls waiting for a loop; many posts, one wake-up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._woken = False
+
+    def post(self, callback: Callable[..., None], *args: Any) -> None:
+        self._waiting.append((callback, args))
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        # Cleared first: a post that comes while this empties the queue wakes the loop again, so none is left behind.
+        self._woken = False
+        while self._waiting:
+            callback, args = self._waiting.popleft()
+            callback(*args)
+
+
+class _Pipe(Generic[T]):
+    """One generator's items on their way from the engine's loop to the caller's."""
+
+    def __init__(self, source: AsyncGenerator[T, None], mailbox: _Mailbox) -> None:
+        self._source = source
+        self._mailbox = mailbox
+        self._task: asyncio.Task[None] | None = None
+        self._items: deque[T] = deque()
+        self._error: BaseException | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._abandoned = False
+        self.ended = False
+
+    # on the engine's loop
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._pump())
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._abandoned = True
+            self._task.cancel()
+
+    async def _pump(self) -> None:
+        error: BaseException | None = None
+        try:
+            async with aclosing(self._source) as source:
+                async for item in source:
+                    self._mailbox.post(self._put, item)
+        except asyncio.CancelledError:
+            if self._abandoned:
+                raise
+            error = EngineClosed("the engine was shut down while the request was under way")
+        except Exception as caught:
+            error = caught
+        finally:
+            with suppress(RuntimeError):  # the caller's loop was closed: nobody is left to tell
+                self._mailbox.post(self._end, error)
+
+    # on the caller's loop
+
+    def _put(self, item: T) -> None:
+        self._items.append(item)
+        self._wake()
+
+    def _end(self, error: BaseException | None) -> None:
+        self.ended, self._error = True, error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while True:
+            while self._items:
+                yield self._items.popleft()
+            if self.ended:
+                break
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,103 @@
+"""What the engine shows of itself: frozen snapshots for people, notebooks and programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from abswitch.rollout.operation import Operation
+from abswitch.serving.router import RouteSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationStatus:
+    """One switch as it stands.
+
+    Attributes:
+        share: the candidate's share of units, fraction 0–1.
+        age_s: seconds since it was accepted.
+        in_phase_s: seconds since the last move; of a finished operation, since its end.
+    """
+
+    operation_id: str
+    model_id: str
+    strategy: str
+    stable: str | None
+    candidate: str
+    phase: str
+    finished: bool
+    stage: int
+    share: float
+    promoted: bool
+    reason: str
+    age_s: float
+    in_phase_s: float
+
+    @classmethod
+    def of(cls, operation: Operation, now_s: float) -> OperationStatus:
+        """The status of an operation at `now_s` (monotonic seconds)."""
+        return cls(
+            operation_id=operation.operation_id,
+            model_id=operation.model_id,
+            strategy=operation.strategy.type.value,
+            stable=operation.stable,
+            candidate=operation.candidate,
+            phase=operation.phase.value,
+            finished=operation.phase.is_final,
+            stage=operation.stage,
+            share=operation.share,
+            promoted=operation.promoted,
+            reason=operation.reason,
+            age_s=now_s - operation.created_s,
+            in_phase_s=now_s - operation.phase_since_s,
+        )
+
+    def __str__(self) -> str:
+        way = f"{self.stable or 'nothing'} → {self.candidate}"
+        return f"{self.operation_id} {self.strategy} {way}: {self.phase} at {self.share:.0%} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatus:
+    """One model: which version is active, how traffic is split now, and what is under way.
+
+    Attributes:
+        shares: version → fraction of units 0–1; empty when nothing serves.
+        loaded: versions held in memory, least recently used first.
+    """
+
+    model_id: str
+    active_version: str | None
+    shares: Mapping[str, float]
+    loaded: tuple[str, ...]
+    in_flight: int
+    operation: OperationStatus | None
+
+    def __str__(self) -> str:
+        split = ", ".join(f"{version} {share:.0%}" for version, share in self.shares.items()) or "nothing serves"
+        return f"{self.model_id}: {split}; {self.in_flight} in flight" + (
+            f"; {self.operation}" if self.operation else ""
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchingStatus:
+    """Every model of the engine."""
+
+    models: tuple[ModelStatus, ...]
+
+    def __getitem__(self, model_id: str) -> ModelStatus:
+        return next(model for model in self.models if model.model_id == model_id)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.models)) or "no model is registered"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def shares_of(snapshot: RouteSnapshot | None) -> dict[str, float]:
+    """Version → share, from a routing snapshot."""
+    return {} if snapshot is None else {arm.version: arm.share for arm in snapshot.arms}

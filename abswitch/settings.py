@@ -1,0 +1,33 @@
+"""`ModelSwitchingConfig`: how the engine behaves where nothing else was said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abswitch import checks
+from abswitch.domain import SwitchingStrategyType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSwitchingConfig:
+    """Settings of one `SwitchingEngine`.
+
+    Args:
+        max_cached_models: loaded versions to keep at most, least recently used first out; versions in use are kept
+            beyond it.
+        default_switch_strategy: used by `start_switch` when no strategy is named.
+        max_transition_time_seconds: how long a switch waits for requests on the version that leaves; they are left to
+            finish in any case.
+
+    Raises:
+        InvalidInput: a field is outside its range.
+    """
+
+    max_cached_models: int = 5
+    default_switch_strategy: str = SwitchingStrategyType.IMMEDIATE
+    max_transition_time_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        checks.integer("max_cached_models", self.max_cached_models, low=1)
+        checks.one_of("default_switch_strategy", self.default_switch_strategy, (t.value for t in SwitchingStrategyType))
+        checks.number("max_transition_time_seconds", self.max_transition_time_seconds, low=0.0, above=True)

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binom, kstest
+
+from abswitch.rollout.assignment import salted, unit_fraction
+
+UNITS = [f"user-{i}" for i in range(100_000)]
+
+
+def fractions(salt: str) -> np.ndarray:
+    state = salted(salt)
+    return np.array([unit_fraction(state, unit) for unit in UNITS])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.1, 0.3, 0.5])
+def test_the_share_is_binomial(share: float) -> None:
+    on_candidate = int((fractions("exp-1") < share).sum())
+    low, high = binom.ppf([5e-7, 1 - 5e-7], len(UNITS), share)
+    assert low <= on_candidate <= high
+
+
+def test_fractions_are_uniform() -> None:
+    assert kstest(fractions("exp-1"), "uniform").pvalue > 1e-6
+
+
+def test_similar_salts_give_unrelated_assignments() -> None:
+    phi = np.corrcoef(fractions("exp-1") < 0.5, fractions("exp-2") < 0.5)[0, 1]
+    assert abs(phi) < 0.02
+
+
+def test_a_higher_share_keeps_every_unit_already_there() -> None:
+    where = fractions("ramp")
+    assert set(np.flatnonzero(where < 0.05)) <= set(np.flatnonzero(where < 0.2))
+
+
+def test_golden_vectors() -> None:
+    """The same in every process, on every machine and Python version; a change here breaks running experiments."""
+    state = salted("golden")
+    assert [round(unit_fraction(state, unit), 12) for unit in ("", "a", "user-1", "Ünïcode")] == GOLDEN
+
+
+GOLDEN = [0.553652633879, 0.057602368735, 0.205074491525, 0.223962166794]

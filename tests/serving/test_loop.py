@@ -1,0 +1,128 @@
+"""The bridge between the caller's loop and the engine's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+
+import pytest
+
+from abswitch.errors import EngineClosed
+from abswitch.serving.loop import EngineLoop
+
+
+@pytest.fixture
+def engine_loop() -> Iterator[EngineLoop]:
+    loop = EngineLoop()
+    yield loop
+    loop.close()
+
+
+async def numbers(n: int, closed: threading.Event | None = None) -> AsyncGenerator[int, None]:
+    try:
+        for i in range(n):
+            await asyncio.sleep(0)
+            yield i
+    finally:
+        if closed is not None:
+            closed.set()
+
+
+async def where() -> str:
+    return threading.current_thread().name
+
+
+async def test_a_coroutine_runs_on_the_engines_thread(engine_loop: EngineLoop) -> None:
+    assert await engine_loop.call(where()) == "abswitch-engine"
+    assert threading.current_thread().name != "abswitch-engine"
+
+
+def test_the_blocking_form(engine_loop: EngineLoop) -> None:
+    assert engine_loop.run(where()) == "abswitch-engine"
+
+
+async def test_the_blocking_form_refuses_to_wait_for_itself(engine_loop: EngineLoop) -> None:
+    async def inside() -> None:
+        engine_loop.run(where())
+
+    with pytest.raises(RuntimeError, match="wait for itself"):
+        await engine_loop.call(inside())
+
+
+async def test_items_arrive_in_order_and_complete(engine_loop: EngineLoop) -> None:
+    streams = [[item async for item in engine_loop.iterate(numbers(500))] for _ in range(3)]
+    assert streams == [list(range(500))] * 3
+
+
+async def test_many_streams_at_once_do_not_mix(engine_loop: EngineLoop) -> None:
+    async def read(n: int) -> list[int]:
+        return [item async for item in engine_loop.iterate(numbers(n))]
+
+    assert await asyncio.gather(*(read(n) for n in range(100))) == [list(range(n)) for n in range(100)]
+
+
+async def test_an_error_reaches_the_reader_after_the_items_before_it(engine_loop: EngineLoop) -> None:
+    async def breaks() -> AsyncGenerator[int, None]:
+        yield 1
+        raise ValueError("broken")
+
+    seen = []
+    with pytest.raises(ValueError, match="broken"):
+        async for item in engine_loop.iterate(breaks()):
+            seen.append(item)
+    assert seen == [1]
+
+
+async def test_leaving_early_closes_the_source_on_its_own_loop(engine_loop: EngineLoop) -> None:
+    closed = threading.Event()
+    async with aclosing(engine_loop.iterate(numbers(10**9, closed))) as items:
+        async for _ in items:
+            break
+    assert await asyncio.to_thread(closed.wait, 5)
+
+
+async def test_cancelling_the_reader_closes_the_source(engine_loop: EngineLoop) -> None:
+    closed = threading.Event()
+
+    async def read() -> None:
+        async for _ in engine_loop.iterate(numbers(10**9, closed)):
+            pass
+
+    task = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_reader_on_the_engines_own_loop_needs_no_bridge(engine_loop: EngineLoop) -> None:
+    async def read() -> list[int]:
+        return [item async for item in engine_loop.iterate(numbers(5))]
+
+    assert await engine_loop.call(read()) == [0, 1, 2, 3, 4]
+
+
+async def test_closing_the_engine_tells_a_reader_so() -> None:
+    engine_loop = EngineLoop()
+    started = asyncio.Event()
+
+    async def forever() -> AsyncGenerator[int, None]:
+        yield 0
+        await asyncio.Event().wait()
+
+    async def read() -> None:
+        async for _ in engine_loop.iterate(forever()):
+            started.set()
+
+    task = asyncio.create_task(read())
+    await started.wait()
+    await asyncio.to_thread(engine_loop.close)
+    with pytest.raises(EngineClosed, match="shut down"):
+        await task
+    with pytest.raises(EngineClosed):
+        await engine_loop.call(where())
+    engine_loop.close()  # again: nothing happens
