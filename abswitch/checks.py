@@ -1,4 +1,4 @@
-"""Checks of what a caller gave: each returns the value, or raises `InvalidInput` naming field, value and what is allowed."""
+"""Checks of what a caller gave: each returns the value, or raises `InvalidInput` naming field and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}\Z")
 def name(field: str, value: object) -> str:
     """A name that is safe in file names, SQL and MLflow keys."""
     if not isinstance(value, str) or not _NAME.match(value):
-        raise InvalidInput(
-            field, value, "1 to 128 letters, digits or . _ : / @ + -, beginning with a letter or digit"
-        )
+        raise InvalidInput(field, value, "1 to 128 letters, digits or . _ : / @ + -, beginning with a letter or digit")
     return value
 
 

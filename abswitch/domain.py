@@ -261,7 +261,7 @@ class TokenChunk(NamedTuple):
         finish_reason: set on the last chunk and only there.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which makes no sense on a chunk
     text: str
     token_ids: tuple[int, ...]
     output_tokens: int

@@ -230,7 +230,9 @@ class SwitchingEngine:
             async for chunk in chunks:
                 yield chunk
 
-    def ask(self, version: str, *, model_id: str | None = None, **sampling: Any) -> Callable[[str], Coroutine[Any, Any, str]]:
+    def ask(
+        self, version: str, *, model_id: str | None = None, **sampling: Any
+    ) -> Callable[[str], Coroutine[Any, Any, str]]:
         """A plain function prompt → answer of one version, e.g. for `Judge(ask=engine.ask("judge-v1"))`."""
 
         async def ask(prompt: str) -> str:
@@ -239,7 +241,12 @@ class SwitchingEngine:
         return ask
 
     def _submission(
-        self, prompt: object, unit_id: str | None, model_id: str | None, request_id: str | None, sampling: dict[str, Any]
+        self,
+        prompt: object,
+        unit_id: str | None,
+        model_id: str | None,
+        request_id: str | None,
+        sampling: dict[str, Any],
     ) -> Submission:
         self._refuse_closed()
         if sampling:
@@ -284,6 +291,20 @@ class SwitchingEngine:
 
     async def _instance(self, model_id: str, version: str) -> ModelInstance:
         return (await self._cache.ensure(self.registry.get(model_id, version))).instance
+
+    async def instance(self, version: str, *, model_id: str | None = None) -> ModelInstance:
+        """The loaded instance of a version, loading it when needed; its methods belong on the engine's loop (`call`).
+
+        Raises:
+            LoadFailed: with the reason.
+        """
+        self._refuse_closed()
+        return await self._loop.call(self._instance(self.registry.resolve_model(model_id), version))
+
+    async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Await a coroutine that must run on the engine's own loop, e.g. one that uses an instance directly."""
+        self._refuse_closed()
+        return await self._loop.call(coroutine)
 
     async def load(self, version: str, *, model_id: str | None = None) -> float:
         """Load a version ahead of its use; returns the seconds its load took, whenever that was.
@@ -400,8 +421,17 @@ class SwitchingEngine:
         """Every request under way, oldest first."""
         return self._transitions.in_flight(model_id)
 
-    def query(self, sql: str, parameters: Sequence[object] = ()) -> pd.DataFrame:
-        """Read the evidence with SQL; everything recorded so far is included. See docs/schema.md for the tables."""
+    def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Read the evidence with SQL; everything recorded so far is included. See docs/schema.md for the tables.
+
+        Args:
+            sql: one reading statement.
+            parameters: fill `?` (a sequence) or `$name` (a mapping).
+
+        Raises:
+            InvalidInput: not one reading statement.
+            StoreError: it failed.
+        """
         return self.store.query(sql, parameters)
 
     def score(self, request_id: str, name: str, value: float) -> None:
@@ -456,9 +486,7 @@ def _journal_to(store: Recorder) -> Callable[[Operation, TransitionRecord], Coro
     return journal
 
 
-def _shut_down(
-    loop: EngineLoop, switcher: ModelSwitcher, cache: ModelCache, grader: Grader, store: Recorder
-) -> None:
+def _shut_down(loop: EngineLoop, switcher: ModelSwitcher, cache: ModelCache, grader: Grader, store: Recorder) -> None:
     async def stop() -> None:
         await switcher.close()
         await grader.close()

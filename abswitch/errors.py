@@ -1,26 +1,26 @@
 """Every error abswitch raises, in one tree.
 
-    AbswitchError
-    ├── InvalidInput (ValueError)          a value the caller gave; names field, value, allowed
-    │   ├── UnknownModel, UnknownVersion   nothing registered under that name
-    │   ├── DuplicateVersion               the name is taken
-    │   └── BadModelSource                 a folder or hub id that cannot be served
-    ├── SwitchRefused                      valid, but not now
-    │   ├── OperationInProgress            another operation holds the model
-    │   └── OperationFinished              the operation already ended
-    ├── SwitchFailed                       a switch ended without its candidate serving
-    ├── IllegalTransition                  the state machine was given an event its phase does not take
-    ├── InstanceError                      a running (or starting) version
-    │   ├── LoadFailed                     it never became able to serve
-    │   ├── InstanceNotRunning             asked before start or after stop
-    │   └── InstanceDied                   its process or server went away
-    ├── RequestFailed                      one request
-    │   ├── NoActiveVersion                nothing routable serves this model
-    │   ├── PromptTooLong                  the prompt does not fit the version's context
-    │   └── StreamBroken                   the instance died after tokens were already sent
-    ├── EngineClosed                       the engine was shut down
-    ├── ScorerError                        a scorer raised
-    └── StoreError                         evidence could not be written or read
+AbswitchError
+├── InvalidInput (ValueError)          a value the caller gave; names field, value, allowed
+│   ├── UnknownModel, UnknownVersion   nothing registered under that name
+│   ├── DuplicateVersion               the name is taken
+│   └── BadModelSource                 a folder or hub id that cannot be served
+├── SwitchRefused                      valid, but not now
+│   ├── OperationInProgress            another operation holds the model
+│   └── OperationFinished              the operation already ended
+├── SwitchFailed                       a switch ended without its candidate serving
+├── IllegalTransition                  the state machine was given an event its phase does not take
+├── InstanceError                      a running (or starting) version
+│   ├── LoadFailed                     it never became able to serve
+│   ├── InstanceNotRunning             asked before start or after stop
+│   └── InstanceDied                   its process or server went away
+├── RequestFailed                      one request
+│   ├── NoActiveVersion                nothing routable serves this model
+│   ├── PromptTooLong                  the prompt does not fit the version's context
+│   └── StreamBroken                   the instance died after tokens were already sent
+├── EngineClosed                       the engine was shut down
+├── ScorerError                        a scorer raised
+└── StoreError                         evidence could not be written or read
 """
 
 from __future__ import annotations

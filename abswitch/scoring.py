@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from abswitch import checks
 from abswitch.domain import Prompt
@@ -32,6 +32,10 @@ class Sample:
     reference: str | None = None
 
 
+Score = float | Awaitable[float | None] | None
+
+
+@runtime_checkable
 class Scorer(Protocol):
     """Anything with a name and a `score`.
 
@@ -45,7 +49,7 @@ class Scorer(Protocol):
     def name(self) -> str:
         """The metric's name."""
 
-    def score(self, sample: Sample) -> float | None | Awaitable[float | None]:
+    def score(self, sample: Sample) -> Score:
         """The score; None when the scorer does not apply to this sample."""
 
 
@@ -98,14 +102,14 @@ class Matches:
 class Function:
     """Any callable `f(sample) -> number`, plain or async."""
 
-    function: Callable[[Sample], float | None | Awaitable[float | None]]
+    function: Callable[[Sample], Score]
     name: str
     inline: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         checks.name("scorer.name", self.name)
 
-    def score(self, sample: Sample) -> float | None | Awaitable[float | None]:
+    def score(self, sample: Sample) -> Score:
         return self.function(sample)
 
 
@@ -149,7 +153,7 @@ class Judge:
 
 def scorer_of(value: Scorer | Callable[[Sample], float]) -> Scorer:
     """Accept a scorer, or a callable, which takes its own name."""
-    if hasattr(value, "score") and hasattr(value, "name"):
+    if isinstance(value, Scorer):
         return value
     if callable(value):
         return Function(value, name=getattr(value, "__name__", "score").strip("<>"))
@@ -186,4 +190,4 @@ def checked(value: object) -> float | None:
 def is_async(scorer: Scorer) -> bool:
     """Whether the scorer's `score` must be awaited on the loop."""
     function = scorer.function if isinstance(scorer, Function) else scorer.score
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

@@ -131,13 +131,14 @@ PY
 
 # Prints how far pip is, read from the log and from site-packages, until it is ended or its parent is gone.
 show_progress() {
-    local total=$1 log_start=$2 site=$3 ticks=0 text fetched
+    local total=$1 log_start=$2 site=$3 ticks=0 text fetched installed
     while sleep 2 && kill -0 $$ 2>/dev/null; do
         ticks=$((ticks + 1))
         fetched=$(tail -c "+$log_start" "$LOG" | grep -c '^Collecting ' || true)
         text="fetched $fetched of $total packages"
         if tail -c "+$log_start" "$LOG" | grep -q '^Installing collected'; then
-            text="installed $(find "$site" -maxdepth 1 -name '*.dist-info' | wc -l | tr -d ' ') of $total packages"
+            installed=$(find "$site" -maxdepth 1 -name '*.dist-info' | wc -l)
+            text="installed $((installed < total ? installed : total)) of $total packages"
         fi
         if [ -t 1 ]; then printf '\r  %s   ' "$text"; elif [ $((ticks % 10)) = 0 ]; then say "  $text"; fi
     done

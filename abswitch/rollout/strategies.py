@@ -106,7 +106,9 @@ def strategy_of(
     Raises:
         InvalidInput: unknown strategy, unknown field, or a value outside its range.
     """
-    kind = SwitchingStrategyType(checks.one_of("strategy_type", strategy_type, (t.value for t in SwitchingStrategyType)))
+    kind = SwitchingStrategyType(
+        checks.one_of("strategy_type", strategy_type, (t.value for t in SwitchingStrategyType))
+    )
     cls = _BY_TYPE[kind]
     if isinstance(strategy_config, cls):
         return strategy_config

@@ -17,7 +17,6 @@ from abswitch.domain import (
     ModelVersion,
     Prompt,
     RequestRecord,
-    Sampling,
     TokenChunk,
 )
 from abswitch.errors import InstanceDied, InstanceNotRunning, RequestFailed, StreamBroken
@@ -162,9 +161,7 @@ class Dispatcher:
         finally:
             self._transitions.release(lease)
 
-    async def _generate(
-        self, submission: Submission, instance: ModelInstance
-    ) -> AsyncGenerator[TokenChunk, None]:
+    async def _generate(self, submission: Submission, instance: ModelInstance) -> AsyncGenerator[TokenChunk, None]:
         version = instance.version
         request = GenerationRequest(
             request_id=submission.request_id,

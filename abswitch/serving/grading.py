@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from abswitch.clock import Clock
@@ -73,7 +73,7 @@ class Grader:
     async def _score_awaited(self, scorer: Scorer, sample: Sample) -> None:
         try:
             result = scorer.score(sample)
-            value = checked(await result if isinstance(result, asyncio.Future) or hasattr(result, "__await__") else result)
+            value = checked(await result if isinstance(result, Awaitable) else result)
         except Exception as error:
             self._failed(scorer, sample, error)
         else:

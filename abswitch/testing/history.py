@@ -231,7 +231,8 @@ def _check_route(row: RequestRecord, epochs: Mapping[int, _Snapshot]) -> Iterato
         yield Violation(ViolationKind.WRONG_ARM, row.request_id, what)
     in_force = [s for s in epochs.values() if s.covers(row.admitted_mono_s)]
     if snapshot not in in_force:
-        what = f"admitted at {row.admitted_mono_s} by epoch {row.route_epoch}, in force {snapshot.from_s}–{snapshot.until_s}"
+        span = f"{snapshot.from_s}–{snapshot.until_s}"
+        what = f"admitted at {row.admitted_mono_s} by epoch {row.route_epoch}, in force {span}"
         yield Violation(ViolationKind.WRONG_TIME, row.request_id, what)
     yield from _check_server(row, snapshot, in_force, epochs)
 

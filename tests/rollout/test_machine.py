@@ -49,7 +49,8 @@ def operation(strategy: Strategy = AB, *, phase: Phase = Phase.PENDING, promoted
 
 
 def walk(start: Operation, *events: Event) -> tuple[Operation, list[ops.Effect]]:
-    now, effects = start, []
+    now = start
+    effects: list[ops.Effect] = []
     for at, event in enumerate(events):
         now, more = step(now, event, float(at))
         effects.extend(more)
@@ -128,7 +129,14 @@ def test_no_traffic_before_the_candidate_generated_a_token() -> None:
 
 def test_an_ab_test_that_runs_out_of_time_keeps_the_stable_version() -> None:
     end, effects = walk(
-        operation(), ops.Start(), ops.Loaded(), ops.Warmed(), ops.Routed(), ops.StageElapsed(), ops.Routed(), ops.Drained()
+        operation(),
+        ops.Start(),
+        ops.Loaded(),
+        ops.Warmed(),
+        ops.Routed(),
+        ops.StageElapsed(),
+        ops.Routed(),
+        ops.Drained(),
     )
     assert end.phase is Phase.SUCCEEDED and not end.promoted and end.share == 0.0
     assert ops.SetTimer(3600.0) in effects

@@ -1,0 +1,7 @@
+"""Experiments: questions through an engine, evidence from its store, a verdict, a report."""
+
+from abswitch.experiments.ab_test import ABTestResult, Progress, RequestCounts, run_ab_test
+from abswitch.experiments.prompts import Question
+from abswitch.experiments.timing import SwitchTiming, switch_timing
+
+__all__ = ["ABTestResult", "Progress", "Question", "RequestCounts", "SwitchTiming", "run_ab_test", "switch_timing"]

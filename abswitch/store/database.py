@@ -1,0 +1,225 @@
+"""One DuckDB file: opened, its schema laid or checked, its connection replaced after a fatal error, read safely."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abswitch.errors import InvalidInput, StoreError
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+MEMORY = ":memory:"
+
+_CONFIG = {
+    # Extensions cannot be fetched on an offline machine, and DuckDB would try for seconds; json, parquet and icu are
+    # built in.
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    # A table name must never resolve to a Python variable that happens to be in scope.
+    "python_enable_replacements": "false",
+}
+_HOLDER = re.compile(r"lock is held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
+
+# DuckDB shares a file among the connections of one process, so its lock does not stop a second recorder there; two
+# writers would publish the outbox twice. This set mirrors, within the process, the lock that the system keeps between
+# processes.
+_OPEN_PATHS: set[Path] = set()
+_OPEN_LOCK = threading.Lock()
+
+
+class Database:
+    """An open store. `cursor` and `select` may be called from any thread.
+
+    Args:
+        path: the file, made (with its folder) when it is not there; `":memory:"` keeps nothing.
+
+    Raises:
+        StoreError: it is open elsewhere (naming who holds it), is not a store of abswitch, or is of a newer schema.
+        InvalidInput: not a path.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        if not isinstance(path, str | Path) or not str(path):
+            raise InvalidInput("path", path, 'a file, or ":memory:"')
+        self.path: Path | None = None if path == MEMORY else Path(path).expanduser().resolve()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._claim()
+        try:
+            self._root = self._connect()
+            self._lay_schema()
+        except BaseException:
+            self._release()
+            raise
+
+    @property
+    def name(self) -> str:
+        """The file, for messages."""
+        return MEMORY if self.path is None else str(self.path)
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own for one thread; the caller closes it.
+
+        Raises:
+            StoreError: the store was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"{self.name} is closed; open it again with Recorder({self.name!r})")
+            return self._root.cursor()
+
+    def reopen(self) -> None:
+        """Replace the connection after DuckDB gave the database up; in memory there is nothing to go back to."""
+        if self.path is None:
+            return
+        with self._lock:
+            self._root.close()
+            self._root = self._connect()
+
+    def select(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Rows of one reading statement; nothing it says can change the store.
+
+        Raises:
+            InvalidInput: not exactly one SELECT (WITH, FROM, VALUES, DESCRIBE, SUMMARIZE count) or EXPLAIN, or not SQL.
+            StoreError: the statement failed.
+        """
+        _check_reading(sql)
+        with self._reading(sql) as cursor:
+            frame: pd.DataFrame = cursor.execute(sql, params).df()
+        return frame
+
+    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """`select` as tuples.
+
+        Raises:
+            StoreError: the statement failed, or would write.
+        """
+        with self._reading(sql) as cursor:
+            return cursor.execute(sql, params).fetchall()
+
+    @contextmanager
+    def _reading(self, sql: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        import duckdb
+
+        cursor = self.cursor()
+        try:
+            # A SELECT can still hide a write (WITH x AS (DELETE … RETURNING *)); the transaction refuses those.
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+            yield cursor
+        except duckdb.Error as error:
+            raise StoreError(f"{self.name} did not answer: {_first_line(error)}\nin: {sql.strip()}") from error
+        finally:
+            cursor.close()
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._root.close()
+        self._release()
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        import duckdb
+
+        try:
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            return duckdb.connect(self.name, config=dict(_CONFIG))
+        except (duckdb.Error, OSError) as error:
+            raise StoreError(_why_not_open(self.name, error)) from error
+
+    def _lay_schema(self) -> None:
+        connection = self._root.cursor()
+        try:
+            tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+            if tables and "meta" not in tables:
+                raise StoreError(f"{self.name} is a database of something else (it has {', '.join(sorted(tables))})")
+            if tables:
+                self._check_version(connection.execute("SELECT schema_version FROM meta").fetchall())
+            else:
+                _create(connection)
+        except BaseException:
+            with suppress(Exception):  # the first error is the one to tell
+                self._root.close()
+            raise
+        finally:
+            connection.close()
+
+    def _check_version(self, rows: list[tuple[Any, ...]]) -> None:
+        found = rows[0][0] if rows else None
+        if found != SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.name} has schema version {found}, this abswitch writes {SCHEMA_VERSION}; "
+                "open it with the abswitch that made it, or begin a new file"
+            )
+
+    def _claim(self) -> None:
+        with _OPEN_LOCK:
+            if self.path is not None and self.path in _OPEN_PATHS:
+                raise StoreError(
+                    f"{self.path} is already open in this process; close() the engine or recorder that holds it, "
+                    "or use its query()"
+                )
+            if self.path is not None:
+                _OPEN_PATHS.add(self.path)
+
+    def _release(self) -> None:
+        with _OPEN_LOCK:
+            if self.path is not None:
+                _OPEN_PATHS.discard(self.path)
+
+
+def _create(connection: duckdb.DuckDBPyConnection) -> None:
+    schema = files("abswitch.store").joinpath("schema.sql").read_text(encoding="utf-8")
+    connection.begin()
+    connection.execute(schema)
+    connection.execute("INSERT INTO meta VALUES (?, ?, ?)", [SCHEMA_VERSION, time.time(), _package()])
+    connection.commit()
+
+
+def _package() -> str:
+    try:
+        return f"abswitch {version('abswitch')}"
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "abswitch"
+
+
+def _check_reading(sql: str) -> None:
+    import duckdb
+
+    allowed = "one SELECT statement; the store is written by its recorder alone"
+    if not isinstance(sql, str) or not sql.strip():
+        raise InvalidInput("sql", sql, allowed)
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as error:
+        raise InvalidInput("sql", sql, f"{allowed} ({_first_line(error)})") from error
+    if len(statements) != 1 or statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+        raise InvalidInput("sql", sql, allowed)
+
+
+def _why_not_open(name: str, error: Exception) -> str:
+    holder = _HOLDER.search(str(error))
+    if holder is None:
+        return f"cannot open {name}: {_first_line(error)}"
+    return (
+        f"{name} is held by another process: {holder['program']}, PID {holder['pid']}. One process at a time can have "
+        "it open: close the engine there (or shut that notebook's kernel down), or choose another file"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,262 @@
+"""`Recorder`: every request, score, route and transition becomes a row, without the request path ever waiting."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from abswitch import checks
+from abswitch.domain import ModelVersion, RequestRecord, RouteRecord, ScoreRecord, TransitionRecord
+from abswitch.errors import InvalidInput, StoreError
+from abswitch.rollout.operation import Operation
+from abswitch.store.database import Database
+from abswitch.store.writer import Job, RecorderStats, Row, Writer
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+
+__all__ = ["PlanRecord", "Recorder", "RecorderStats", "VerdictRecord"]
+
+_CLOSE_TIMEOUT_S = 10.0
+
+
+class PlanRecord(NamedTuple):
+    """What an experiment committed itself to; column order is that of the table `plans`, `body` is JSON values."""
+
+    operation_id: str
+    digest: str
+    body: Mapping[str, Any]
+    at_s: float
+
+
+class VerdictRecord(NamedTuple):
+    """One look at an experiment; column order is that of the table `verdicts`, `body` is JSON values."""
+
+    operation_id: str
+    look: int
+    decision: str
+    rule: str
+    reason: str
+    body: Mapping[str, Any]
+    at_s: float
+
+
+class Recorder:
+    """The store of evidence. Every method may be called from any thread.
+
+    `request` and `score` cost about a microsecond, never wait and never raise: when the queue is full (the disk is,
+    say) the row is dropped, counted in `stats().dropped` and told once by a warning. Routes and the durable calls are
+    never dropped. All go through one queue and are committed in the order of the calls; a durable call's future
+    resolves once it, and everything accepted before it, is committed.
+
+    A program that ends without `close` loses nothing that was accepted: a finalizer flushes at interpreter exit.
+
+    Args:
+        path: the DuckDB file, made with its folder when it is not there; `":memory:"` keeps nothing.
+        capacity: rows that may wait before further ones are dropped.
+        flush_interval_s: how long a row waits at most before it is written.
+
+    Raises:
+        StoreError: the file is open elsewhere, is not a store of abswitch, or has another schema version.
+        InvalidInput: an argument is malformed.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        capacity: int = 65_536,
+        flush_interval_s: float = 0.25,
+    ) -> None:
+        checks.integer("capacity", capacity, low=1)
+        checks.number("flush_interval_s", flush_interval_s, low=0.0, above=True)
+        self._database = Database(path)
+        self._writer = Writer(self._database, capacity=capacity, flush_interval_s=flush_interval_s)
+        self._closing = weakref.finalize(self, _close, self._writer, self._database)
+
+    @property
+    def path(self) -> Path | None:
+        """The file, absolute; None in memory."""
+        return self._database.path
+
+    # --- the request path: never waits, never raises ----------------------------------------------------------------
+
+    def request(self, record: RequestRecord) -> None:
+        """Keep one finished request."""
+        self._writer.offer(Row("requests", record))
+
+    def score(self, record: ScoreRecord) -> None:
+        """Keep one score of one answer."""
+        self._writer.offer(Row("scores", record))
+
+    def route(self, record: RouteRecord) -> None:
+        """Keep one arm of a routing snapshot. Never dropped: requests are judged against it."""
+        self._writer.put(Row("routes", record))
+
+    # --- durable: the future resolves once committed -----------------------------------------------------------------
+
+    def transition(self, record: TransitionRecord, operation: Operation | None = None) -> Future[None]:
+        """Commit one move of an operation, with the state it led to; wait for it before the move's effects.
+
+        Args:
+            operation: the operation after the move; written to `operations` in the same transaction.
+        """
+        statements: list[tuple[str, Sequence[Any]]] = [(_insert("transitions", len(record)), record)]
+        if operation is not None:
+            statements.append(_operation_statement(operation, record.at_s))
+        return self._writer.submit(Job(tuple(statements)))
+
+    def operation(self, operation: Operation, *, at_s: float) -> Future[None]:
+        """Insert or replace the current state of an operation."""
+        return self._writer.submit(Job((_operation_statement(operation, at_s),)))
+
+    def version(self, version: ModelVersion) -> Future[None]:
+        """Insert or replace a registered version.
+
+        Raises:
+            InvalidInput: its metadata or engine arguments are not JSON values.
+        """
+        config = json_text("model_config", version.config.to_dict())
+        metadata = json_text("metadata", dict(version.metadata))
+        row = (version.model_id, version.version, config, metadata, version.registered_at_s)
+        return self._writer.submit(Job(((_insert("model_versions", 5, replace=True), row),)))
+
+    def plan(self, record: PlanRecord) -> Future[None]:
+        """Insert an experiment's plan. The same plan again changes nothing.
+
+        The future fails with `StoreError` when the operation already has a different plan: plans are pre-registered.
+        """
+
+        def check(connection: duckdb.DuckDBPyConnection) -> None:
+            query = "SELECT digest FROM plans WHERE operation_id = ?"
+            held = connection.execute(query, [record.operation_id]).fetchall()
+            if held and held[0][0] != record.digest:
+                raise StoreError(f"operation {record.operation_id} is committed to plan {held[0][0]}; it cannot change")
+
+        row = record._replace(body=json_text("plan.body", record.body))  # type: ignore[arg-type]  # the row holds JSON text
+        sql = _insert("plans", len(row)) + " ON CONFLICT DO NOTHING"
+        return self._writer.submit(Job(((sql, row),), check))
+
+    def verdict(self, record: VerdictRecord) -> Future[None]:
+        """Insert or replace one look at an experiment."""
+        row = record._replace(body=json_text("verdict.body", record.body))  # type: ignore[arg-type]  # as above
+        return self._writer.submit(Job(((_insert("verdicts", len(row), replace=True), row),)))
+
+    def execute(self, *statements: tuple[str, Sequence[Any]]) -> Future[None]:
+        """Commit statements together, in order with everything else; for the store's own modules."""
+        return self._writer.submit(Job(statements))
+
+    # --- reading and ending ------------------------------------------------------------------------------------------
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Return once everything accepted before this call is committed.
+
+        Raises:
+            StoreError: it is not within `timeout_s`; says why.
+        """
+        try:
+            self._writer.submit(Job()).result(timeout_s)
+        except TimeoutError:
+            stats = self.stats()
+            why = stats.last_error or "the writer is busy"
+            name = self._database.name
+            raise StoreError(f"{stats.queued} rows not yet in {name} after {timeout_s:g} s: {why}") from None
+
+    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Flush, then read; `params` fill `?` (a sequence) or `$name` (a mapping).
+
+        Raises:
+            InvalidInput: not one reading statement.
+            StoreError: it failed, or the store is closed.
+        """
+        self.flush()
+        return self._database.select(sql, params)
+
+    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """`query` as plain tuples, without pandas; for the store's own modules."""
+        self.flush()
+        return self._database.rows(sql, params)
+
+    def last_epochs(self) -> dict[str, int]:
+        """The highest routing epoch recorded for each model; a new process goes on from there."""
+        return dict(self.rows("SELECT model_id, max(epoch) FROM routes GROUP BY model_id"))
+
+    def stats(self) -> RecorderStats:
+        """What became of everything handed in."""
+        return self._writer.stats()
+
+    def close(self) -> None:
+        """Write what is left and let go of the file. Idempotent; later rows are counted as dropped.
+
+        Raises:
+            StoreError: rows could not be written within 10 s; the file is released all the same.
+        """
+        self._closing()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _close(writer: Writer, database: Database) -> None:
+    try:
+        writer.close(_CLOSE_TIMEOUT_S)
+    finally:
+        database.close()
+
+
+def _insert(table: str, columns: int, *, replace: bool = False) -> str:
+    verb = "INSERT OR REPLACE" if replace else "INSERT"
+    return f"{verb} INTO {table} VALUES ({', '.join('?' * columns)})"
+
+
+def _operation_statement(operation: Operation, at_s: float) -> tuple[str, Sequence[Any]]:
+    strategy = operation.strategy
+    config: dict[str, Any] = asdict(strategy) if is_dataclass(strategy) and not isinstance(strategy, type) else {}
+    row = (
+        operation.operation_id,
+        operation.model_id,
+        operation.stable,
+        operation.candidate,
+        str(strategy.type),
+        json_text("strategy_config", config),
+        str(operation.phase),
+        operation.stage,
+        operation.share,
+        operation.epoch,
+        None if operation.ending is None else str(operation.ending),
+        operation.promoted,
+        operation.reason,
+        operation.created_s,
+        operation.phase_since_s,
+        at_s,
+    )
+    return _insert("operations", len(row), replace=True), row
+
+
+def json_text(field: str, value: object) -> str:
+    """JSON of a value; paths become strings.
+
+    Raises:
+        InvalidInput: it holds something that JSON has no word for, NaN included.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(field, value, f"JSON values only ({error})") from error
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
