@@ -1,0 +1,133 @@
+"""The serving shell put together with scripted instances and a virtual clock; evidence goes into plain lists."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from abswitch.clock import VirtualClock
+from abswitch.domain import EMPTY, RequestRecord, RouteRecord, TransitionRecord
+from abswitch.rollout.operation import Operation, Phase
+from abswitch.rollout.strategies import Strategy, strategy_of
+from abswitch.serving.cache import ModelCache
+from abswitch.serving.dispatch import Dispatcher, Submission
+from abswitch.serving.registry import DynamicModelRegistry
+from abswitch.serving.router import RequestRouter
+from abswitch.serving.scripted import ScriptedBackend, ScriptedInstance
+from abswitch.serving.switcher import ModelSwitcher
+from abswitch.serving.transition import TransitionManager
+
+MODEL = "bot"
+
+
+class Shell:
+    """One model `bot` with versions v1, v2, v3, each answering with its own name."""
+
+    def __init__(
+        self,
+        *,
+        max_cached_models: int = 5,
+        drain_timeout_s: float = 60.0,
+        configure: Callable[[ScriptedInstance], None] | None = None,
+    ) -> None:
+        self.clock = VirtualClock()
+        self.backend = ScriptedBackend(
+            answers={v: (lambda _, v=v: ("I ", "am ", v)) for v in ("v1", "v2", "v3")},  # type: ignore[misc]
+            configure=configure,
+        )
+        self.requests: list[RequestRecord] = []
+        self.routes: list[RouteRecord] = []
+        self.journal: list[TransitionRecord] = []
+        self.journal_error: Exception | None = None
+        self.transitions = TransitionManager()
+        self.router = RequestRouter(self.clock)
+        self.cache = ModelCache(
+            {"scripted": self.backend},
+            max_cached_models=max_cached_models,
+            in_use=lambda key: self.transitions.holders(key) > 0 or self.router.is_routed(*key),
+        )
+        self.registry = DynamicModelRegistry(self.clock)
+        self.switcher = ModelSwitcher(
+            self.registry,
+            self.cache,
+            self.router,
+            self.transitions,
+            self.clock,
+            journal=self._journal,
+            record_route=self.routes.append,
+            drain_timeout_s=drain_timeout_s,
+        )
+        self.dispatcher = Dispatcher(
+            self.router,
+            self.transitions,
+            self.clock,
+            record=self.requests.append,
+            on_lost=self.switcher.instance_lost,
+            record_text=True,
+        )
+        self._ids = itertools.count()
+        for version in ("v1", "v2", "v3"):
+            self.registry.register_model({"model_id": MODEL, "model": "script", "backend": "scripted"}, version)
+
+    async def _journal(self, operation: Operation, record: TransitionRecord) -> None:
+        if self.journal_error is not None:
+            raise self.journal_error
+        await asyncio.sleep(0)
+        self.journal.append(record)
+
+    async def start(
+        self, version: str, kind: str = "immediate", config: Mapping[str, Any] | Strategy | None = None
+    ) -> str:
+        operation_id = f"op-{next(self._ids)}"
+        await self.switcher.start(
+            MODEL, version, strategy_of(kind, config), operation_id=operation_id, salt=operation_id
+        )
+        return operation_id
+
+    async def until(self, operation_id: str, *phases: Phase) -> Operation:
+        async with asyncio.timeout(10):
+            return await self.switcher.wait(operation_id, lambda o: o.phase in phases)
+
+    async def deploy(self, version: str) -> Operation:
+        return await self.until(await self.start(version), Phase.SUCCEEDED)
+
+    async def split(self, version: str, percentage: float = 50.0, **config: Any) -> str:
+        operation_id = await self.start(version, "ab_test", {"traffic_percentage": percentage, **config})
+        await self.until(operation_id, Phase.EVALUATING)
+        return operation_id
+
+    def submission(self, unit_id: str = "", overrides: Mapping[str, object] = EMPTY) -> Submission:
+        name = f"r{next(self._ids)}"
+        return Submission(
+            request_id=name,
+            model_id=MODEL,
+            prompt="who are you?",
+            unit_id=unit_id or name,
+            overrides=dict(overrides),
+            submitted_mono_s=self.clock.monotonic_s(),
+        )
+
+    async def ask(self, unit_id: str = "") -> str:
+        submission = self.submission(unit_id)
+        async for _ in self.dispatcher.stream(submission):
+            pass
+        assert submission.completion is not None
+        return submission.completion.text
+
+    def instance(self, version: str) -> ScriptedInstance:
+        return self.backend[MODEL, version]
+
+    async def close(self) -> None:
+        await self.switcher.close()
+        await self.cache.close()
+
+
+async def eventually(condition: Callable[[], bool], what: str = "the condition") -> None:
+    """Let the loop run until a condition holds."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(f"{what} never held")

@@ -1,0 +1,116 @@
+"""Scorers run beside the requests; one that raises costs a score, not an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import pytest
+
+from abswitch.clock import VirtualClock
+from abswitch.domain import ScoreRecord
+from abswitch.scoring import ExactMatch, Function, Judge, Matches, Sample, Scorer
+from abswitch.serving.grading import Grader
+
+
+def sample(output: str = "46", reference: str | None = "46", request_id: str = "r1") -> Sample:
+    return Sample(request_id=request_id, prompt="12+34=", output=output, reference=reference)
+
+
+async def scores(*scorers: Scorer, samples: tuple[Sample, ...] = (sample(),)) -> list[ScoreRecord]:
+    rows: list[ScoreRecord] = []
+    grader = Grader(scorers, VirtualClock(wall_s=5.0), record=rows.append)
+    for one in samples:
+        grader.submit(one)
+    await grader.close()
+    return rows
+
+
+async def test_a_fast_scorer_scores_at_once() -> None:
+    rows: list[ScoreRecord] = []
+    Grader([ExactMatch()], VirtualClock(wall_s=5.0), record=rows.append).submit(sample())
+    assert rows == [ScoreRecord("r1", "exact_match", 1.0, None, 5.0)]
+
+
+async def test_no_reference_no_score() -> None:
+    assert await scores(ExactMatch(), samples=(sample(reference=None),)) == []
+
+
+async def test_a_plain_callable_runs_off_the_loop() -> None:
+    where: list[str] = []
+
+    def length(one: Sample) -> float:
+        where.append(threading.current_thread().name)
+        return len(one.output)
+
+    assert [row.value for row in await scores(Function(length, "length"))] == [2.0]
+    assert where[0].startswith("abswitch-scorer")
+
+
+async def test_a_scorer_that_raises_leaves_a_row_that_says_so_and_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(one: Sample) -> float:
+        raise KeyError(one.request_id)
+
+    with caplog.at_level(logging.WARNING, logger="abswitch"):
+        rows = await scores(
+            Function(broken, "broken"), ExactMatch(), samples=(sample(request_id="a"), sample(request_id="b"))
+        )
+    assert {(r.request_id, r.scorer, r.value, r.error) for r in rows} == {
+        ("a", "broken", None, "KeyError: 'a'"),
+        ("b", "broken", None, "KeyError: 'b'"),
+        ("a", "exact_match", 1.0, None),
+        ("b", "exact_match", 1.0, None),
+    }
+    assert [r.message.count("'broken' raised KeyError") for r in caplog.records] == [1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", [1]])
+async def test_a_score_that_is_no_finite_number_is_an_error(value: object) -> None:
+    (row,) = await scores(Function(lambda _: value, "odd"))  # type: ignore[arg-type, return-value]
+    assert row.value is None
+    assert row.error is not None
+    assert "finite number" in row.error
+
+
+async def test_a_judge_is_asked_with_the_template_filled_in() -> None:
+    asked: list[str] = []
+
+    async def ask(prompt: str) -> str:
+        asked.append(prompt)
+        return "Score: 0.75, because…"
+
+    (row,) = await scores(Judge(ask, template="{prompt}|{reference}|{output}"))
+    assert (row.scorer, row.value, asked) == ("judge", 0.75, ["12+34=|46|46"])
+
+
+@pytest.mark.parametrize("reply", ["no number", "7"])
+async def test_a_judge_that_answers_off_the_scale_is_an_error_not_a_score(reply: str) -> None:
+    async def ask(_: str) -> str:
+        return reply
+
+    (row,) = await scores(Judge(ask))
+    assert row.value is None
+    assert row.error is not None
+    assert row.error.startswith("ScorerError: the judge replied")
+
+
+async def test_idle_waits_for_the_slow_ones() -> None:
+    gate = asyncio.Event()
+
+    async def slow(_: Sample) -> float:
+        await gate.wait()
+        return 1.0
+
+    rows: list[ScoreRecord] = []
+    grader = Grader([Function(slow, "slow"), Matches("4", name="has_4")], VirtualClock(), record=rows.append)
+    grader.submit(sample())
+    waiting = asyncio.create_task(grader.idle())
+    while len(rows) < 1:
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    gate.set()
+    await waiting
+    assert {row.scorer for row in rows} == {"slow", "has_4"}

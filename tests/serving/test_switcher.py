@@ -1,0 +1,297 @@
+"""The controller carries out what the machine asks for, on scripted instances."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from abswitch.errors import (
+    IllegalTransition,
+    InvalidInput,
+    NoActiveVersion,
+    OperationFinished,
+    OperationInProgress,
+    StoreError,
+    SwitchRefused,
+    UnknownVersion,
+)
+from abswitch.rollout import operation as ops
+from abswitch.rollout.operation import Phase
+from abswitch.serving.scripted import Gate, ScriptedInstance
+from tests.serving.harness import MODEL, Shell, eventually
+
+
+async def test_nothing_serves_before_the_first_deployment(shell: Shell) -> None:
+    with pytest.raises(NoActiveVersion, match="start_switch"):
+        await shell.ask()
+    assert shell.requests == [], "nothing was admitted, so there is no row"
+
+
+async def test_the_first_deployment(shell: Shell) -> None:
+    operation = await shell.deploy("v1")
+    assert operation.promoted
+    assert shell.registry.active_version(MODEL) == "v1"
+    assert await shell.ask() == "I am v1"
+    assert [r.phase_to for r in shell.journal] == ["loading", "warming", "promoting", "draining", "succeeded"]
+
+
+async def test_an_immediate_switch_lets_the_old_version_finish_what_it_began(shell: Shell) -> None:
+    await shell.deploy("v1")
+    gate = shell.instance("v1").token_gate = Gate()
+    begun = asyncio.create_task(shell.ask())
+    await eventually(lambda: gate.waiting == 1)
+    operation_id = await shell.start("v2")
+    await shell.until(operation_id, Phase.DRAINING)
+    assert await shell.ask() == "I am v2", "new requests go to the new version while the old one drains"
+    assert not shell.switcher.operation(operation_id).phase.is_final
+    gate.open()
+    assert await begun == "I am v1"
+    await shell.until(operation_id, Phase.SUCCEEDED)
+
+
+async def test_a_drain_that_takes_too_long_ends_the_switch_but_not_the_request() -> None:
+    shell = Shell(drain_timeout_s=0.001)
+    await shell.deploy("v1")
+    gate = shell.instance("v1").token_gate = Gate()
+    begun = asyncio.create_task(shell.ask())
+    await eventually(lambda: gate.waiting == 1)
+    operation = await shell.until(await shell.start("v2"), Phase.SUCCEEDED)
+    assert "1 request(s) finish on the version that left" in operation.reason
+    gate.open()
+    assert await begun == "I am v1"
+    await shell.close()
+
+
+async def test_an_ab_test_splits_by_unit_and_sticks(shell: Shell) -> None:
+    await shell.deploy("v1")
+    await shell.split("v2", 30)
+    first = [await shell.ask(f"user-{i}") for i in range(400)]
+    assert [await shell.ask(f"user-{i}") for i in range(400)] == first
+    assert 80 <= first.count("I am v2") <= 160, "30 % of 400, within six standard errors"
+    arms = {(r.arm, r.assigned_version, r.served_version, r.step) for r in shell.requests}
+    assert arms == {("stable", "v1", "v1", 0), ("candidate", "v2", "v2", 0)}
+
+
+async def test_promotion_and_return(shell: Shell) -> None:
+    await shell.deploy("v1")
+    kept = await shell.split("v2")
+    await shell.switcher.tell(kept, ops.Conclude(promote=False, reason="no better"))
+    ended = await shell.until(kept, Phase.SUCCEEDED)
+    assert (ended.reason, shell.registry.active_version(MODEL)) == ("no better", "v1")
+    promoted = await shell.split("v3")
+    await shell.switcher.tell(promoted, ops.Conclude(promote=True, reason="better"))
+    await shell.until(promoted, Phase.SUCCEEDED)
+    assert {await shell.ask() for _ in range(20)} == {"I am v3"}
+    assert [entry.version for entry in shell.registry.history(MODEL)] == ["v1", "v3"]
+
+
+async def test_a_test_that_runs_out_of_time_returns_to_stable(shell: Shell) -> None:
+    await shell.deploy("v1")
+    operation_id = await shell.split("v2", test_duration_hours=24)
+    shell.clock.advance(24 * 3600 - 1)
+    await asyncio.sleep(0)
+    assert shell.switcher.operation(operation_id).phase is Phase.EVALUATING
+    shell.clock.advance(1)
+    assert (await shell.until(operation_id, Phase.SUCCEEDED)).promoted is False
+
+
+async def test_a_wall_clock_that_jumps_does_not_end_a_test(shell: Shell) -> None:
+    await shell.deploy("v1")
+    operation_id = await shell.split("v2", test_duration_hours=24)
+    shell.clock.jump_wall(10 * 24 * 3600)
+    await asyncio.sleep(0)
+    assert shell.switcher.operation(operation_id).phase is Phase.EVALUATING
+
+
+async def test_one_operation_per_model(shell: Shell) -> None:
+    await shell.deploy("v1")
+    holder = await shell.split("v2")
+    with pytest.raises(OperationInProgress, match=holder):
+        await shell.start("v3")
+    assert await shell.switcher.abort(holder)
+    await shell.until(holder, Phase.ABORTED)
+    await shell.deploy("v3")
+
+
+async def test_aborting_a_finished_operation_says_so_and_does_nothing(shell: Shell) -> None:
+    operation = await shell.deploy("v1")
+    assert await shell.switcher.abort(operation.operation_id) is False
+    with pytest.raises(OperationFinished, match="succeeded"):
+        await shell.switcher.tell(operation.operation_id, ops.Pause(reason="x"))
+    assert shell.switcher.operation(operation.operation_id) == operation
+
+
+async def test_abort_while_loading_leaves_the_stable_version_alone() -> None:
+    gate = Gate(is_open=True)
+
+    def configure(instance: ScriptedInstance) -> None:
+        instance.load_gate = gate
+
+    shell = Shell(configure=configure)
+    await shell.deploy("v1")
+    gate.close()
+    operation_id = await shell.start("v2")
+    assert await shell.switcher.abort(operation_id)
+    assert shell.switcher.operation(operation_id).phase is Phase.ABORTED
+    assert await shell.ask() == "I am v1"
+    gate.open()
+    await shell.close()
+    assert all(instance.counts.stops == 1 for instance in shell.backend.made), "also the one that was loading"
+
+
+async def test_a_command_the_phase_does_not_take_changes_nothing(shell: Shell) -> None:
+    await shell.deploy("v1")
+    operation_id = await shell.split("v2")
+    with pytest.raises(IllegalTransition, match="evaluating does not take event Resume"):
+        await shell.switcher.tell(operation_id, ops.Resume())
+    assert shell.switcher.operation(operation_id).phase is Phase.EVALUATING
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "error"),
+    [("v9", "immediate", UnknownVersion), ("v1", "immediate", SwitchRefused)],
+)
+async def test_senseless_switches_are_refused(shell: Shell, version: str, kind: str, error: type[Exception]) -> None:
+    await shell.deploy("v1")
+    with pytest.raises(error):
+        await shell.start(version, kind)
+    assert len(shell.switcher.operations) == 1
+
+
+async def test_an_ab_test_needs_a_stable_version(shell: Shell) -> None:
+    with pytest.raises(SwitchRefused, match="IMMEDIATE"):
+        await shell.start("v1", "ab_test")
+
+
+async def test_an_unknown_operation_is_named(shell: Shell) -> None:
+    with pytest.raises(InvalidInput, match="operation_id"):
+        await shell.switcher.abort("op-404")
+
+
+async def test_a_candidate_that_does_not_load_stays_out(shell: Shell) -> None:
+    await shell.deploy("v1")
+    shell.backend._configure = lambda instance: setattr(instance, "load_error", "no such tensor")
+    operation = await shell.until(await shell.start("v2"), Phase.FAILED)
+    assert "no such tensor" in operation.reason
+    assert await shell.ask() == "I am v1"
+    assert all(route.version == "v1" for route in shell.routes), "it was never routed"
+    shell.backend._configure = None
+    assert (await shell.deploy("v2")).promoted, "the next try loads it anew"
+
+
+async def test_a_candidate_that_generates_nothing_stays_out(shell: Shell) -> None:
+    await shell.deploy("v1")
+    shell.backend._answers["v2"] = lambda _: ()
+    operation = await shell.until(await shell.start("v2"), Phase.FAILED)
+    assert "generated no token" in operation.reason
+    assert await shell.ask() == "I am v1"
+
+
+async def test_a_candidate_that_dies_under_traffic_is_rolled_back_and_nobody_notices(shell: Shell) -> None:
+    await shell.deploy("v1")
+    operation_id = await shell.split("v2", 100)
+    shell.instance("v2").die("out of memory")
+    assert await shell.ask() == "I am v1", "no token had been produced, so the stable version answers"
+    ended = await shell.until(operation_id, Phase.ROLLED_BACK)
+    assert "out of memory" in ended.reason
+    row = shell.requests[-1]
+    assert (row.assigned_version, row.served_version, row.fallback) == ("v2", "v1", True)
+    assert shell.registry.active_version(MODEL) == "v1"
+
+
+async def test_a_stable_version_that_dies_is_started_again(shell: Shell) -> None:
+    await shell.deploy("v1")
+    dead = shell.instance("v1")
+    dead.die("bus error")
+    with pytest.raises(Exception, match="bus error"):
+        await shell.ask()
+    await eventually(lambda: shell.router.snapshot(MODEL).stable.instance is not dead)
+    assert await shell.ask() == "I am v1"
+    assert dead.counts.stops == 1
+    assert [route.epoch for route in shell.routes] == [1, 2]
+
+
+async def test_a_switch_whose_start_cannot_be_journalled_never_began(shell: Shell) -> None:
+    await shell.deploy("v1")
+    shell.journal_error = StoreError("disk full")
+    with pytest.raises(StoreError, match="disk full"):
+        await shell.start("v2")
+    shell.journal_error = None
+    assert len(shell.switcher.operations) == 1
+    assert (await shell.deploy("v2")).promoted, "the model is not held by the switch that never began"
+
+
+async def test_journal_before_effects(shell: Shell) -> None:
+    """When a move cannot be made durable, the traffic it would have moved stays where it is."""
+    await shell.deploy("v1")
+    operation_id = await shell.split("v2")
+    routes = len(shell.routes)
+    shell.journal_error = StoreError("disk full")
+    with pytest.raises(StoreError):
+        await shell.switcher.tell(operation_id, ops.Conclude(promote=True, reason="x"))
+    assert len(shell.routes) == routes
+    assert shell.switcher.operation(operation_id).phase is Phase.EVALUATING
+    shell.journal_error = None
+    await shell.switcher.tell(operation_id, ops.Conclude(promote=True, reason="x"))
+    await shell.until(operation_id, Phase.SUCCEEDED)
+
+
+async def test_ten_requests_for_a_cold_version_start_one_load(shell: Shell) -> None:
+    version = shell.registry.get(MODEL, "v1")
+    cached = await asyncio.gather(*(shell.cache.ensure(version) for _ in range(10)))
+    assert len({id(one.instance) for one in cached}) == 1
+    assert shell.instance("v1").counts.loads == 1
+
+
+async def test_one_caller_that_gives_up_does_not_end_the_load_for_the_others() -> None:
+    gate = Gate()
+    shell = Shell(configure=lambda instance: setattr(instance, "load_gate", gate))
+    version = shell.registry.get(MODEL, "v1")
+    first, second = (asyncio.create_task(shell.cache.ensure(version)) for _ in range(2))
+    await eventually(lambda: gate.waiting == 1)
+    first.cancel()
+    gate.open()
+    assert (await second).instance is shell.instance("v1")
+    await shell.close()
+
+
+async def test_the_cache_unloads_the_least_recently_used_and_never_what_is_in_use() -> None:
+    shell = Shell(max_cached_models=1)
+    await shell.deploy("v1")
+    gate = shell.instance("v1").token_gate = Gate()
+    begun = asyncio.create_task(shell.ask())
+    await eventually(lambda: gate.waiting == 1)
+    operation_id = await shell.start("v2")
+    await shell.until(operation_id, Phase.DRAINING)
+    assert (MODEL, "v1") in shell.cache.loaded, "a request still holds it"
+    gate.open()
+    assert await begun == "I am v1"
+    await shell.until(operation_id, Phase.SUCCEEDED)
+    await eventually(lambda: shell.instance("v1").counts.stops == 1)
+    assert (MODEL, "v1") not in shell.cache.loaded
+    await shell.close()
+
+
+async def test_leaving_a_stream_early_releases_its_lease_and_leaves_a_row(shell: Shell) -> None:
+    await shell.deploy("v1")
+    async with aclosing(shell.dispatcher.stream(shell.submission())) as chunks:
+        async for _ in chunks:
+            assert len(shell.transitions.in_flight()) == 1
+            break
+    assert shell.transitions.in_flight() == ()
+    assert (shell.requests[-1].error_type, shell.requests[-1].output) == ("Cancelled", "I ")
+    assert shell.instance("v1").counts.cancelled == 1
+
+
+async def test_stats_count_how_operations_ended(shell: Shell) -> None:
+    await shell.deploy("v1")
+    aborted = await shell.split("v2")
+    await shell.switcher.abort(aborted)
+    await shell.until(aborted, Phase.ABORTED)
+    running = await shell.split("v3")
+    stats = shell.switcher.get_switcher_stats()
+    assert (stats.started, stats.running, stats.succeeded, stats.aborted) == (3, 1, 1, 1)
+    assert stats.last_duration_s is not None
+    assert running in shell.switcher.operations
