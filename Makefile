@@ -5,7 +5,6 @@ SHELL := /bin/bash
 .PHONY: help setup demo test check format bench lab mlflow lock clean distclean
 
 BIN := .venv/bin
-PORT ?= 5000
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
@@ -38,16 +37,15 @@ format: setup ## format the code, mend what ruff can mend, strip the notebooks' 
 	@$(BIN)/python .ci/notebooks.py strip $(NOTEBOOKS)
 
 bench: setup ## run every benchmark, one after the other
-	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for file in $(sort $(BENCHMARKS)); do echo "== $$file"; $(BIN)/python $$file; done
 
 lab: setup ## open JupyterLab on the notebooks, on 127.0.0.1
 	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
 		--ServerApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root --no-browser)
 
-mlflow: setup ## open the MLflow UI on 127.0.0.1:5000 (PORT=5001 for another port)
+mlflow: setup ## open the MLflow UI on 127.0.0.1:5000 (PORT=5001 for another port; settings: mlflow/server.env)
 	@mkdir -p mlflow/artifacts
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri sqlite:///mlflow/mlflow.db --artifacts-destination mlflow/artifacts
+	@set -a; . mlflow/server.env; set +a; exec $(BIN)/mlflow ui $(if $(PORT),--port $(PORT))
 
 lock: ## resolve pyproject.toml anew into requirements/*.txt (UPGRADE=1 takes the newest of everything)
 	@requirements/lock.sh

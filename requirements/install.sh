@@ -153,10 +153,10 @@ explain() {
         *NewConnectionError* | *"Max retries"* | *ConnectTimeout* | *ReadTimeout* | *"Connection aborted"* | *ProxyError* | *SSLError* | *"Connection refused"*)
             die "pip could not reach $2 for $1: check the network, a proxy, or PIP_INDEX_URL, then run the same command again (log: $LOG)" ;;
         *"No matching distribution"* | *"Could not find a version"*)
-            die "no $(printf '%s\n' "$failed" | sed -n 's/.*No matching distribution found for \([^ ]*\).*/\1/p' | head -n 1) for $("$VENV/bin/python" --version) on $(uname -m) in $2 (log: $LOG)" ;;
+            die "no $(printf '%s\n' "$failed" | sed -n 's/.*No matching distribution found for \([^ ]*\).*/\1/p' | head -n 1) for $("$VENV/bin/python" --version) on $(uname -m) in $2${PIP_NO_INDEX:+, and PIP_NO_INDEX forbids asking an index} (log: $LOG)" ;;
     esac
     printf '%s\n' "$failed" | grep -E '^(ERROR|error|Exception|OSError)' | head -n 5 >&2 || true
-    die "pip failed for $1 (log: $LOG)"
+    die "pip failed for $1: read $LOG, then run the same command again; it goes on where it stopped"
 }
 
 pip_install() {
@@ -176,7 +176,7 @@ drop_half_installed() {
 install_first() {
     local first
     first=$(grep -m 1 '^packaging==' "$lock")
-    pip_install --retries 1 --timeout 20 "$first" || explain "$first" "its package index"
+    pip_install --retries 1 --timeout 20 "$first" || explain "$first" "the configured package index"
 }
 
 torch_is_there() {
@@ -213,7 +213,7 @@ install_locked() {
     kill "$progress" 2>/dev/null || true
     wait "$progress" 2>/dev/null || true
     [ ! -t 1 ] || printf '\r%60s\r' ""
-    [ "$status" = 0 ] || explain "the packages of $lock" "its package index"
+    [ "$status" = 0 ] || explain "the packages of $lock" "the configured package index"
 }
 
 # No build isolation: the locked setuptools builds it, so this step needs no index.

@@ -7,6 +7,7 @@ answered by a version that was routable at the very moment it was admitted.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from abswitch.clock import Clock
@@ -97,17 +98,27 @@ class Dispatcher:
             StreamBroken: it died later; what had been delivered is in `text`.
         """
         snapshot, arm = self._admit(submission)
-        lease = self._hold(submission, arm)
+        leases = [self._hold(submission, arm)]
+        serving = arm
         error: BaseException | None = None
         try:
-            async for chunk in self._serve(submission, snapshot, arm):
-                yield chunk
+            while True:
+                try:
+                    async with aclosing(serving.instance.generate(self._request(submission, serving))) as chunks:
+                        async for chunk in chunks:
+                            self._take(submission, chunk)
+                            yield chunk
+                    return
+                except (InstanceDied, InstanceNotRunning) as death:
+                    serving = self._after_death(submission, snapshot, serving, death)
+                    leases.append(self._hold(submission, serving))
         except BaseException as caught:
             error = caught
             raise
         finally:
-            self._transitions.release(lease)
-            self._finish(submission, snapshot, arm, lease, error)
+            for lease in leases:
+                self._transitions.release(lease)
+            self._finish(submission, snapshot, arm, leases[0], error)
 
     def _admit(self, submission: Submission) -> tuple[RouteSnapshot | None, RoutedArm]:
         if submission.pinned is not None:
@@ -126,58 +137,48 @@ class Dispatcher:
         self._transitions.acquire(lease)
         return lease
 
-    async def _serve(
-        self, submission: Submission, snapshot: RouteSnapshot | None, arm: RoutedArm
-    ) -> AsyncGenerator[TokenChunk, None]:
-        try:
-            async for chunk in self._generate(submission, arm.instance):
-                yield chunk
-        except (InstanceDied, InstanceNotRunning) as death:
-            self._on_lost(submission.model_id, arm.instance, str(death))
-            if submission.chunks:
-                raise StreamBroken(
-                    f"version {arm.version!r} died after {submission.output_tokens} token(s): {death}",
-                    text="".join(submission.texts),
-                ) from death
-            refuge = self._refuge(snapshot, arm)
-            if refuge is None:
-                raise
-            async for chunk in self._fall_back(submission, refuge):
-                yield chunk
-
-    def _refuge(self, admitted: RouteSnapshot | None, arm: RoutedArm) -> RoutedArm | None:
-        """The stable version as routed now, if that is another one than the one that died."""
-        if admitted is None:
-            return None
-        current = self._router.snapshots.get(admitted.model_id)
-        return current.stable if current is not None and current.stable.version != arm.version else None
-
-    async def _fall_back(self, submission: Submission, refuge: RoutedArm) -> AsyncGenerator[TokenChunk, None]:
-        submission.fallback = True
-        lease = self._hold(submission, refuge)
-        try:
-            async for chunk in self._generate(submission, refuge.instance):
-                yield chunk
-        finally:
-            self._transitions.release(lease)
-
-    async def _generate(self, submission: Submission, instance: ModelInstance) -> AsyncGenerator[TokenChunk, None]:
-        version = instance.version
-        request = GenerationRequest(
+    def _request(self, submission: Submission, arm: RoutedArm) -> GenerationRequest:
+        version = arm.instance.version
+        submission.served_by = version.version
+        return GenerationRequest(
             request_id=submission.request_id,
             prompt=render(submission.prompt, version),
             sampling=version.config.sampling.merged(submission.overrides),
         )
-        submission.served_by = version.version
-        async for chunk in instance.generate(request):
-            if submission.first_token_mono_s is None and chunk.output_tokens:
-                submission.first_token_mono_s = self._clock.monotonic_s()
-            submission.chunks += 1
-            submission.output_tokens = chunk.output_tokens
-            submission.prompt_tokens = chunk.prompt_tokens
-            submission.finish_reason = chunk.finish_reason
-            submission.texts.append(chunk.text)
-            yield chunk
+
+    def _take(self, submission: Submission, chunk: TokenChunk) -> None:
+        if submission.first_token_mono_s is None and chunk.output_tokens:
+            submission.first_token_mono_s = self._clock.monotonic_s()
+        submission.chunks += 1
+        submission.output_tokens = chunk.output_tokens
+        submission.prompt_tokens = chunk.prompt_tokens
+        submission.finish_reason = chunk.finish_reason
+        submission.texts.append(chunk.text)
+
+    def _after_death(
+        self,
+        submission: Submission,
+        admitted: RouteSnapshot | None,
+        dead: RoutedArm,
+        death: InstanceDied | InstanceNotRunning,
+    ) -> RoutedArm:
+        """The arm that may still answer: the stable version as routed now, once, if no token was sent.
+
+        Raises:
+            StreamBroken: tokens were sent; another version must not go on with them.
+            InstanceDied, InstanceNotRunning: there is no other version.
+        """
+        self._on_lost(submission.model_id, dead.instance, str(death))
+        if submission.chunks:
+            raise StreamBroken(
+                f"version {dead.version!r} died after {submission.output_tokens} token(s): {death}",
+                text="".join(submission.texts),
+            ) from death
+        current = self._router.snapshots.get(submission.model_id) if admitted is not None else None
+        if current is None or submission.fallback or current.stable.version == dead.version:
+            raise death
+        submission.fallback = True
+        return current.stable
 
     def _finish(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from abswitch.domain import GenerationRequest, HealthFacts, LoadFacts, ModelVersion, TokenChunk
@@ -29,7 +29,7 @@ class ModelInstance(Protocol):
             LoadFailed: with the reason; nothing is left running, and `start` may be tried again.
         """
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenChunk]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
         """Generate an answer as chunks with `index` 0, 1, 2, …, the last one carrying `finish_reason`.
 
         Closing the iterator (or cancelling its task) ends the generation and frees what it held.

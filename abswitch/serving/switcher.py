@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -370,8 +371,9 @@ class ModelSwitcher:
             sampling=registered.config.sampling.merged({"max_tokens": 1, "ignore_eos": True, "stop": ()}),
         )
         tokens = 0
-        async for chunk in cached.instance.generate(request):
-            tokens = chunk.output_tokens
+        async with aclosing(cached.instance.generate(request)) as chunks:
+            async for chunk in chunks:
+                tokens = chunk.output_tokens
         return tokens
 
     async def _drain(self, operation: Operation, version: str | None) -> None:

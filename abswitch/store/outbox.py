@@ -179,24 +179,24 @@ class OutboxFlusher:
                 if isinstance(error, Refused) or attempts >= _MOST_ATTEMPTS:
                     self._give_up(job, error)
                     attempts = 0
-                elif self._failed(error) and self._stop.wait(_FIRST_RETRY_S):
-                    return False
+                else:
+                    self._failed(error)
+                    self._stop.wait(_FIRST_RETRY_S)
                 continue
             self._outbox.done(job.job_id, result)
             self._delivered()
             attempts = 0
         return True
 
-    def _failed(self, error: Exception) -> bool:
+    def _failed(self, error: Exception) -> None:
         self._last_error = str(error)
         if not self._told:
             self._told = True
             log.warning(
-                "%s cannot be reached (%s); work goes on, results wait in the store and are published when it answers",
+                "%s takes no results now (%s); work goes on, results wait in the store and are published later",
                 self._target,
                 error,
             )
-        return True
 
     def _delivered(self) -> None:
         if self._told:

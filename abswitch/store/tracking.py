@@ -1,4 +1,4 @@
-"""What an experiment-tracking sink is given and what it promises; one experiment becomes flat sibling runs, one per arm.
+"""What a tracking sink is given and what it promises; one experiment becomes flat sibling runs, one per arm.
 
 Sibling runs with identical metric keys are what tracking interfaces lay over each other without being asked; nested
 runs leave MLflow's charts empty.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from abswitch import checks
-from abswitch.domain import EMPTY, ModelVersion
+from abswitch.domain import ModelVersion
 from abswitch.errors import InvalidInput
 from abswitch.store.recorder import json_text
 
@@ -38,10 +39,10 @@ class ArmRun:
 
     arm: str
     version: str
-    params: Mapping[str, str | float | bool | None] = EMPTY
-    metrics: Mapping[str, float | None] = EMPTY
+    params: Mapping[str, str | float | bool | None] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     windows: tuple[Mapping[str, float | None], ...] = ()
-    tags: Mapping[str, str] = EMPTY
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checks.name("arm", self.arm)
@@ -63,6 +64,7 @@ class TrackedExperiment:
         operation_id: names the runs, together with the arm.
         arms: one run each.
         started_at_s, ended_at_s: seconds since the epoch; None while it is running.
+        looked_at_s: when the metrics were computed, by default now; a later look replaces an earlier one.
         window_s: length of one window, for the times of the steps; 0 puts all steps at `started_at_s`.
         decision, rule, reason: of the verdict; None before there is one.
         plan_digest: of the plan it was committed to.
@@ -75,6 +77,7 @@ class TrackedExperiment:
     arms: tuple[ArmRun, ...]
     started_at_s: float
     ended_at_s: float | None = None
+    looked_at_s: float = field(default_factory=time.time)
     window_s: float = 0.0
     decision: str | None = None
     rule: str | None = None
@@ -102,7 +105,8 @@ class TrackedExperiment:
 
     def job_id(self) -> str:
         """The same for the same content."""
-        digest = blake2b(json_text("experiment", self.to_dict()).encode(), digest_size=8).hexdigest()
+        content = {key: value for key, value in self.to_dict().items() if key != "looked_at_s"}
+        digest = blake2b(json_text("experiment", content).encode(), digest_size=8).hexdigest()
         return f"{self.operation_id}:{digest}"
 
 
@@ -155,7 +159,7 @@ class TrackingSink(Protocol):
         """Where the operation can be looked at; None until it is published."""
 
     def flush(self, timeout_s: float = 30.0) -> bool:
-        """Wait until nothing is pending; False when something still is after `timeout_s`, or as soon as the sink fails."""
+        """Wait until nothing is pending; False as soon as the sink fails, or after `timeout_s`."""
 
     def status(self) -> TrackingStatus:
         """What became of everything."""
