@@ -1,0 +1,63 @@
+"""What a decision reads: counts and summaries per arm, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from abswitch.stats.summaries import Summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmEvidence:
+    """One arm.
+
+    Attributes:
+        version: the version behind the arm.
+        assigned: units assigned to it (exposures).
+        analysed: units whose answers the metrics were computed from.
+        requests: requests admitted to it.
+        failed: requests that ended with an error.
+        fallbacks: requests answered by another version; left out of comparisons.
+        score_failures: answers whose scorer raised, by scorer.
+        summaries: by metric name.
+    """
+
+    version: str
+    assigned: int
+    analysed: int
+    requests: int = 0
+    failed: int = 0
+    fallbacks: int = 0
+    score_failures: Mapping[str, int] = field(default_factory=dict)
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, without the summaries."""
+        names = ("version", "assigned", "analysed", "requests", "failed", "fallbacks")
+        return {name: getattr(self, name) for name in names} | {"score_failures": dict(self.score_failures)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Both arms of one operation.
+
+    Attributes:
+        plan_digest: of the plan stored before the first exposure; None when none was stored.
+        dropped_rows: rows the store could not take; anything but 0 voids the test.
+        repeated_units: units with more than one analysed request; summaries are then by unit.
+        crossed_units: units seen in both arms.
+    """
+
+    baseline: ArmEvidence
+    candidate: ArmEvidence
+    plan_digest: str | None
+    dropped_rows: int = 0
+    repeated_units: int = 0
+    crossed_units: int = 0
+
+    @property
+    def arms(self) -> tuple[tuple[str, ArmEvidence], tuple[str, ArmEvidence]]:
+        """Both arms with their names."""
+        return ("baseline", self.baseline), ("candidate", self.candidate)

@@ -1,0 +1,96 @@
+"""`AnalysisPlan`: what will be compared, and how, fixed before the first request meets the candidate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from abswitch import checks
+from abswitch.errors import InvalidInput
+from abswitch.stats.metrics import Metric, Role, metric_of, metric_to_dict
+
+FIXED_HORIZON = "fixed horizon: one look, when the planned number of units is reached"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalysisPlan:
+    """The rules of one A/B test.
+
+    Args:
+        baseline, candidate: versions.
+        metrics: exactly one primary; names must differ.
+        expected_share: the candidate's share of units, fraction in (0, 1].
+        planned_n: units in both arms together; the verdict is taken when they are reached, once.
+        alpha: two-sided error rate of every comparison. Guardrails need none split off, as all must pass.
+        srm_alpha: error rate of the sample-ratio check.
+        min_units: an arm with fewer analysed units decides nothing.
+        max_score_failures: share of answers of an arm whose scorer may raise before the test is void.
+
+    Raises:
+        InvalidInput: a field is outside its range, or the metrics do not add up.
+    """
+
+    baseline: str
+    candidate: str
+    metrics: tuple[Metric, ...]
+    expected_share: float
+    planned_n: int
+    alpha: float = 0.05
+    srm_alpha: float = 0.001
+    min_units: int = 20
+    max_score_failures: float = 0.01
+    design: str = "randomised"
+    looks: str = FIXED_HORIZON
+
+    def __post_init__(self) -> None:
+        checks.name("plan.baseline", self.baseline)
+        checks.name("plan.candidate", self.candidate)
+        object.__setattr__(self, "metrics", tuple(metric_of(metric) for metric in self.metrics))
+        _check_metrics(self.metrics)
+        checks.number("plan.expected_share", self.expected_share, low=0.0, high=1.0, above=True)
+        checks.integer("plan.planned_n", self.planned_n, low=1)
+        checks.number("plan.alpha", self.alpha, low=0.0, high=0.5, above=True)
+        checks.number("plan.srm_alpha", self.srm_alpha, low=0.0, high=0.5, above=True)
+        checks.integer("plan.min_units", self.min_units, low=2)
+        checks.share("plan.max_score_failures", self.max_score_failures)
+        checks.one_of("plan.design", self.design, ("randomised",))
+        checks.one_of("plan.looks", self.looks, (FIXED_HORIZON,))
+
+    @property
+    def primary(self) -> Metric:
+        """The metric that decides."""
+        return next(metric for metric in self.metrics if metric.role == Role.PRIMARY)
+
+    @property
+    def guardrails(self) -> tuple[Metric, ...]:
+        """The metrics that may veto."""
+        return tuple(metric for metric in self.metrics if metric.role == Role.GUARDRAIL)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `of` reads them back."""
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return plain | {"metrics": [metric_to_dict(metric) for metric in self.metrics]}
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> AnalysisPlan:
+        """A plan from its dictionary."""
+        checks.known_fields("plan", value, cls.__dataclass_fields__)
+        return cls(**value)
+
+    def digest(self) -> str:
+        """SHA-256 over the plan's canonical JSON: the same plan has the same digest everywhere."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_metrics(metrics: tuple[Metric, ...]) -> None:
+    names = [metric.name for metric in metrics]
+    primaries = [metric.name for metric in metrics if metric.role == Role.PRIMARY]
+    if len(primaries) != 1:
+        raise InvalidInput("metrics", primaries or names, "exactly one metric with role='primary'")
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInput("metrics", name, "metrics with different names")
