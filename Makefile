@@ -17,11 +17,11 @@ setup: ## make .venv with the locked environment: vLLM for this machine's GPU, o
 demo: setup ## the whole story on two small models: switch, compare, verdict; writes reports/quickstart/
 	@$(BIN)/abswitch demo
 
-test: setup ## every test, with real vLLM, the notebooks and a browser (ARGS="-k name" selects)
+test: setup ## every test, with real vLLM, the notebooks and a browser (ARGS="-k name": only such, no notebooks)
 	@requirements/browser.sh
 	@$(BIN)/python -m pytest tests $(ARGS)
-ifneq ($(NOTEBOOKS),)
-	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env $(NOTEBOOKS) $(ARGS)
+ifeq ($(ARGS),)
+	@$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax --nbval-current-env $(NOTEBOOKS))
 endif
 
 check: setup ## lint, format, strict types, import layers, notebooks without outputs

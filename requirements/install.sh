@@ -96,7 +96,9 @@ choose_python() {
 }
 
 # Its programs name their interpreter by full path, so one that was moved or copied with its folder is of no use.
-venv_was_moved() { [ -e "$VENV/bin/pip" ] && ! grep -q "$PWD/$VENV/bin/python" "$VENV/bin/pip"; }
+venv_was_moved() {
+    [ -e "$VENV/bin/pip" ] && ! grep -qF -e "$PWD/$VENV/bin/python" -e "$(pwd -P)/$VENV/bin/python" "$VENV/bin/pip"
+}
 
 venv_is_usable() {
     is_supported "$VENV/bin/python" && ! venv_was_moved && "$VENV/bin/python" -m pip --version >/dev/null 2>&1
@@ -146,14 +148,16 @@ show_progress() {
 
 # One line for the commonest reasons, from the log of the failed step; $1 says what was looked for, $2 where.
 explain() {
-    local failed
+    local failed missing where
     failed=$(tail -c "+$step_start" "$LOG")
     case "$failed" in
         *"No space left"*) die "the disk is full: free some space and run the same command again (log: $LOG)" ;;
         *NewConnectionError* | *"Max retries"* | *ConnectTimeout* | *ReadTimeout* | *"Connection aborted"* | *ProxyError* | *SSLError* | *"Connection refused"*)
             die "pip could not reach $2 for $1: check the network, a proxy, or PIP_INDEX_URL, then run the same command again (log: $LOG)" ;;
-        *"No matching distribution"* | *"Could not find a version"*)
-            die "no $(printf '%s\n' "$failed" | sed -n 's/.*No matching distribution found for \([^ ]*\).*/\1/p' | head -n 1) for $("$VENV/bin/python" --version) on $(uname -m) in $2${PIP_NO_INDEX:+, and PIP_NO_INDEX forbids asking an index} (log: $LOG)" ;;
+        *"No matching distribution"*)
+            missing=$(printf '%s\n' "$failed" | sed -n 's/.*No matching distribution found for \([^ ]*\).*/\1/p' | head -n 1)
+            where=$2${PIP_NO_INDEX:+, and PIP_NO_INDEX forbids asking an index}
+            die "no $missing for $("$VENV/bin/python" --version) on $(uname -m) in $where (log: $LOG)" ;;
     esac
     printf '%s\n' "$failed" | grep -E '^(ERROR|error|Exception|OSError)' | head -n 5 >&2 || true
     die "pip failed for $1: read $LOG, then run the same command again; it goes on where it stopped"

@@ -1,0 +1,127 @@
+"""An experiment as flat sibling runs, one per arm, with identical metric names: what tracking interfaces compare best.
+
+Metric names: the plan's metrics by their own names, and `requests`, `error_rate`, `latency_s_p50`, `latency_s_p95`,
+`first_token_s_p50`, `output_tokens_per_s`; the same by time window under `window/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abswitch.engine import SwitchingEngine
+from abswitch.errors import InvalidInput
+from abswitch.experiments.ab_test import ABTestResult
+from abswitch.store.tracking import ArmRun, TrackedExperiment, version_params
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WINDOWS = 20
+_TOTALS = """
+    count(*) AS requests,
+    avg((error_type IS NOT NULL)::INT) AS error_rate,
+    quantile_cont(total_s, 0.5) AS latency_s_p50,
+    quantile_cont(total_s, 0.95) AS latency_s_p95,
+    quantile_cont(first_token_s, 0.5) AS first_token_s_p50,
+    sum(output_tokens) / nullif(sum(total_s - first_token_s), 0) AS output_tokens_per_s
+"""
+_WINDOW = "least(floor((admitted_at_s - $start) / $width), $last)::INT"
+_SCORES = """
+SELECT r.arm, {window} AS w, s.scorer, avg(s.value) AS value
+FROM requests r JOIN scores s USING (request_id)
+WHERE r.operation_id = $operation AND NOT r.fallback GROUP BY ALL
+"""
+
+
+def publish(engine: SwitchingEngine, result: ABTestResult, *, report: Path | str | None = None) -> str:
+    """Queue an experiment for the engine's tracking sink; published in the background.
+
+    Args:
+        report: file or folder kept as artifact of every run.
+
+    Returns:
+        The sink's experiment name.
+
+    Raises:
+        InvalidInput: the engine was built without `mlflow=…`.
+    """
+    if engine.tracking is None:
+        raise InvalidInput("mlflow", None, "an engine built with SwitchingEngine(mlflow='sqlite:///folder/mlflow.db')")
+    tracked = tracked_experiment(engine, result, report=report)
+    engine.tracking.publish(tracked)
+    return tracked.name
+
+
+def tracked_experiment(
+    engine: SwitchingEngine, result: ABTestResult, *, report: Path | str | None = None
+) -> TrackedExperiment:
+    """The experiment as a sink takes it."""
+    verdict, model_id = result.verdict, result.handle.status.model_id
+    arms = (("stable", "baseline", result.plan.baseline), ("candidate", "candidate", result.plan.candidate))
+    width_s = max(result.elapsed_s / WINDOWS, 1e-3)
+    totals = _by_arm(engine, result, "0")
+    windows = _windows(engine, result, width_s)
+    return TrackedExperiment(
+        name=f"abswitch/{model_id}",
+        operation_id=result.operation_id,
+        arms=tuple(
+            ArmRun(
+                arm=role,
+                version=version,
+                params=version_params(engine.registry.get(model_id, version)),
+                metrics={**totals.get((arm, 0), {}), **_estimates(result, role)},
+                windows=tuple(windows.get((arm, w), {}) for w in range(WINDOWS)),
+                tags={"abswitch.role": role},
+            )
+            for arm, role, version in arms
+        ),
+        started_at_s=result.started_at_s,
+        ended_at_s=result.started_at_s + result.elapsed_s,
+        window_s=width_s,
+        decision=verdict.decision.value,
+        rule=verdict.rule,
+        reason=verdict.reasons[0],
+        plan_digest=verdict.plan_digest,
+        note=f"**{verdict.headline}**\n\n" + "\n".join(f"- {reason}" for reason in verdict.reasons),
+        report=report,
+    )
+
+
+def _estimates(result: ABTestResult, role: str) -> dict[str, float | None]:
+    return {name: getattr(found, role).value for name, found in result.verdict.comparisons.items()}
+
+
+def _parameters(result: ABTestResult, width_s: float) -> dict[str, Any]:
+    return {
+        "operation": result.operation_id,
+        "start": result.started_at_s,
+        "width": width_s,
+        "last": WINDOWS - 1,
+    }
+
+
+def _windows(
+    engine: SwitchingEngine, result: ABTestResult, width_s: float
+) -> Mapping[tuple[str, int], dict[str, float | None]]:
+    parameters = _parameters(result, width_s)
+    found = _by_arm(engine, result, _WINDOW, parameters)
+    scores = engine.query(_SCORES.format(window=_WINDOW), parameters)
+    for arm, window, scorer, value in scores.itertuples(index=False):
+        found.setdefault((arm, int(window)), {})[scorer] = float(value)
+    return found
+
+
+def _by_arm(
+    engine: SwitchingEngine, result: ABTestResult, window: str, parameters: Mapping[str, Any] | None = None
+) -> dict[tuple[str, int], dict[str, float | None]]:
+    rows = engine.query(
+        f"SELECT arm, {window} AS w, {_TOTALS} FROM requests WHERE operation_id = $operation GROUP BY arm, w",
+        parameters or {"operation": result.operation_id},
+    )
+    return {(row["arm"], int(row["w"])): _numbers(row) for _, row in rows.iterrows()}
+
+
+def _numbers(row: pd.Series[Any]) -> dict[str, float | None]:
+    return {name: float(value) for name, value in row.items() if name not in ("arm", "w")}

@@ -1,0 +1,180 @@
+"""`Reading`: one metric of a verdict in the words and units that people read, the same in every table, card and figure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from abswitch.stats import AnalysisPlan, ArmEstimate, Comparison, Direction, Metric, Rate, Ratio, Role, Verdict
+
+
+class Words(NamedTuple):
+    """A value, and the smaller print beside it."""
+
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """How a metric's numbers are shown: multiplied by `scale`, followed by a symbol.
+
+    Attributes:
+        difference_symbol: differences of percentages are points, not percent.
+        digits: significant digits.
+        decimals: instead of significant digits, where every number should have as many.
+    """
+
+    scale: float = 1.0
+    symbol: str = ""
+    difference_symbol: str = ""
+    digits: int = 3
+    decimals: int | None = None
+
+    def show(self, value: float, *, signed: bool = False) -> str:
+        """The bare number; an en dash where there is none."""
+        if not math.isfinite(value):
+            return "–"
+        sign = "+" if signed else ""
+        scaled = value * self.scale
+        if self.decimals is not None:
+            text = f"{scaled:{sign},.{self.decimals}f}"
+        else:
+            text = f"{scaled:{sign},.{self._decimals_of(scaled)}f}"
+        return text.replace("-", "−")
+
+    def value(self, value: float) -> str:
+        """A value with its symbol."""
+        return f"{self.show(value)}{self.symbol}" if math.isfinite(value) else "–"
+
+    def difference(self, value: float) -> str:
+        """A difference with sign and symbol."""
+        return f"{self.show(value, signed=True)}{self.difference_symbol}" if math.isfinite(value) else "–"
+
+    def _decimals_of(self, scaled: float) -> int:
+        if not scaled:
+            return 0
+        return max(0, min(6, self.digits - 1 - math.floor(math.log10(abs(scaled)))))
+
+
+def unit_of(metric: Metric, largest: float) -> Unit:
+    """The unit of a metric whose values reach `largest`: percent for rates, ms or s for durations, else as it is."""
+    if isinstance(metric, Rate):
+        return Unit(100.0, " %", " points", decimals=1)
+    if isinstance(metric, Ratio):
+        per_second = metric.denominator.endswith("_s") and metric.numerator.endswith("tokens")
+        return Unit(1.0, " tokens/s", " tokens/s") if per_second else Unit()
+    if metric.column.endswith("_s"):
+        return Unit(1000.0, " ms", " ms") if largest < 1.0 else Unit(1.0, " s", " s")
+    return Unit()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One metric with what was found; `comparison` is None where an arm had no values at all."""
+
+    metric: Metric
+    comparison: Comparison | None
+    unit: Unit
+
+    @property
+    def name(self) -> str:
+        return self.metric.name
+
+    @property
+    def about(self) -> str:
+        """Role, kind and direction."""
+        better = "more" if self.metric.direction == Direction.INCREASE else "less"
+        return f"{self.metric.role} {self.metric.kind}, {better} is better"
+
+    @property
+    def margin(self) -> str:
+        """The margin as it was agreed."""
+        if self.metric.margin is None:
+            return "none"
+        shown = f"{self.unit.show(self.metric.margin)}{self.unit.difference_symbol}"
+        return f"{shown} worse at most" if self.metric.role == Role.GUARDRAIL else f"±{shown}"
+
+    @property
+    def baseline(self) -> Words:
+        """The baseline's own estimate."""
+        return self._arm(self.comparison.baseline if self.comparison else None)
+
+    @property
+    def candidate(self) -> Words:
+        """The candidate's own estimate."""
+        return self._arm(self.comparison.candidate if self.comparison else None)
+
+    @property
+    def difference(self) -> Words:
+        """Candidate minus baseline, with its interval."""
+        found = self.comparison
+        if found is None or not found.attainable:
+            return Words("–", "" if found is None else (found.why_not or ""))
+        relative = f", {found.relative:+.0%}".replace("-", "−") if math.isfinite(found.relative) else ""
+        return Words(self.unit.difference(found.estimate), f"{self.interval}{relative}, p {p_words(found.p_value)}")
+
+    @property
+    def interval(self) -> str:
+        """The interval of the difference."""
+        if self.comparison is None:
+            return "–"
+        low, high = self.comparison.low, self.comparison.high
+        return f"{self.unit.show(low, signed=True)} to {self.unit.show(high, signed=True)}"
+
+    @property
+    def finding(self) -> str:
+        """What was found, in a word or two; see `tone` for how good that is."""
+        return self._finding[0]
+
+    @property
+    def tone(self) -> str:
+        """`good`, `bad` or `open`."""
+        return self._finding[1]
+
+    @property
+    def sentence(self) -> str:
+        """Both arms and the difference in one line."""
+        return (
+            f"{self.name}: {self.baseline.value} against {self.candidate.value}, "
+            f"a difference of {self.difference.value} ({self.interval})"
+        )
+
+    @property
+    def _finding(self) -> tuple[str, str]:
+        found, margin = self.comparison, self.metric.margin
+        if found is None or not found.attainable:
+            return "no result", "open"
+        low, high = (found.low, found.high) if self.metric.sign > 0 else (-found.high, -found.low)
+        if self.metric.role == Role.GUARDRAIL and margin is not None:
+            if high < -margin:
+                return "harmed", "bad"
+            return ("holds", "good") if low > -margin else ("not shown to hold", "open")
+        if margin is not None and found.within(margin):
+            return "no difference that matters", "good"
+        if low > 0:
+            return "better", "good"
+        return ("worse", "bad") if high < 0 else ("not told apart", "open")
+
+    def _arm(self, arm: ArmEstimate | None) -> Words:
+        if arm is None or not arm.n:
+            return Words("–", "no values")
+        return Words(self.unit.value(arm.value), f"{self.unit.show(arm.low)} to {self.unit.show(arm.high)}, n {arm.n:,}")
+
+
+def readings_of(plan: AnalysisPlan, verdict: Verdict) -> tuple[Reading, ...]:
+    """Every metric of a plan, in its order."""
+    return tuple(_reading(metric, verdict.comparisons.get(metric.name)) for metric in plan.metrics)
+
+
+def _reading(metric: Metric, found: Comparison | None) -> Reading:
+    values = [] if found is None else [abs(found.baseline.value), abs(found.candidate.value)]
+    return Reading(metric, found, unit_of(metric, max(filter(math.isfinite, values), default=0.0)))
+
+
+def p_words(p_value: float) -> str:
+    """A p-value as it is usually written."""
+    if not math.isfinite(p_value):
+        return "unknown"
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
