@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -47,7 +47,9 @@ from abswitch.serving.transition import Lease, TransitionManager
 from abswitch.serving.vllm import VllmEnginePool, vllm_backend
 from abswitch.settings import ModelSwitchingConfig
 from abswitch.stats.plan import AnalysisPlan
+from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import PlanRecord, Recorder
+from abswitch.store.tracking import TrackingSink
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,14 +85,17 @@ class SwitchHandle:
         return await self._wait(lambda o: o.phase.is_final)
 
     async def promote(self, reason: str = "promoted by hand") -> OperationStatus:
-        """Make the candidate the active version; returns when it serves all traffic."""
+        """Make the candidate the active version; returns when the old one has finished what it began.
+
+        New requests go to the candidate long before that, within milliseconds of the call.
+        """
         await self._engine.conclude_switch(self.operation_id, promote=True, reason=reason)
-        return await self._wait(lambda o: o.phase is Phase.DRAINING)
+        return await self.done()
 
     async def keep(self, reason: str = "kept by hand") -> OperationStatus:
-        """End the switch and keep the stable version; returns when it serves all traffic."""
+        """End the switch and keep the stable version; returns when the candidate has finished what it began."""
         await self._engine.conclude_switch(self.operation_id, promote=False, reason=reason)
-        return await self._wait(lambda o: o.phase is Phase.DRAINING)
+        return await self.done()
 
     async def pause(self, reason: str = "paused by hand") -> None:
         """Hold the shares as they are; the stage's time starts anew on `resume`."""
@@ -119,6 +124,8 @@ class SwitchingEngine:
         config: settings; see `ModelSwitchingConfig`.
         store: DuckDB file of the evidence, or ":memory:".
         scorers: applied to every answer as it is given; scores end up in the table `scores`.
+        mlflow: where experiments are published: `sqlite:///folder/mlflow.db`, or a server's address; None publishes
+            nothing. The server need not be there: what is published waits in the store until it is.
         record_text: keep prompts and outputs in the table `requests` (off by default: they may be private).
         backends: instance factories by backend name, beside the built-in `vllm` and `openai`.
         clock: time; virtual in tests.
@@ -132,6 +139,7 @@ class SwitchingEngine:
         *,
         store: Path | str = "abswitch.duckdb",
         scorers: Sequence[Scorer | Callable[[Sample], float]] = (),
+        mlflow: str | None = None,
         record_text: bool = False,
         backends: Mapping[str, InstanceFactory] | None = None,
         clock: Clock | None = None,
@@ -141,6 +149,11 @@ class SwitchingEngine:
         checks.flag("record_text", record_text)
         accepted_scorers = scorers_of(scorers)
         self.store = Recorder(store)
+        try:
+            self.tracking = None if mlflow is None else MlflowSink(mlflow, recorder=self.store)
+        except InvalidInput:
+            self.store.close()
+            raise
         self._loop = EngineLoop()
         pool = VllmEnginePool()
         transitions = TransitionManager()
@@ -175,7 +188,7 @@ class SwitchingEngine:
         # Also when the object is dropped or the interpreter ends without `close`: no engine process may stay behind.
         # For that, nothing handed to the finalizer may refer back to this object.
         self._finalizer = weakref.finalize(
-            self, _shut_down, self._loop, self.switcher, self._cache, self._grader, self.store
+            self, _shut_down, self._loop, self.switcher, self._cache, self._grader, self.tracking, self.store
         )
 
     # --- requests ---------------------------------------------------------------------------------------------------
@@ -366,13 +379,14 @@ class SwitchingEngine:
         await self.switcher.start(model_id, target, strategy, operation_id=operation_id, salt=salt)
 
     async def deploy(self, version: str, *, model_id: str | None = None) -> OperationStatus:
-        """Switch to a version at once and wait until it serves; the short form of an immediate switch.
+        """Switch to a version at once and wait until the switch ended; the short form of an immediate switch.
 
         Raises:
             SwitchFailed: it did not come to serve; what served before still does.
         """
         handle = await self.start_switch(version, SwitchingStrategyType.IMMEDIATE, model_id=model_id)
-        return await handle.serving()
+        await handle.serving()
+        return await handle.done()
 
     async def conclude_switch(self, operation_id: str, *, promote: bool, reason: str) -> None:
         """Decide a running switch: promote the candidate, or keep the stable version."""
@@ -416,6 +430,11 @@ class SwitchingEngine:
             in_flight=len(self.in_flight(model_id)),
             operation=OperationStatus.of(operations[-1], self._clock.monotonic_s()) if operations else None,
         )
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Names of the scorers applied to every answer."""
+        return self._grader.names
 
     def in_flight(self, model_id: str | None = None) -> tuple[Lease, ...]:
         """Every request under way, oldest first."""
@@ -486,14 +505,22 @@ def _journal_to(store: Recorder) -> Callable[[Operation, TransitionRecord], Coro
     return journal
 
 
-def _shut_down(loop: EngineLoop, switcher: ModelSwitcher, cache: ModelCache, grader: Grader, store: Recorder) -> None:
+def _shut_down(
+    loop: EngineLoop,
+    switcher: ModelSwitcher,
+    cache: ModelCache,
+    grader: Grader,
+    tracking: TrackingSink | None,
+    store: Recorder,
+) -> None:
     async def stop() -> None:
         await switcher.close()
         await grader.close()
         await cache.close()
 
-    try:
+    with ExitStack() as ends:  # each end happens even if the one before it failed
+        ends.callback(store.close)
+        if tracking is not None:
+            ends.callback(tracking.close)
+        ends.callback(loop.close)
         loop.run(stop())
-        loop.close()
-    finally:
-        store.close()

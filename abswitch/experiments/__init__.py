@@ -5,4 +5,13 @@ from abswitch.experiments.prompts import Question
 from abswitch.experiments.publish import publish
 from abswitch.experiments.timing import SwitchTiming, switch_timing
 
-__all__ = ["ABTestResult", "Progress", "Question", "RequestCounts", "SwitchTiming", "publish", "run_ab_test", "switch_timing"]
+__all__ = [
+    "ABTestResult",
+    "Progress",
+    "Question",
+    "RequestCounts",
+    "SwitchTiming",
+    "publish",
+    "run_ab_test",
+    "switch_timing",
+]

@@ -9,18 +9,19 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from abswitch import checks
-from abswitch.domain import Completion, SwitchingStrategyType
+from abswitch.domain import Completion, Sampling, SwitchingStrategyType
 from abswitch.engine import SwitchHandle, SwitchingEngine
 from abswitch.errors import AbswitchError, SwitchRefused
 from abswitch.experiments.prompts import Question, questions_of
 from abswitch.rollout.strategies import ABTestStrategy
 from abswitch.serving.status import OperationStatus
 from abswitch.stats import AnalysisPlan, Evidence, Metric, Verdict, decide
-from abswitch.store.evidence import collect_evidence
+from abswitch.store.evidence import check_columns, collect_evidence
+from abswitch.store.recorder import VerdictRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ABTestResult:
-    """An A/B test that has its verdict; traffic is still split until `promote` or `keep`."""
+    """An A/B test that has its verdict; traffic is still split until `promote` or `keep`.
 
+    Attributes:
+        experiment: the name it was given, else the operation's id.
+        started_at_s: seconds since the epoch.
+        elapsed_s: loading the candidate included.
+    """
+
+    experiment: str
     handle: SwitchHandle
     plan: AnalysisPlan
     evidence: Evidence
@@ -71,7 +79,6 @@ class ABTestResult:
     requests: RequestCounts
     started_at_s: float
     elapsed_s: float
-    tracking_urls: dict[str, str] = field(default_factory=dict)
 
     @property
     def operation_id(self) -> str:
@@ -124,6 +131,7 @@ async def run_ab_test(
     """
     questions = questions_of(prompts)
     checks.integer("concurrency", concurrency, low=1)
+    Sampling().merged(sampling)
     model = engine.registry.resolve_model(model_id)
     engine.registry.get(model, candidate)
     strategy = ABTestStrategy(traffic_percentage=traffic_percentage)
@@ -136,8 +144,9 @@ async def run_ab_test(
         metrics=tuple(metrics),
         expected_share=strategy.stages[0].share,
         alpha=alpha,
-        planned_n=len(questions),
+        planned_n=len({question.unit_id or str(index) for index, question in enumerate(questions)}),
     )
+    check_columns(plan, engine.scorers)
     run = _Run(engine, questions, model, sampling, on_progress)
     run.tell(f"loading {candidate}")
     handle = await engine.start_switch(
@@ -150,7 +159,9 @@ async def run_ab_test(
     run.tell("deciding")
     evidence = await asyncio.to_thread(collect_evidence, engine.store, handle.operation_id, plan)
     verdict = decide(plan, evidence)
+    await asyncio.wrap_future(engine.store.verdict(_record(handle.operation_id, verdict)))
     result = ABTestResult(
+        experiment=experiment or handle.operation_id,
         handle=handle,
         plan=plan,
         evidence=evidence,
@@ -161,6 +172,18 @@ async def run_ab_test(
     )
     run.tell(str(verdict.decision))
     return result
+
+
+def _record(operation_id: str, verdict: Verdict) -> VerdictRecord:
+    return VerdictRecord(
+        operation_id=operation_id,
+        look=1,
+        decision=verdict.decision.value,
+        rule=verdict.rule,
+        reason=verdict.reasons[0],
+        body=verdict.to_dict(),
+        at_s=time.time(),
+    )
 
 
 class _Run:

@@ -49,9 +49,7 @@ class Chart(Figure):
             )  # fmt: skip
             y_in -= len(lines) * size * _LINE_IN
 
-    def plot_area(
-        self, *, left_in: float, bottom_in: float = 0.5, right_in: float = 0.15, top_in: float = 0.0
-    ) -> Axes:
+    def plot_area(self, *, left_in: float, bottom_in: float = 0.5, right_in: float = 0.15, top_in: float = 0.0) -> Axes:
         """Axes that fill the space below the text, less these margins."""
         left, bottom = (_MARGIN_IN + left_in) / self.width_in, (_MARGIN_IN + bottom_in) / self.height_in
         width = 1.0 - left - (_MARGIN_IN + right_in) / self.width_in

@@ -64,7 +64,7 @@ def tracked_experiment(
     totals = _by_arm(engine, result, "0")
     windows = _windows(engine, result, width_s)
     return TrackedExperiment(
-        name=f"abswitch/{model_id}",
+        name=f"abswitch/{model_id}/{result.experiment}",
         operation_id=result.operation_id,
         arms=tuple(
             ArmRun(

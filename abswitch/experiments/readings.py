@@ -18,56 +18,58 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """How a metric's numbers are shown: multiplied by `scale`, followed by a symbol.
+    """How a metric's numbers are shown: multiplied by `scale`, with as many decimals, followed by a symbol.
 
     Attributes:
         difference_symbol: differences of percentages are points, not percent.
-        digits: significant digits.
-        decimals: instead of significant digits, where every number should have as many.
     """
 
     scale: float = 1.0
     symbol: str = ""
     difference_symbol: str = ""
-    digits: int = 3
-    decimals: int | None = None
+    decimals: int = 3
 
     def show(self, value: float, *, signed: bool = False) -> str:
-        """The bare number; an en dash where there is none."""
+        """The bare number; a dash where there is none."""
         if not math.isfinite(value):
             return "–"
-        sign = "+" if signed else ""
-        scaled = value * self.scale
-        if self.decimals is not None:
-            text = f"{scaled:{sign},.{self.decimals}f}"
-        else:
-            text = f"{scaled:{sign},.{self._decimals_of(scaled)}f}"
-        return text.replace("-", "−")
+        return f"{value * self.scale:{'+' if signed else ''},.{self.decimals}f}".replace("-", "−")
 
     def value(self, value: float) -> str:
         """A value with its symbol."""
-        return f"{self.show(value)}{self.symbol}" if math.isfinite(value) else "–"
+        return self.show(value) + (self.symbol if math.isfinite(value) else "")
 
     def difference(self, value: float) -> str:
         """A difference with sign and symbol."""
-        return f"{self.show(value, signed=True)}{self.difference_symbol}" if math.isfinite(value) else "–"
-
-    def _decimals_of(self, scaled: float) -> int:
-        if not scaled:
-            return 0
-        return max(0, min(6, self.digits - 1 - math.floor(math.log10(abs(scaled)))))
+        return self.show(value, signed=True) + (self.difference_symbol if math.isfinite(value) else "")
 
 
-def unit_of(metric: Metric, largest: float) -> Unit:
-    """The unit of a metric whose values reach `largest`: percent for rates, ms or s for durations, else as it is."""
+def unit_of(metric: Metric, largest: float, half_width: float) -> Unit:
+    """Percent for rates, ms or s for durations, tokens/s, else plain; two digits of the interval's half-width are shown.
+
+    Args:
+        largest: what the values reach; decides between ms and s.
+        half_width: of the difference's interval; NaN shows three decimals.
+    """
+    scale, symbol, difference_symbol = _symbols(metric, largest)
     if isinstance(metric, Rate):
-        return Unit(100.0, " %", " points", decimals=1)
+        decimals = 1
+    elif math.isfinite(half_width) and half_width > 0:
+        decimals = min(6, max(0, 1 - math.floor(math.log10(half_width * scale))))
+    else:
+        decimals = 3
+    return Unit(scale, symbol, difference_symbol, decimals)
+
+
+def _symbols(metric: Metric, largest: float) -> tuple[float, str, str]:
+    if isinstance(metric, Rate):
+        return 100.0, " %", " points"
     if isinstance(metric, Ratio):
         per_second = metric.denominator.endswith("_s") and metric.numerator.endswith("tokens")
-        return Unit(1.0, " tokens/s", " tokens/s") if per_second else Unit()
+        return (1.0, " tokens/s", " tokens/s") if per_second else (1.0, "", "")
     if metric.column.endswith("_s"):
-        return Unit(1000.0, " ms", " ms") if largest < 1.0 else Unit(1.0, " s", " s")
-    return Unit()
+        return (1000.0, " ms", " ms") if largest < 1.0 else (1.0, " s", " s")
+    return 1.0, "", ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Reading:
         """The margin as it was agreed."""
         if self.metric.margin is None:
             return "none"
-        shown = f"{self.unit.show(self.metric.margin)}{self.unit.difference_symbol}"
+        shown = f"{self.metric.margin * self.unit.scale:g}{self.unit.difference_symbol}"
         return f"{shown} worse at most" if self.metric.role == Role.GUARDRAIL else f"±{shown}"
 
     @property
@@ -112,7 +114,8 @@ class Reading:
         found = self.comparison
         if found is None or not found.attainable:
             return Words("–", "" if found is None else (found.why_not or ""))
-        relative = f", {found.relative:+.0%}".replace("-", "−") if math.isfinite(found.relative) else ""
+        told = not isinstance(self.metric, Rate) and math.isfinite(found.relative)  # percent of percent would confuse
+        relative = f", {100 * found.relative:+.1f} %".replace("-", "−") if told else ""
         return Words(self.unit.difference(found.estimate), f"{self.interval}{relative}, p {p_words(found.p_value)}")
 
     @property
@@ -160,7 +163,9 @@ class Reading:
     def _arm(self, arm: ArmEstimate | None) -> Words:
         if arm is None or not arm.n:
             return Words("–", "no values")
-        return Words(self.unit.value(arm.value), f"{self.unit.show(arm.low)} to {self.unit.show(arm.high)}, n {arm.n:,}")
+        return Words(
+            self.unit.value(arm.value), f"{self.unit.show(arm.low)} to {self.unit.show(arm.high)}, n {arm.n:,}"
+        )
 
 
 def readings_of(plan: AnalysisPlan, verdict: Verdict) -> tuple[Reading, ...]:
@@ -169,8 +174,10 @@ def readings_of(plan: AnalysisPlan, verdict: Verdict) -> tuple[Reading, ...]:
 
 
 def _reading(metric: Metric, found: Comparison | None) -> Reading:
-    values = [] if found is None else [abs(found.baseline.value), abs(found.candidate.value)]
-    return Reading(metric, found, unit_of(metric, max(filter(math.isfinite, values), default=0.0)))
+    if found is None:
+        return Reading(metric, None, unit_of(metric, math.nan, math.nan))
+    values = filter(math.isfinite, (abs(found.baseline.value), abs(found.candidate.value)))
+    return Reading(metric, found, unit_of(metric, max(values, default=0.0), (found.high - found.low) / 2))
 
 
 def p_words(p_value: float) -> str:

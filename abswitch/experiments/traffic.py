@@ -25,7 +25,9 @@ WHERE operation_id = $operation AND error_type IS NULL AND NOT fallback AND arm 
 """
 _TRAFFIC = """
 SELECT admitted_at_s, coalesce(served_version, '') AS version, error_type IS NOT NULL AS failed FROM requests
-WHERE model_id = $model AND arm <> 'pinned' AND admitted_at_s >= $since ORDER BY admitted_at_s
+WHERE model_id = $model AND arm <> 'pinned' AND admitted_at_s >= $since
+    AND coalesce(error_type, '') <> 'Cancelled'
+ORDER BY admitted_at_s
 """
 _ROUTES = """
 SELECT committed_at_s, string_agg(version || ' ' || round(100 * share)::INT || ' %', ', ' ORDER BY arm DESC) AS split
@@ -134,7 +136,7 @@ def traffic_chart(engine: SwitchingEngine, result: ABTestResult, *, width_in: fl
     failed = int(rows["failed"].sum())
     what = "Requests per second by the version that served them; dashed: the routes change; pauses are cut out"
     chart = Chart(_traffic_finding(rows["version"].tolist(), failed), what, plot_in=2.4, width_in=width_in)
-    axes = chart.plot_area(left_in=0.5, top_in=0.35)
+    axes = chart.plot_area(left_in=0.62, top_in=0.35)
     if rows.empty:
         return chart
     instants = rows["admitted_at_s"].to_numpy(dtype=float)
@@ -177,6 +179,7 @@ def _draw_rates(axes: Axes, series: Sequence[tuple[str, str, Floats]], total_s: 
     axes.set_ylim(0.0, max(float(base.max()), 1.0) * 1.04)
     axes.set_xlabel("seconds with requests under way", labelpad=1)
     axes.set_ylabel("requests per second")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
 def _mark_routes(axes: Axes, positions: Floats, splits: Sequence[str]) -> None:

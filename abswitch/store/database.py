@@ -99,7 +99,7 @@ class Database:
             frame: pd.DataFrame = cursor.execute(sql, params).df()
         return frame
 
-    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def rows(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """`select` as tuples.
 
         Raises:

@@ -178,7 +178,7 @@ class Recorder:
         self.flush()
         return self._database.select(sql, params)
 
-    def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def rows(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
         """`query` as plain tuples, without pandas; for the store's own modules."""
         self.flush()
         return self._database.rows(sql, params)
@@ -190,6 +190,10 @@ class Recorder:
     def stats(self) -> RecorderStats:
         """What became of everything handed in."""
         return self._writer.stats()
+
+    def missing_since(self, at_s: float) -> int:
+        """Rows handed in from `at_s` (seconds since the epoch) on that are not, and will not be, in the store."""
+        return self._writer.missing_since(at_s)
 
     def close(self) -> None:
         """Write what is left and let go of the file. Idempotent; later rows are counted as dropped.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import defaultdict, deque
+import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -100,6 +101,7 @@ class Writer:
         self._abandon = threading.Event()
         self._taken = self._written = self._rejected = self._lost = self._dropped = self._flush_errors = 0
         self._last_error: str | None = None
+        self._missing: Counter[int] = Counter()
         self._told: set[str] = set()
         self._lock = threading.Lock()
         self._connect()
@@ -150,6 +152,11 @@ class Writer:
             last_error=self._last_error,
         )
 
+    def missing_since(self, at_s: float) -> int:
+        """Rows that were dropped, rejected or lost from `at_s` (seconds since the epoch, rounded down) on."""
+        with self._lock:
+            return sum(n for second, n in self._missing.items() if second >= int(at_s))
+
     def close(self, timeout_s: float) -> None:
         """Write what is left, for at most about `timeout_s`, and end the thread. Idempotent.
 
@@ -170,6 +177,7 @@ class Writer:
     def _drop(self) -> None:
         with self._lock:
             self._dropped += 1
+            self._missing[int(time.time())] += 1
         why = "it is closed" if self._stopping else f"its queue of {self._capacity} rows is full"
         self._tell_once("dropped", "%s: %s, further rows are counted and dropped", self._database.name, why)
 
@@ -290,12 +298,16 @@ class Writer:
         self._rejected += 1
         self._last_error = f"{type(error).__name__}: {error}"
         if isinstance(item, Job):
-            _fail(item, error)
+            _fail(item, error)  # whoever asked for it is told, so it is not missing unnoticed
         else:
+            with self._lock:
+                self._missing[int(time.time())] += 1
             self._tell_once("rejected", "%s refused a row for %s: %s", self._database.name, item.table, error)
 
     def _give_up(self, batch: list[Item]) -> None:
         self._lost += _weight(batch)
+        with self._lock:
+            self._missing[int(time.time())] += _weight(batch)
         for item in batch:
             if isinstance(item, Job):
                 _fail(item, StoreError(f"{self._database.name} could not be written: {self._last_error}"))

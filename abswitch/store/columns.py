@@ -1,0 +1,133 @@
+"""The values that metrics are made of, as SQL over one row per request of an operation.
+
+Every identifier in the SQL comes from this module; scorers' names and the operation's id travel as parameters.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+from abswitch.errors import InvalidInput
+from abswitch.store.recorder import Recorder
+
+CANCELLED = "Cancelled"
+"""The recorded error of requests whose caller went away: neither an answer nor the version's fault."""
+
+_ERROR = f"(error_type IS NOT NULL AND error_type <> '{CANCELLED}')"
+_ANSWERED = "(error_type IS NULL AND NOT fallback)"
+
+ANSWER_COLUMNS: Mapping[str, str] = MappingProxyType(
+    {
+        "latency_s": "total_s",
+        "first_token_s": "first_token_s",
+        "queue_s": "queue_s",
+        "generation_s": "total_s - first_token_s",
+        "output_tokens": "output_tokens",
+        "prompt_tokens": "prompt_tokens",
+        "truncated": "finish_reason = 'length'",
+    }
+)
+"""Values of requests that the assigned version answered; fallbacks and errors have none."""
+
+ASSIGNED_COLUMNS: Mapping[str, str] = MappingProxyType({"error": _ERROR, "fallback": "fallback"})
+"""Values of every assigned request. A version that dies before its first token has fallbacks where it has no errors."""
+
+
+class ValueColumns:
+    """The `WITH` clause that gives one row per request with a DOUBLE column per value, NULL where it has none.
+
+    Values that are not finite (a scorer's NaN, say) are NULL: a failed measurement, never a number.
+
+    Args:
+        recorder: the store.
+        operation_id: whose requests.
+        names: values that metrics ask for; scorers, or the columns above.
+
+    Raises:
+        InvalidInput: a name that is neither; lists what there is.
+    """
+
+    def __init__(self, recorder: Recorder, operation_id: str, names: Iterable[str]) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self.scorers = tuple(name for name in self.names if name not in {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS})
+        self._check_scorers(recorder, operation_id)
+        self._operation_id = operation_id
+
+    def _check_scorers(self, recorder: Recorder, operation_id: str) -> None:
+        scored, answered = _scorers(recorder, operation_id)
+        for name in self.scorers:
+            if answered and name not in scored:  # with no answer at all a scorer had nothing to score: that is no data
+                raise InvalidInput("metric", name, allowed_columns(name, scored))
+
+    @property
+    def params(self) -> dict[str, object]:
+        """Parameters of `with_clause`."""
+        named = {f"scorer_{i}": name for i, name in enumerate(self.scorers)}
+        return {"operation_id": self._operation_id, **named}
+
+    def column(self, name: str) -> str:
+        """The column that holds a value."""
+        return f"value_{self.names.index(name)}"
+
+    def failures(self, scorer: str) -> str:
+        """The column that counts how often a scorer raised for a request's answer."""
+        return f"failures_{self.scorers.index(scorer)}"
+
+    @property
+    def with_clause(self) -> str:
+        """`WITH …`, whose last table is `value_rows`: arm, unit_id, what became of the request, and the values.
+
+        Its rows are the requests that were admitted while the candidate had a share. An operation's last snapshot,
+        which sends everybody to one version, belongs to it, too, but compares nothing.
+        """
+        values = "".join(f",\n    {_finite(self._value(name))} AS {self.column(name)}" for name in self.names)
+        values += "".join(f",\n    {self.failures(scorer)}" for scorer in self.scorers)
+        return f"""{self._scores}value_rows AS (
+  SELECT arm, unit_id, fallback, {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
+    coalesce(error_type = '{CANCELLED}', FALSE) AS cancelled{values}
+  FROM requests {"LEFT JOIN scored USING (request_id)" if self.scorers else ""}
+  WHERE operation_id = $operation_id AND arm IN ('stable', 'candidate') AND (model_id, route_epoch) IN (
+    SELECT (model_id, epoch) FROM routes WHERE operation_id = $operation_id AND arm = 'candidate' AND share > 0
+  )
+)"""
+
+    @property
+    def _scores(self) -> str:
+        """One row per scored request; of several scores by one scorer the latest counts."""
+        if not self.scorers:
+            return "WITH "
+        latest = ",\n    ".join(
+            f"arg_max(value, scored_at_s) FILTER (scorer = $scorer_{i}) AS score_{i},\n"
+            f"    count(*) FILTER (scorer = $scorer_{i} AND NOT coalesce(isfinite(value), FALSE)) AS failures_{i}"
+            for i in range(len(self.scorers))
+        )
+        return f"WITH scored AS (\n  SELECT request_id, {latest}\n  FROM scores GROUP BY request_id\n),\n"
+
+    def _value(self, name: str) -> str:
+        if name in ASSIGNED_COLUMNS:
+            return f"({ASSIGNED_COLUMNS[name]})::DOUBLE"
+        source = ANSWER_COLUMNS.get(name) or f"score_{self.scorers.index(name)}"
+        return f"CASE WHEN {_ANSWERED} THEN ({source})::DOUBLE END"
+
+
+def _finite(sql: str) -> str:
+    return f"CASE WHEN isfinite({sql}) THEN {sql} END"
+
+
+def _scorers(recorder: Recorder, operation_id: str) -> tuple[list[str], bool]:
+    """The scorers that scored an answer of the operation (or raised), and whether there was an answer."""
+    mine = f"SELECT request_id FROM requests WHERE operation_id = ? AND {_ANSWERED}"
+    rows = recorder.rows(
+        f"SELECT DISTINCT scorer FROM scores SEMI JOIN ({mine}) USING (request_id) ORDER BY scorer", (operation_id,)
+    )
+    return [row[0] for row in rows], bool(recorder.rows(f"{mine} LIMIT 1", (operation_id,)))
+
+
+def allowed_columns(name: str, scorers: Sequence[str]) -> str:
+    """What a metric may name, in words, with the closest match to `name`."""
+    columns = [*ANSWER_COLUMNS, *ASSIGNED_COLUMNS]
+    close = difflib.get_close_matches(name, [*scorers, *columns], n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"a scorer ({', '.join(scorers) or 'none has scored yet'}) or one of {', '.join(columns)}{hint}"

@@ -1,0 +1,221 @@
+"""A whole A/B test on scripted instances whose quality is known by construction, with a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from abswitch import ExactMatch, Function, SwitchingEngine
+from abswitch.domain import Prompt
+from abswitch.errors import InvalidInput, SwitchRefused
+from abswitch.experiments import Progress, publish, run_ab_test, switch_timing
+from abswitch.serving.scripted import ScriptedBackend
+from abswitch.stats import Mean, Rate
+
+PROBLEMS = [(f"{a}+{b}=", str(a + b)) for a in range(10, 40) for b in range(10, 40)]
+METRICS = (Rate("exact_match", margin=0.05), Mean("latency_s", direction="decrease", role="guardrail", margin=1.0))
+
+
+def adder(accuracy: float, seed: int) -> Callable[[Prompt], Sequence[str]]:
+    """Adds right with a given probability; the same prompt always gets the same answer."""
+
+    def answer(prompt: Prompt) -> Sequence[str]:
+        if "+" not in prompt:
+            return ("0",)  # the warm-up
+        a, b = str(prompt).rstrip("=").split("+")
+        right = random.Random(f"{prompt}{seed}").random() < accuracy
+        return tuple(str(int(a) + int(b) + (not right)))
+
+    return answer
+
+
+def raising(sample: Any) -> float:
+    raise RuntimeError("no judge today")
+
+
+@pytest_asyncio.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[SwitchingEngine]:
+    answers = {
+        "baseline": adder(0.58, 1),
+        "better": adder(0.91, 2),
+        "regressed": adder(0.3, 3),
+        "copy": adder(0.58, 1),
+    }
+    async with SwitchingEngine(
+        store=tmp_path / "s.duckdb",
+        scorers=[ExactMatch(), Function(raising, "broken")],
+        mlflow=f"sqlite:///{tmp_path}/mlflow.db",
+        backends={"scripted": ScriptedBackend(lambda _: ("1",), answers=answers)},
+    ) as made:
+        for version in answers:
+            made.registry.register_model({"model_id": "adder", "model": "x", "backend": "scripted"}, version)
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("candidate", "decisions", "rule"),
+    [
+        ("better", {"ship"}, "primary-better"),
+        ("regressed", {"keep"}, "primary-worse"),
+        ("copy", {"inconclusive", "equivalent"}, "interval-includes-zero"),
+    ],
+)
+async def test_the_verdict_is_right(engine: SwitchingEngine, candidate: str, decisions: set[str], rule: str) -> None:
+    await engine.deploy("baseline")
+    result = await run_ab_test(engine, candidate, PROBLEMS[:600], metrics=METRICS, experiment="known")
+    assert result.verdict.decision in decisions
+    assert result.verdict.rule == rule
+    assert (result.requests.sent, result.requests.answered, result.requests.lost) == (600, 600, 0)
+    assert result.evidence.baseline.analysed + result.evidence.candidate.analysed == 600
+
+
+async def test_the_plan_is_stored_before_the_first_exposure(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    result = await run_ab_test(engine, "better", PROBLEMS[:100], metrics=METRICS)
+    plan = engine.query("SELECT digest, at_s FROM plans WHERE operation_id = ?", [result.operation_id]).iloc[0]
+    first = engine.query("SELECT min(admitted_at_s) AS at_s FROM requests WHERE arm = 'candidate'")["at_s"][0]
+    assert plan["digest"] == result.plan.digest() == result.verdict.plan_digest
+    assert plan["at_s"] <= first
+    stored = engine.query("SELECT decision, rule FROM verdicts WHERE operation_id = ?", [result.operation_id])
+    assert list(stored["rule"]) == [result.verdict.rule]
+
+
+async def test_promoting_the_winner_moves_traffic_and_is_timed(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    result = await run_ab_test(engine, "better", PROBLEMS[:200], metrics=METRICS)
+    await result.promote()
+    await engine.generate("1+1=")
+    assert engine.registry.active_version() == "better"
+    timing = switch_timing(engine, result.operation_id)
+    assert timing.routed_s is not None
+    assert timing.first_token_s is not None
+    assert timing.drained_s is not None
+    assert 0 <= timing.routed_s <= timing.first_token_s
+
+
+async def test_keeping_the_old_version(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    result = await run_ab_test(engine, "regressed", PROBLEMS[:200], metrics=METRICS)
+    await result.keep()
+    assert engine.registry.active_version() == "baseline"
+    with pytest.raises(InvalidInput, match="promoted its candidate"):
+        switch_timing(engine, result.operation_id)
+
+
+async def test_the_same_experiment_name_splits_the_same_way(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    splits = []
+    for _ in range(2):
+        result = await run_ab_test(engine, "better", PROBLEMS[:100], metrics=METRICS, experiment="again")
+        await result.keep()
+        rows = engine.query(
+            "SELECT unit_id, arm FROM requests WHERE operation_id = ? ORDER BY unit_id", [result.operation_id]
+        )
+        splits.append(rows.to_dict("records"))
+    assert splits[0] == splits[1]
+
+
+async def test_progress_reaches_the_total_and_names_the_arms(engine: SwitchingEngine) -> None:
+    seen: list[Progress] = []
+    await engine.deploy("baseline")
+    await run_ab_test(engine, "better", PROBLEMS[:50], metrics=METRICS, on_progress=seen.append)
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+    assert (seen[-1].done, seen[-1].total) == (50, 50)
+    assert set(seen[-1].by_arm) == {"stable", "candidate"}
+
+
+async def test_a_test_that_is_aborted_half_way_decides_nothing(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    aborting: list[asyncio.Future[bool]] = []
+
+    def abort_at_twenty(progress: Progress) -> None:
+        if progress.done == 20 and progress.phase == "asking":
+            operation_id = list(engine.switcher.operations)[-1]
+            aborting.append(asyncio.ensure_future(engine.abort_switch(operation_id)))
+
+    result = await run_ab_test(engine, "better", PROBLEMS, metrics=METRICS, on_progress=abort_at_twenty, concurrency=2)
+    assert aborting[0].result() is True
+    assert result.requests.sent < len(PROBLEMS)
+    assert result.requests.lost == 0
+    assert result.verdict.decision in {"inconclusive", "invalid"}
+    assert engine.registry.active_version() == "baseline"
+
+
+async def test_a_primary_whose_scorer_raises_is_invalid_and_the_answers_are_kept(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    result = await run_ab_test(engine, "better", PROBLEMS[:100], metrics=[Rate("broken")])
+    assert (result.verdict.decision, result.verdict.rule) == ("invalid", "scores-missing")
+    assert "broken" in result.verdict.reasons[0]
+    assert result.requests.answered == 100
+
+
+async def test_users_with_several_requests_are_compared_by_user(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    questions = [
+        {"prompt": prompt, "reference": answer, "unit_id": f"user-{i % 90}"}
+        for i, (prompt, answer) in enumerate(PROBLEMS[:900])
+    ]
+    result = await run_ab_test(engine, "better", questions, metrics=[Rate("exact_match")])
+    assert result.evidence.repeated_units == 90
+    assert "clustered by unit" in result.verdict.comparisons["exact_match"].method
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"prompts": []}, "prompts"),
+    ({"metrics": []}, "metrics"),
+    ({"metrics": [Rate("exact_match"), Mean("latency_s")]}, "metrics"),
+    ({"concurrency": 0}, "concurrency"),
+    ({"traffic_percentage": 0}, "strategy_config.traffic_percentage"),
+    ({"alpha": 1.5}, "plan.alpha"),
+    ({"candidate": "nobody"}, "version"),
+    ({"metrics": [Rate("exact_mach")]}, "metric.column"),
+    ({"temperature": -1}, "sampling.temperature"),
+]
+
+
+@pytest.mark.parametrize(("change", "field"), BAD)
+async def test_bad_arguments_start_nothing(engine: SwitchingEngine, change: dict[str, Any], field: str) -> None:
+    await engine.deploy("baseline")
+    call: dict[str, Any] = {"candidate": "better", "prompts": PROBLEMS[:30], "metrics": METRICS} | change
+    with pytest.raises(InvalidInput) as caught:
+        await run_ab_test(engine, **call)
+    assert caught.value.field == field
+    assert len(engine.switcher.operations) == 1, "only the deployment"
+
+
+async def test_there_must_be_something_to_compare_with(engine: SwitchingEngine) -> None:
+    with pytest.raises(SwitchRefused, match="no active version"):
+        await run_ab_test(engine, "better", PROBLEMS[:30], metrics=METRICS)
+
+
+async def test_publishing_makes_one_run_per_arm_with_the_same_metrics(engine: SwitchingEngine, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    await engine.deploy("baseline")
+    result = await run_ab_test(engine, "better", PROBLEMS[:300], metrics=METRICS)
+    name = publish(engine, result)
+    assert engine.tracking is not None
+    assert engine.tracking.flush(120)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name(name)
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.data.tags["abswitch.arm"] for run in runs} == {"baseline", "candidate"}
+    keys = [set(run.data.metrics) for run in runs]
+    assert keys[0] == keys[1]
+    assert {"exact_match", "latency_s", "latency_s_p95", "error_rate", "window/exact_match"} <= keys[0]
+    assert {run.data.tags["abswitch.decision"] for run in runs} == {result.verdict.decision.value}
+    assert not any("mlflow.parentRunId" in run.data.tags for run in runs)
+    by_version = {run.data.params["version"]: run.data.metrics["exact_match"] for run in runs}
+    assert by_version["better"] == pytest.approx(result.verdict.comparisons["exact_match"].candidate.value)
+
+
+async def test_publishing_without_a_sink_says_how_to_have_one() -> None:
+    async with SwitchingEngine(store=":memory:") as engine:
+        with pytest.raises(InvalidInput, match="mlflow="):
+            publish(engine, None)  # type: ignore[arg-type]  # refused before the result is looked at

@@ -1,0 +1,333 @@
+"""The facade: everything put together on scripted instances and a real DuckDB store."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from abswitch import ExactMatch, ModelSwitchingConfig, SwitchingEngine, SwitchingStrategyType
+from abswitch.errors import (
+    EngineClosed,
+    InvalidInput,
+    NoActiveVersion,
+    OperationInProgress,
+    StoreError,
+    SwitchFailed,
+    SwitchRefused,
+    UnknownVersion,
+)
+from abswitch.serving.scripted import Gate, ScriptedBackend
+
+CONFIG = {"model_id": "bot", "model": "script", "backend": "scripted"}
+
+
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(answers={v: (lambda _, v=v: ("I ", "am ", v)) for v in ("v1", "v2")})  # type: ignore[misc]
+
+
+@pytest_asyncio.fixture
+async def engine() -> AsyncIterator[SwitchingEngine]:
+    scripted = backend()
+    async with SwitchingEngine(
+        store=":memory:", scorers=[ExactMatch()], record_text=True, backends={"scripted": scripted}
+    ) as made:
+        made.scripted = scripted  # type: ignore[attr-defined]  # for the tests that reach in
+        for version in ("v1", "v2"):
+            made.registry.register_model(CONFIG, version)
+        yield made
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_generate_and_stream_say_the_same(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+    completion = await engine.generate("who?", unit_id="u1", reference="I am v1")
+    assert (completion.text, completion.served_version, completion.unit_id) == ("I am v1", "v1", "u1")
+    assert 0 <= completion.queue_s <= completion.first_token_s <= completion.total_s
+    chunks = [chunk async for chunk in engine.stream("who?")]
+    assert "".join(chunk.text for chunk in chunks) == "I am v1"
+    assert [chunk.index for chunk in chunks] == [0, 1, 2]
+    rows = engine.query("SELECT * FROM requests ORDER BY admitted_mono_s")
+    assert list(rows["output"]) == ["I am v1", "I am v1"]
+    await engine.scored()
+    scores = engine.query("SELECT request_id, scorer, value FROM scores")
+    assert scores.to_dict("records") == [
+        {"request_id": completion.request_id, "scorer": "exact_match", "value": 1.0}
+    ], "the stream had no reference, so it has no score"
+
+
+async def test_the_same_coroutines_work_on_the_engines_own_loop(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+
+    async def inside() -> tuple[str, str]:
+        text = (await engine.generate("who?")).text
+        return text, "".join([chunk.text async for chunk in engine.stream("who?")])
+
+    assert await engine.call(inside()) == ("I am v1", "I am v1")
+
+
+def test_the_blocking_form_for_scripts() -> None:
+    engine = SwitchingEngine(store=":memory:", backends={"scripted": backend()})
+    engine.registry.register_model(CONFIG, "v1")
+    engine.run(engine.deploy("v1"))
+    assert engine.run(engine.generate("who?")).text == "I am v1"
+    engine.close()
+
+
+async def test_a_blocked_caller_does_not_stop_the_engine(engine: SwitchingEngine) -> None:
+    """A long cell blocks the kernel's loop; what the engine was doing goes on."""
+    await engine.deploy("v1")
+    handle = await engine.start_switch("v2")
+    done = threading.Event()
+    threading.Thread(target=lambda: (engine.run(handle.done()), done.set())).start()
+    assert done.wait(10), "this blocks the caller's loop; the switch must finish all the same"
+
+
+async def test_leaving_a_stream_early_ends_the_generation(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+    scripted: ScriptedBackend = engine.scripted  # type: ignore[attr-defined]
+    gate = scripted["bot", "v1"].token_gate = Gate()
+    gate.let(1)
+    async with aclosing(engine.stream("who?")) as chunks:
+        async for _ in chunks:
+            break
+    await eventually(lambda: not engine.in_flight())
+    assert scripted["bot", "v1"].counts.cancelled == 1
+
+
+async def test_a_caller_that_is_cancelled_releases_its_request(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+    scripted: ScriptedBackend = engine.scripted  # type: ignore[attr-defined]
+    scripted["bot", "v1"].token_gate = Gate()
+    task = asyncio.create_task(engine.generate("who?"))
+    await eventually(lambda: len(engine.in_flight()) == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await eventually(lambda: not engine.in_flight())
+    (row,) = engine.query("SELECT error_type FROM requests WHERE arm = 'stable'").itertuples(index=False)
+    assert row.error_type == "Cancelled"
+
+
+async def test_the_documented_calls(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+    result = await engine.start_switch(
+        target_version="v2",
+        strategy_type=SwitchingStrategyType.AB_TEST,
+        strategy_config={"traffic_percentage": 20, "test_duration_hours": 24},
+    )
+    await result.serving()
+    status = engine.get_switching_status()
+    assert status["bot"].shares == {"v2": 0.2, "v1": 0.8}
+    assert "v1 → v2: evaluating at 20%" in str(status)
+    assert status.to_dict()["models"][0]["operation"]["phase"] == "evaluating"
+    with pytest.raises(OperationInProgress, match=result.operation_id):
+        await engine.start_switch("v2")
+    assert await engine.abort_switch(result.operation_id)
+    assert (await result.done()).phase == "aborted"
+    assert await engine.abort_switch(result.operation_id) is False
+    stats = engine.switcher.get_switcher_stats()
+    assert (stats.started, stats.succeeded, stats.aborted) == (2, 1, 1)
+    phases = engine.query(
+        "SELECT phase_to FROM transitions WHERE operation_id = ? ORDER BY sequence", [result.operation_id]
+    )
+    assert list(phases["phase_to"])[-3:] == ["rolling back", "draining", "aborted"]
+
+
+async def test_promote_and_keep(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+    first = await engine.start_switch("v2", "ab_test")
+    await first.serving()
+    await first.keep()
+    assert {(await engine.generate("who?")).text for _ in range(10)} == {"I am v1"}
+    second = await engine.start_switch("v2", "ab_test")
+    await second.serving()
+    await second.pause()
+    await second.resume()
+    await second.promote("it is better")
+    assert {(await engine.generate("who?")).text for _ in range(10)} == {"I am v2"}
+    assert (await second.done()).reason == "it is better"
+    assert "succeeded" in repr(second)
+
+
+async def test_a_version_asked_by_name_takes_no_part_in_comparisons(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+    assert (await engine.generate("who?", version="v2")).text == "I am v2"
+    assert await engine.ask("v2")("who?") == "I am v2"
+    assert set(engine.query("SELECT arm FROM requests")["arm"]) == {"pinned"}
+    assert engine.get_switching_status()["bot"].loaded == ("v1", "v2")
+    assert await engine.load("v2") >= 0
+
+
+async def test_a_candidate_that_does_not_load_leaves_the_stable_version_serving(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+    scripted: ScriptedBackend = engine.scripted  # type: ignore[attr-defined]
+    scripted._configure = lambda instance: setattr(instance, "load_error", "bad weights")
+    with pytest.raises(SwitchFailed, match=r"bad weights.*'v1' still serves"):
+        await engine.deploy("v2")
+    assert (await engine.generate("who?")).text == "I am v1"
+
+
+BAD_SWITCHES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"target_version": "v3"}, UnknownVersion, "one of v1, v2"),
+    ({"target_version": "v1"}, SwitchRefused, "already the active version"),
+    ({"target_version": "v2", "strategy_type": "canary2"}, InvalidInput, "strategy_type"),
+    ({"target_version": "v2", "strategy_type": "ab_test", "strategy_config": {"share": 1}}, InvalidInput, "share"),
+    (
+        {"target_version": "v2", "strategy_type": "ab_test", "strategy_config": {"traffic_percentage": 101}},
+        InvalidInput,
+        "traffic_percentage",
+    ),
+    ({"target_version": "v2", "model_id": "cat"}, InvalidInput, "model_id"),
+    ({"target_version": "v2", "experiment": "no spaces"}, InvalidInput, "experiment"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "says"), BAD_SWITCHES)
+async def test_a_bad_switch_is_refused_before_anything_changed(
+    engine: SwitchingEngine, call: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    await engine.deploy("v1")
+    with pytest.raises(error, match=says):
+        await engine.start_switch(**call)
+    assert len(engine.switcher.operations) == 1
+    assert engine.get_switching_status()["bot"].loaded == ("v1",)
+
+
+BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": "x", "unit_id": ""}, "unit_id"),
+    ({"prompt": "x", "unit_id": 7}, "unit_id"),
+    ({"prompt": "x", "temperature": -1}, "sampling.temperature"),
+    ({"prompt": "x", "max_token": 1}, "sampling.max_token"),
+    ({"prompt": "x", "version": "v9"}, "version"),
+    ({"prompt": "x", "model_id": "cat"}, "model_id"),
+]
+
+
+@pytest.mark.parametrize(("call", "field"), BAD_REQUESTS)
+async def test_a_bad_request_names_the_field_and_leaves_no_row(
+    engine: SwitchingEngine, call: dict[str, Any], field: str
+) -> None:
+    await engine.deploy("v1")
+    with pytest.raises(InvalidInput) as caught:
+        await engine.generate(**call)
+    assert caught.value.field == field
+    assert engine.query("SELECT count(*) AS n FROM requests")["n"][0] == 0
+
+
+async def test_no_version_no_answer(engine: SwitchingEngine) -> None:
+    with pytest.raises(NoActiveVersion):
+        await engine.generate("who?")
+
+
+async def test_scores_by_hand_are_checked_and_kept(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+    completion = await engine.generate("who?")
+    engine.score(completion.request_id, "thumbs_up", True)
+    with pytest.raises(Exception, match="finite number"):
+        engine.score(completion.request_id, "thumbs_up", float("nan"))
+    assert list(engine.query("SELECT value FROM scores WHERE scorer = 'thumbs_up'")["value"]) == [1.0]
+
+
+async def test_prompts_and_outputs_are_kept_only_when_asked_for() -> None:
+    async with SwitchingEngine(store=":memory:", backends={"scripted": backend()}) as engine:
+        engine.registry.register_model(CONFIG, "v1")
+        await engine.deploy("v1")
+        await engine.generate("a secret")
+        row = engine.query("SELECT prompt, output FROM requests").iloc[0]
+        assert row.isna().all()
+
+
+async def test_a_second_process_of_work_goes_on_with_new_epochs(tmp_path: Path) -> None:
+    for expected in (1, 2):
+        async with SwitchingEngine(store=tmp_path / "s.duckdb", backends={"scripted": backend()}) as engine:
+            engine.registry.register_model(CONFIG, "v1")
+            await engine.deploy("v1")
+            await engine.generate("who?")
+            assert engine.query("SELECT max(route_epoch) AS e FROM requests")["e"][0] == expected
+
+
+def engine_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("abswitch")]
+
+
+async def test_closing_leaves_no_thread_and_nothing_usable(tmp_path: Path) -> None:
+    before = engine_threads()
+    engine = SwitchingEngine(store=tmp_path / "s.duckdb", backends={"scripted": backend()})
+    engine.registry.register_model(CONFIG, "v1")
+    await engine.deploy("v1")
+    await engine.aclose()
+    engine.close()
+    assert engine_threads() == before
+    with pytest.raises(EngineClosed):
+        await engine.generate("who?")
+    with pytest.raises(EngineClosed):
+        await engine.start_switch("v1")
+
+
+def test_an_engine_that_is_dropped_shuts_itself_down() -> None:
+    """A re-run cell replaces the engine; the old one must not go on holding memory."""
+    before = engine_threads()
+    scripted = backend()
+    engine = SwitchingEngine(store=":memory:", backends={"scripted": scripted})
+    engine.registry.register_model(CONFIG, "v1")
+    engine.run(engine.deploy("v1"))
+    del engine
+    gc.collect()
+    assert engine_threads() == before
+    assert scripted["bot", "v1"].counts.stops == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"record_text": 1}, "record_text"),
+        ({"scorers": [3]}, "scorers"),
+        ({"scorers": [ExactMatch(), ExactMatch()]}, "scorers"),
+        ({"mlflow": "file:./mlruns"}, "tracking_uri"),
+    ],
+)
+def test_a_bad_argument_of_the_engine_is_named_and_leaves_nothing(arguments: dict[str, Any], field: str) -> None:
+    before = engine_threads()
+    with pytest.raises(InvalidInput) as caught:
+        SwitchingEngine(store=":memory:", **arguments)
+    assert caught.value.field == field
+    gc.collect()
+    assert engine_threads() == before
+
+
+def test_a_store_that_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a database")
+    before = engine_threads()
+    with pytest.raises(StoreError, match=r"notes\.txt"):
+        SwitchingEngine(store=tmp_path / "notes.txt")
+    assert engine_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"max_cached_models": 0}, "max_cached_models"),
+        ({"max_cached_models": True}, "max_cached_models"),
+        ({"default_switch_strategy": "yolo"}, "default_switch_strategy"),
+        ({"max_transition_time_seconds": 0}, "max_transition_time_seconds"),
+    ],
+)
+def test_a_bad_setting_is_named(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        ModelSwitchingConfig(**settings)
+    assert caught.value.field == field

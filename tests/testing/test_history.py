@@ -1,0 +1,302 @@
+"""The checker of histories: a clean history passes, and every planted violation is caught, each as what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+import pytest
+
+from abswitch.domain import RequestRecord, RouteRecord
+from abswitch.errors import InvalidInput
+from abswitch.testing.history import HistoryError, HistoryReport, ViolationKind, check_history
+
+K = ViolationKind
+
+
+def a_route(epoch: int, at_s: float, arm: str, version: str, share: float) -> RouteRecord:
+    return RouteRecord("bot", epoch, "op", 0, arm, version, share, 1_700_000_000.0 + at_s, at_s)
+
+
+def a_row(request_id: str, at_s: float, epoch: int, arm: str, version: str) -> RequestRecord:
+    return RequestRecord(
+        request_id=request_id,
+        model_id="bot",
+        operation_id="op",
+        step=0,
+        route_epoch=epoch,
+        arm=arm,
+        assigned_version=version,
+        served_version=version,
+        unit_id=f"unit-{request_id}",
+        fallback=False,
+        admitted_at_s=1_700_000_000.0 + at_s,
+        admitted_mono_s=at_s,
+        queue_s=0.1,
+        first_token_s=0.2,
+        total_s=1.1,
+        prompt_tokens=3,
+        output_tokens=2,
+        finish_reason="stop",
+        error_type=None,
+        error_message=None,
+        prompt="1+1=",
+        output=f"answer of {version}",
+    )
+
+
+@dataclass
+class History:
+    """v1 alone from 0, v1 and v2 from 10, v2 alone from 20; three requests in each period."""
+
+    routes: list[RouteRecord] = field(default_factory=list)
+    rows: list[RequestRecord] = field(default_factory=list)
+    answers: list[tuple[str, str]] = field(default_factory=list)
+    sent: set[str] = field(default_factory=set)
+
+    def change(self, request_id: str, **changes: object) -> None:
+        at = next(i for i, row in enumerate(self.rows) if row.request_id == request_id)
+        self.rows[at] = self.rows[at]._replace(**changes)  # type: ignore[arg-type]  # names and types are the caller's
+
+    def answer(self, request_id: str, text: str) -> None:
+        self.answers = [(r, text if r == request_id else old) for r, old in self.answers]
+
+    def check(self, *, as_frames: bool = False) -> HistoryReport:
+        truth = {(version, "1+1="): f"answer of {version}" for version in ("v1", "v2")}
+        requests = pd.DataFrame(self.rows) if as_frames else self.rows
+        routes = pd.DataFrame(self.routes) if as_frames else self.routes
+        return check_history(requests, routes, sent=self.sent, answered=self.answers, truth=truth)
+
+
+@pytest.fixture
+def history() -> History:
+    made = History()
+    made.routes = [
+        a_route(1, 0.0, "stable", "v1", 1.0),
+        a_route(2, 10.0, "stable", "v1", 0.5),
+        a_route(2, 10.0, "candidate", "v2", 0.5),
+        a_route(3, 20.0, "stable", "v2", 1.0),
+    ]
+    for i, (at_s, epoch, arm, version) in enumerate(
+        [
+            (1.0, 1, "stable", "v1"),
+            (5.0, 1, "stable", "v1"),
+            (9.99, 1, "stable", "v1"),
+            (10.0, 2, "candidate", "v2"),
+            (11.0, 2, "stable", "v1"),
+            (19.99, 2, "candidate", "v2"),
+            (20.0, 3, "stable", "v2"),
+            (25.0, 3, "stable", "v2"),
+            (99.0, 3, "stable", "v2"),
+        ],
+        start=1,
+    ):
+        made.rows.append(a_row(f"r{i}", at_s, epoch, arm, version))
+        made.answers.append((f"r{i}", f"answer of {version}"))
+        made.sent.add(f"r{i}")
+    return made
+
+
+@pytest.mark.parametrize("as_frames", [False, True])
+def test_a_clean_history_passes(history: History, as_frames: bool) -> None:
+    history.change("r2", error_type="InstanceDied", served_version=None, finish_reason="error", output=None)
+    history.answers = [pair for pair in history.answers if pair[0] != "r2"]
+    report = history.check(as_frames=as_frames)
+    assert report.violations == ()
+    assert (report.sent, report.answered, report.recorded, report.failed) == (9, 8, 9, 1)
+    assert (report.snapshots, report.texts_checked) == (3, 8)
+    report.raise_for_violations()
+    assert str(report).endswith("no violation")
+
+
+def _lost(h: History) -> None:
+    del h.rows[4]
+
+
+def _never_recorded_but_answered(h: History) -> None:
+    h.sent.add("r10")
+    h.answers.append(("r10", "answer of v1"))
+
+
+def _two_rows(h: History) -> None:
+    h.rows.append(h.rows[3])
+
+
+def _two_answers(h: History) -> None:
+    h.answers.append(("r4", "answer of v2"))
+
+
+def _never_sent(h: History) -> None:
+    h.sent.remove("r4")
+
+
+def _failed_yet_answered(h: History) -> None:
+    h.change("r4", error_type="InstanceDied", finish_reason="error")
+
+
+def _answered_yet_not_seen(h: History) -> None:
+    h.answers = [pair for pair in h.answers if pair[0] != "r4"]
+
+
+def _unroutable_version(h: History) -> None:
+    h.change("r1", assigned_version="v2", served_version="v2", output="answer of v2")
+    h.answer("r1", "answer of v2")
+
+
+def _unknown_epoch(h: History) -> None:
+    h.change("r9", route_epoch=4)
+
+
+def _old_version_after_the_switch(h: History) -> None:
+    """By its epoch all is well; only the clock tells that v1 had left when the request was admitted."""
+    h.change("r5", admitted_mono_s=20.5)
+
+
+def _epoch_from_the_future(h: History) -> None:
+    h.change("r6", route_epoch=3, arm="stable")
+
+
+def _arm_of_another_version(h: History) -> None:
+    h.change("r5", arm="candidate")
+
+
+def _arm_that_is_not_there(h: History) -> None:
+    h.change("r2", arm="candidate")
+
+
+def _routes_go_back(h: History) -> None:
+    h.routes[3] = h.routes[3]._replace(committed_mono_s=9.0)
+
+
+def _text_of_the_other_version(h: History) -> None:
+    h.change("r5", output="answer of v2")
+    h.answer("r5", "answer of v2")
+
+
+def _text_mixed(h: History) -> None:
+    h.change("r5", output=None)
+    h.answer("r5", "answer of v1 and v2")
+
+
+def _recorded_text_differs(h: History) -> None:
+    h.change("r5", output="something else")
+
+
+def _unlabelled_fallback(h: History) -> None:
+    h.change("r4", served_version="v1", output="answer of v1")
+    h.answer("r4", "answer of v1")
+
+
+def _label_without_fallback(h: History) -> None:
+    h.change("r4", fallback=True)
+
+
+def _fallback_to_a_version_long_gone(h: History) -> None:
+    h.change("r9", served_version="v1", fallback=True, output="answer of v1")
+    h.answer("r9", "answer of v1")
+
+
+def _no_version_answered(h: History) -> None:
+    h.change("r4", served_version=None)
+
+
+@pytest.mark.parametrize(
+    ("plant", "expected"),
+    [
+        (_lost, {K.LOST: 1}),
+        (_never_recorded_but_answered, {K.LOST: 1}),
+        (_two_rows, {K.DUPLICATED: 1}),
+        (_two_answers, {K.DUPLICATED: 1}),
+        (_never_sent, {K.NEVER_SENT: 1}),
+        (_failed_yet_answered, {K.ANSWER_DISAGREES: 1}),
+        (_answered_yet_not_seen, {K.ANSWER_DISAGREES: 1}),
+        (_no_version_answered, {K.ANSWER_DISAGREES: 1}),
+        (_recorded_text_differs, {K.ANSWER_DISAGREES: 1}),
+        (_unroutable_version, {K.UNROUTABLE: 1, K.WRONG_ARM: 1}),
+        (_unknown_epoch, {K.UNROUTABLE: 1}),
+        (_old_version_after_the_switch, {K.WRONG_TIME: 1, K.UNROUTABLE: 1, K.BACKWARDS: 1}),
+        (_epoch_from_the_future, {K.WRONG_TIME: 1}),
+        (_arm_of_another_version, {K.WRONG_ARM: 1}),
+        (_arm_that_is_not_there, {K.WRONG_ARM: 1}),
+        (_text_of_the_other_version, {K.WRONG_TEXT: 1}),
+        (_text_mixed, {K.WRONG_TEXT: 1}),
+        (_unlabelled_fallback, {K.MISLABELLED: 1}),
+        (_label_without_fallback, {K.MISLABELLED: 1}),
+        (_fallback_to_a_version_long_gone, {K.UNROUTABLE: 1}),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_a_planted_violation_is_caught_as_what_it_is(
+    history: History, plant: Callable[[History], None], expected: dict[ViolationKind, int]
+) -> None:
+    plant(history)
+    for as_frames in (False, True):
+        report = history.check(as_frames=as_frames)
+        assert {kind: report.count(kind) for kind in K if report.count(kind)} == {
+            k: n for k, n in expected.items() if n
+        }
+        with pytest.raises(HistoryError, match=str(next(iter(expected)))):
+            report.raise_for_violations()
+
+
+def test_snapshots_that_go_back_in_time_are_caught(history: History) -> None:
+    _routes_go_back(history)
+    assert history.check().count(K.BACKWARDS) == 1
+
+
+def test_a_fallback_to_a_version_that_took_over_meanwhile_is_legal(history: History) -> None:
+    # admitted at 19.5 to the stable v1, which left at 20: the retry was served by v2 and says so
+    history.change(
+        "r5", admitted_mono_s=19.5, served_version="v2", fallback=True, output="answer of v2", queue_s=0.0, total_s=2.0
+    )
+    history.answer("r5", "answer of v2")
+    report = history.check()
+    assert report.violations == ()
+    assert report.fallbacks == 1
+
+
+def test_pinned_requests_are_bound_by_their_label_alone(history: History) -> None:
+    history.change("r9", arm="pinned", assigned_version="v1", served_version="v1", output="answer of v1")
+    history.answer("r9", "answer of v1")
+    report = history.check()
+    assert (report.violations, report.pinned) == ((), 1)
+    history.change("r9", served_version="v2", output=None)
+    history.answer("r9", "answer of v2")
+    assert history.check().count(K.MISLABELLED) == 1
+
+
+def test_models_do_not_mix(history: History) -> None:
+    history.rows[0] = history.rows[0]._replace(model_id="other")
+    assert history.check().count(K.UNROUTABLE) == 1
+
+
+def test_prompts_may_be_given_where_none_are_recorded(history: History) -> None:
+    rows = [row._replace(prompt=None, output=None) for row in history.rows]
+    truth = {("v1", "p"): "right", ("v2", "p"): "answer of v2"}
+    report = check_history(
+        rows, history.routes, sent=history.sent, answered=dict(history.answers), truth=truth, prompts={"r1": "p"}
+    )
+    assert (report.texts_checked, report.count(K.WRONG_TEXT)) == (1, 1)
+    assert "'p' → 'answer of v1', which no version answers; v1 answers 'right'" in str(report)
+
+
+def test_an_empty_history_says_how_little_it_saw() -> None:
+    report = check_history([], [], sent=["r1"], answered={})
+    assert (report.sent, report.recorded, report.count(K.LOST)) == (1, 0, 1)
+
+
+def test_rows_of_two_processes_and_missing_columns_are_refused(history: History) -> None:
+    twice = [*history.routes, history.routes[0]._replace(committed_mono_s=3.0)]
+    with pytest.raises(InvalidInput, match="rows of one process"):
+        check_history(history.rows, twice, sent=history.sent, answered={})
+    frame = pd.DataFrame(history.rows).drop(columns=["route_epoch"])
+    with pytest.raises(InvalidInput, match="missing: route_epoch"):
+        check_history(frame, history.routes, sent=history.sent, answered={})
+
+
+def test_a_long_report_is_cut(history: History) -> None:
+    history.sent |= {f"x{i}" for i in range(30)}
+    told = str(history.check())
+    assert "30 lost" in told
+    assert "… and 20 more" in told
