@@ -7,9 +7,10 @@ The engine lives on a thread of its own; its coroutines may be awaited from any 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -157,6 +158,7 @@ class SwitchingEngine:
         self._loop = EngineLoop()
         pool = VllmEnginePool()
         transitions = TransitionManager()
+        grader = Grader(accepted_scorers, self._clock, record=self.store.score)
         router = RequestRouter(self._clock, last_epochs=self.store.last_epochs())
         builtin: dict[str, InstanceFactory] = {"vllm": vllm_backend(pool), "openai": OpenAIInstance}
         cache = ModelCache(
@@ -179,12 +181,14 @@ class SwitchingEngine:
             router,
             transitions,
             self._clock,
+            load=_loader(self.registry, cache),
             record=self.store.request,
+            on_answer=_grading(grader),
             on_lost=self.switcher.instance_lost,
             record_text=record_text,
         )
-        self._cache, self._router, self._transitions = cache, router, transitions
-        self._grader = Grader(accepted_scorers, self._clock, record=self.store.score)
+        self._cache, self._router, self._transitions, self._grader = cache, router, transitions, grader
+        self._session, self._numbers = uuid4().hex[:16], itertools.count()
         # Also when the object is dropped or the interpreter ends without `close`: no engine process may stay behind.
         # For that, nothing handed to the finalizer may refer back to this object.
         self._finalizer = weakref.finalize(
@@ -220,10 +224,10 @@ class SwitchingEngine:
             InvalidInput: a malformed argument; nothing was sent.
             NoActiveVersion, PromptTooLong, InstanceDied, StreamBroken: see `abswitch.errors`.
         """
-        submission = self._submission(prompt, unit_id, model_id, request_id, sampling)
-        return await self._loop.call(self._complete(submission, version, reference))
+        submission = self._submission(prompt, unit_id, model_id, version, reference, request_id, sampling)
+        return await self._loop.call(self._dispatcher.complete(submission))
 
-    async def stream(
+    def stream(
         self,
         prompt: str | Sequence[Mapping[str, str]],
         *,
@@ -238,10 +242,8 @@ class SwitchingEngine:
 
         Leaving the loop early ends the generation; close the generator (`contextlib.aclosing`) to end it at once.
         """
-        submission = self._submission(prompt, unit_id, model_id, request_id, sampling)
-        async with aclosing(self._loop.iterate(self._served(submission, version, reference))) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        submission = self._submission(prompt, unit_id, model_id, version, reference, request_id, sampling)
+        return self._loop.iterate(self._dispatcher.stream(submission))
 
     def ask(
         self, version: str, *, model_id: str | None = None, **sampling: Any
@@ -258,52 +260,31 @@ class SwitchingEngine:
         prompt: object,
         unit_id: str | None,
         model_id: str | None,
+        version: str | None,
+        reference: str | None,
         request_id: str | None,
         sampling: dict[str, Any],
     ) -> Submission:
         self._refuse_closed()
         if sampling:
             Sampling().merged(sampling)
-        for field, value in (("unit_id", unit_id), ("request_id", request_id)):
-            if value is not None and (not isinstance(value, str) or not value):
+        for field, value in (("unit_id", unit_id), ("request_id", request_id), ("reference", reference)):
+            if value is not None and (not isinstance(value, str) or (not value and field != "reference")):
                 raise InvalidInput(field, value, "a non-empty string, or None")
-        request_id = request_id or uuid4().hex
+        model = self.registry.resolve_model(model_id)
+        if version is not None:
+            self.registry.get(model, version)
+        request_id = request_id or f"{self._session}-{next(self._numbers)}"
         return Submission(
             request_id=request_id,
-            model_id=self.registry.resolve_model(model_id),
+            model_id=model,
             prompt=prompt_of(prompt),
             unit_id=unit_id or request_id,
             overrides=sampling,
             submitted_mono_s=self._clock.monotonic_s(),
+            version=version,
+            reference=reference,
         )
-
-    async def _complete(self, submission: Submission, version: str | None, reference: str | None) -> Completion:
-        async with aclosing(self._served(submission, version, reference)) as chunks:
-            async for _ in chunks:
-                pass
-        assert submission.completion is not None, "a stream that ends without an error has a completion"
-        return submission.completion
-
-    async def _served(
-        self, submission: Submission, version: str | None, reference: str | None
-    ) -> AsyncGenerator[TokenChunk, None]:
-        if version is not None:
-            submission.pinned = await self._instance(submission.model_id, version)
-        async with aclosing(self._dispatcher.stream(submission)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-        if submission.completion is not None and self._grader.names:
-            self._grader.submit(
-                Sample(
-                    request_id=submission.request_id,
-                    prompt=submission.prompt,
-                    output=submission.completion.text,
-                    reference=reference,
-                )
-            )
-
-    async def _instance(self, model_id: str, version: str) -> ModelInstance:
-        return (await self._cache.ensure(self.registry.get(model_id, version))).instance
 
     async def instance(self, version: str, *, model_id: str | None = None) -> ModelInstance:
         """The loaded instance of a version, loading it when needed; its methods belong on the engine's loop (`call`).
@@ -312,7 +293,8 @@ class SwitchingEngine:
             LoadFailed: with the reason.
         """
         self._refuse_closed()
-        return await self._loop.call(self._instance(self.registry.resolve_model(model_id), version))
+        registered = self.registry.get(self.registry.resolve_model(model_id), version)
+        return (await self._loop.call(self._cache.ensure(registered))).instance
 
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine that must run on the engine's own loop, e.g. one that uses an instance directly."""
@@ -496,6 +478,28 @@ def _version_check(cache: ModelCache) -> Callable[[ModelVersion], None]:
         check_source(version.config)
 
     return check
+
+
+def _loader(registry: DynamicModelRegistry, cache: ModelCache) -> Callable[[str, str], Awaitable[ModelInstance]]:
+    async def load(model_id: str, version: str) -> ModelInstance:
+        return (await cache.ensure(registry.get(model_id, version))).instance
+
+    return load
+
+
+def _grading(grader: Grader) -> Callable[[Submission], None]:
+    def grade(answered: Submission) -> None:
+        if grader.names:
+            grader.submit(
+                Sample(
+                    request_id=answered.request_id,
+                    prompt=answered.prompt,
+                    output=answered.text,
+                    reference=answered.reference,
+                )
+            )
+
+    return grade
 
 
 def _journal_to(store: Recorder) -> Callable[[Operation, TransitionRecord], Coroutine[Any, Any, None]]:

@@ -6,7 +6,7 @@ answered by a version that was routable at the very moment it was admitted.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -32,8 +32,10 @@ class Submission:
 
     Attributes:
         overrides: sampling fields that differ from the version's defaults.
-        pinned: the instance to use instead of the route (arm `pinned`).
-        completion: set once the last token was delivered.
+        version: ask this version whatever the route says (arm `pinned`).
+        reference: the right answer, for scorers.
+        last: the latest chunk; the answer is whole when it carries a finish reason.
+        record: the row of evidence, once it ended.
     """
 
     request_id: str
@@ -42,16 +44,47 @@ class Submission:
     unit_id: str
     overrides: dict[str, object]
     submitted_mono_s: float
-    pinned: ModelInstance | None = None
-    completion: Completion | None = None
+    version: str | None = None
+    reference: str | None = None
     served_by: str | None = None
     fallback: bool = False
-    chunks: int = 0
-    output_tokens: int = 0
-    prompt_tokens: int | None = None
     first_token_mono_s: float | None = None
-    finish_reason: FinishReason | None = None
+    last: TokenChunk | None = None
     texts: list[str] = field(default_factory=list)
+    record: RequestRecord | None = None
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self.texts)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the generation ended; None when it did not end by itself."""
+        return None if self.last is None else self.last.finish_reason
+
+    def completion(self) -> Completion:
+        """The whole answer; only once it ended."""
+        row, reason = self.record, self.finish_reason
+        assert row is not None, "asked for before the stream ended"
+        assert reason is not None, "asked for a stream that did not end by itself"
+        assert row.served_version is not None, "an answer was served by some version"
+        return Completion(
+            request_id=row.request_id,
+            text=self.text,
+            model_id=row.model_id,
+            arm=row.arm,
+            assigned_version=row.assigned_version,
+            served_version=row.served_version,
+            unit_id=row.unit_id,
+            operation_id=row.operation_id,
+            finish_reason=reason,
+            prompt_tokens=row.prompt_tokens,
+            output_tokens=row.output_tokens,
+            queue_s=row.queue_s,
+            first_token_s=row.total_s if row.first_token_s is None else row.first_token_s,
+            total_s=row.total_s,
+        )
 
 
 def render(prompt: Prompt, version: ModelVersion) -> Prompt:
@@ -66,7 +99,9 @@ class Dispatcher:
     """Serves requests from the current snapshot. Lives on the engine's loop.
 
     Args:
+        load: the instance of a version that a request names itself, loaded when needed.
         record: takes one row per admitted request; must not block.
+        on_answer: told of every whole answer, for scoring; must not block.
         on_lost: told when an instance died: (model_id, instance, reason).
         record_text: whether rows carry prompt and output.
     """
@@ -77,19 +112,32 @@ class Dispatcher:
         transitions: TransitionManager,
         clock: Clock,
         *,
+        load: Callable[[str, str], Awaitable[ModelInstance]],
         record: Callable[[RequestRecord], None],
+        on_answer: Callable[[Submission], None],
         on_lost: Callable[[str, ModelInstance, str], None],
         record_text: bool,
     ) -> None:
         self._router = router
         self._transitions = transitions
         self._clock = clock
+        self._load = load
         self._record = record
+        self._on_answer = on_answer
         self._on_lost = on_lost
         self._record_text = record_text
 
+    async def complete(self, submission: Submission) -> Completion:
+        """Serve one request to its end; errors as in `stream`."""
+        async with aclosing(self.stream(submission)) as chunks:
+            async for _ in chunks:
+                pass
+        return submission.completion()
+
     async def stream(self, submission: Submission) -> AsyncGenerator[TokenChunk, None]:
         """Serve one request; the row is recorded however it ends.
+
+        This is the hot path: one generator around the instance's own, and per token no call but the instance's.
 
         Raises:
             NoActiveVersion: nothing serves the model; no row, as nothing was admitted.
@@ -97,16 +145,21 @@ class Dispatcher:
             InstanceDied: the instance died before its first token and no other version could take over.
             StreamBroken: it died later; what had been delivered is in `text`.
         """
-        snapshot, arm = self._admit(submission)
+        pinned = None if submission.version is None else await self._load(submission.model_id, submission.version)
+        snapshot, arm = self._admit(submission, pinned)
         leases = [self._hold(submission, arm)]
         serving = arm
         error: BaseException | None = None
+        texts = submission.texts
         try:
             while True:
                 try:
                     async with aclosing(serving.instance.generate(self._request(submission, serving))) as chunks:
                         async for chunk in chunks:
-                            self._take(submission, chunk)
+                            if submission.first_token_mono_s is None and chunk.output_tokens:
+                                submission.first_token_mono_s = self._clock.monotonic_s()
+                            submission.last = chunk
+                            texts.append(chunk.text)
                             yield chunk
                     return
                 except (InstanceDied, InstanceNotRunning) as death:
@@ -118,11 +171,14 @@ class Dispatcher:
         finally:
             for lease in leases:
                 self._transitions.release(lease)
-            self._finish(submission, snapshot, arm, leases[0], error)
+            submission.record = self._row(submission, snapshot, arm, leases[0], error)
+            self._record(submission.record)
+            if submission.finish_reason is not None:
+                self._on_answer(submission)
 
-    def _admit(self, submission: Submission) -> tuple[RouteSnapshot | None, RoutedArm]:
-        if submission.pinned is not None:
-            return None, RoutedArm(PINNED, submission.pinned.version.version, submission.pinned, 1.0)
+    def _admit(self, submission: Submission, pinned: ModelInstance | None) -> tuple[RouteSnapshot | None, RoutedArm]:
+        if pinned is not None:
+            return None, RoutedArm(PINNED, pinned.version.version, pinned, 1.0)
         snapshot = self._router.snapshot(submission.model_id)
         return snapshot, snapshot.choose(submission.unit_id)
 
@@ -146,15 +202,6 @@ class Dispatcher:
             sampling=version.config.sampling.merged(submission.overrides),
         )
 
-    def _take(self, submission: Submission, chunk: TokenChunk) -> None:
-        if submission.first_token_mono_s is None and chunk.output_tokens:
-            submission.first_token_mono_s = self._clock.monotonic_s()
-        submission.chunks += 1
-        submission.output_tokens = chunk.output_tokens
-        submission.prompt_tokens = chunk.prompt_tokens
-        submission.finish_reason = chunk.finish_reason
-        submission.texts.append(chunk.text)
-
     def _after_death(
         self,
         submission: Submission,
@@ -169,10 +216,10 @@ class Dispatcher:
             InstanceDied, InstanceNotRunning: there is no other version.
         """
         self._on_lost(submission.model_id, dead.instance, str(death))
-        if submission.chunks:
+        if submission.last is not None:
             raise StreamBroken(
-                f"version {dead.version!r} died after {submission.output_tokens} token(s): {death}",
-                text="".join(submission.texts),
+                f"version {dead.version!r} died after {submission.last.output_tokens} token(s): {death}",
+                text=submission.text,
             ) from death
         current = self._router.snapshots.get(submission.model_id) if admitted is not None else None
         if current is None or submission.fallback or current.stable.version == dead.version:
@@ -180,64 +227,47 @@ class Dispatcher:
         submission.fallback = True
         return current.stable
 
-    def _finish(
+    def _row(
         self,
         submission: Submission,
         snapshot: RouteSnapshot | None,
         arm: RoutedArm,
         lease: Lease,
         error: BaseException | None,
-    ) -> None:
+    ) -> RequestRecord:
         end_s = self._clock.monotonic_s()
-        origin_s = submission.submitted_mono_s
-        first_s = submission.first_token_mono_s
-        answered = submission.finish_reason is not None
-        text = "".join(submission.texts)
-        if answered:
-            assert submission.finish_reason is not None and submission.served_by is not None
-            submission.completion = Completion(
-                request_id=submission.request_id,
-                text=text,
-                model_id=submission.model_id,
-                arm=arm.name,
-                assigned_version=arm.version,
-                served_version=submission.served_by,
-                unit_id=submission.unit_id,
-                operation_id=snapshot.operation_id if snapshot else None,
-                finish_reason=submission.finish_reason,
-                prompt_tokens=submission.prompt_tokens,
-                output_tokens=submission.output_tokens,
-                queue_s=lease.admitted_mono_s - origin_s,
-                first_token_s=(first_s if first_s is not None else end_s) - origin_s,
-                total_s=end_s - origin_s,
-            )
-        failed = None if answered else _failure(error)
-        self._record(
-            RequestRecord(
-                request_id=submission.request_id,
-                model_id=submission.model_id,
-                operation_id=snapshot.operation_id if snapshot else None,
-                step=snapshot.step if snapshot else 0,
-                route_epoch=snapshot.epoch if snapshot else 0,
-                arm=arm.name,
-                assigned_version=arm.version,
-                served_version=submission.served_by,
-                unit_id=submission.unit_id,
-                fallback=submission.fallback,
-                admitted_at_s=self._clock.wall_s() - (end_s - lease.admitted_mono_s),
-                admitted_mono_s=lease.admitted_mono_s,
-                queue_s=lease.admitted_mono_s - origin_s,
-                first_token_s=None if first_s is None else first_s - origin_s,
-                total_s=end_s - origin_s,
-                prompt_tokens=submission.prompt_tokens,
-                output_tokens=submission.output_tokens,
-                finish_reason=submission.finish_reason.value if submission.finish_reason else None,
-                error_type=failed[0] if failed else None,
-                error_message=failed[1] if failed else None,
-                prompt=str(submission.prompt) if self._record_text else None,
-                output=text if self._record_text else None,
-            )
+        origin_s, first_s, last = submission.submitted_mono_s, submission.first_token_mono_s, submission.last
+        reason = submission.finish_reason
+        error_type, error_message = (None, None) if reason is not None else _failure(error)
+        return RequestRecord(
+            request_id=submission.request_id,
+            model_id=submission.model_id,
+            operation_id=snapshot.operation_id if snapshot else None,
+            step=snapshot.step if snapshot else 0,
+            route_epoch=snapshot.epoch if snapshot else 0,
+            arm=arm.name,
+            assigned_version=arm.version,
+            served_version=submission.served_by,
+            unit_id=submission.unit_id,
+            fallback=submission.fallback,
+            admitted_at_s=self._clock.wall_s() - (end_s - lease.admitted_mono_s),
+            admitted_mono_s=lease.admitted_mono_s,
+            queue_s=lease.admitted_mono_s - origin_s,
+            first_token_s=None if first_s is None else first_s - origin_s,
+            total_s=end_s - origin_s,
+            prompt_tokens=last.prompt_tokens if last else None,
+            output_tokens=last.output_tokens if last else 0,
+            finish_reason=None if reason is None else reason.value,
+            error_type=error_type,
+            error_message=error_message,
+            prompt=prompt_text(submission.prompt) if self._record_text else None,
+            output=submission.text if self._record_text else None,
         )
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The prompt as one text; chat messages as `role: content`, one below the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(f"{m.role}: {m.content}" for m in prompt)
 
 
 def _failure(error: BaseException | None) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -68,25 +68,29 @@ class EngineLoop:
             raise EngineClosed("the engine was shut down")
         self._inbound.post(callback, *args)
 
-    async def iterate(self, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    def iterate(self, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Iterate on the caller's loop over a generator that runs on this loop.
 
         Closing the returned generator, or cancelling the task that reads it, closes `source` on its own loop.
         """
-        if self.is_current:
-            async with aclosing(source):
-                async for item in source:
-                    yield item
-            return
+        return source if self.is_current else self._bridged(source)
+
+    async def _bridged(self, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         here = asyncio.get_running_loop()
         mailbox = self._mailboxes.get(here)
         if mailbox is None:
             mailbox = self._mailboxes[here] = _Mailbox(here)
-        pipe: _Pipe[T] = _Pipe(source, mailbox)
+        pipe = _Pipe(source, mailbox)
         self.post(pipe.start)
         try:
-            async for item in pipe:
-                yield item
+            while True:
+                while pipe.items:
+                    yield pipe.items.popleft()
+                if pipe.ended:
+                    break
+                await pipe.more()
+            if pipe.error is not None:
+                raise pipe.error
         finally:
             if not pipe.ended:
                 self.post(pipe.cancel)
@@ -139,10 +143,10 @@ class _Pipe(Generic[T]):
         self._source = source
         self._mailbox = mailbox
         self._task: asyncio.Task[None] | None = None
-        self._items: deque[T] = deque()
-        self._error: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
         self._abandoned = False
+        self.items: deque[T] = deque()
+        self.error: BaseException | None = None
         self.ended = False
 
     # on the engine's loop
@@ -157,10 +161,11 @@ class _Pipe(Generic[T]):
 
     async def _pump(self) -> None:
         error: BaseException | None = None
+        post, put = self._mailbox.post, self._put
         try:
             async with aclosing(self._source) as source:
                 async for item in source:
-                    self._mailbox.post(self._put, item)
+                    post(put, item)
         except asyncio.CancelledError:
             if self._abandoned:
                 raise
@@ -169,29 +174,23 @@ class _Pipe(Generic[T]):
             error = caught
         finally:
             with suppress(RuntimeError):  # the caller's loop was closed: nobody is left to tell
-                self._mailbox.post(self._end, error)
+                post(self._end, error)
 
     # on the caller's loop
 
+    async def more(self) -> None:
+        """Wait until something arrived."""
+        self._reader = asyncio.get_running_loop().create_future()
+        await self._reader
+
     def _put(self, item: T) -> None:
-        self._items.append(item)
+        self.items.append(item)
         self._wake()
 
     def _end(self, error: BaseException | None) -> None:
-        self.ended, self._error = True, error
+        self.ended, self.error = True, error
         self._wake()
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
-
-    async def __aiter__(self) -> AsyncIterator[T]:
-        while True:
-            while self._items:
-                yield self._items.popleft()
-            if self.ended:
-                break
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        if self._error is not None:
-            raise self._error

@@ -13,6 +13,7 @@ from abswitch.rollout.operation import Operation, Phase
 from abswitch.rollout.strategies import Strategy, strategy_of
 from abswitch.serving.cache import ModelCache
 from abswitch.serving.dispatch import Dispatcher, Submission
+from abswitch.serving.instance import ModelInstance
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.router import RequestRouter
 from abswitch.serving.scripted import ScriptedBackend, ScriptedInstance
@@ -63,7 +64,9 @@ class Shell:
             self.router,
             self.transitions,
             self.clock,
+            load=self._load,
             record=self.requests.append,
+            on_answer=lambda _: None,
             on_lost=self.switcher.instance_lost,
             record_text=True,
         )
@@ -76,6 +79,9 @@ class Shell:
             raise self.journal_error
         await asyncio.sleep(0)
         self.journal.append(record)
+
+    async def _load(self, model_id: str, version: str) -> ModelInstance:
+        return (await self.cache.ensure(self.registry.get(model_id, version))).instance
 
     async def start(
         self, version: str, kind: str = "immediate", config: Mapping[str, Any] | Strategy | None = None
@@ -110,11 +116,7 @@ class Shell:
         )
 
     async def ask(self, unit_id: str = "") -> str:
-        submission = self.submission(unit_id)
-        async for _ in self.dispatcher.stream(submission):
-            pass
-        assert submission.completion is not None
-        return submission.completion.text
+        return (await self.dispatcher.complete(self.submission(unit_id))).text
 
     def instance(self, version: str) -> ScriptedInstance:
         return self.backend[MODEL, version]
