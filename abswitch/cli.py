@@ -56,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("reports/quickstart"), metavar="FOLDER", help="the report (%(default)s)"
     )
     demo.add_argument("--questions", type=_questions, default=600, metavar="N", help="requests to split (%(default)s)")
-    demo.add_argument(
-        "--candidate", choices=CANDIDATES, default="better", help="what meets the baseline (%(default)s)"
-    )
+    demo.add_argument("--candidate", choices=CANDIDATES, default="better", help="what meets the baseline (%(default)s)")
     return parser
 
 
@@ -115,7 +113,9 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> None
     except papermill.PapermillExecutionError as error:
         raise _Failure(_failed_cell(error, executed)) from error
     except DeadKernelError as error:
-        raise _Failure(f"the notebook's kernel died, perhaps for want of memory; it came as far as {executed}") from error
+        raise _Failure(
+            f"the notebook's kernel died, perhaps for want of memory; it came as far as {executed}"
+        ) from error
     except NoSuchKernel as error:
         raise _Failure(f"{error}; install ipykernel into this environment") from error
 

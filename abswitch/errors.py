@@ -20,7 +20,9 @@ AbswitchError
 │   └── StreamBroken                   the instance died after tokens were already sent
 ├── EngineClosed                       the engine was shut down
 ├── ScorerError                        a scorer raised
-└── StoreError                         evidence could not be written or read
+├── StoreError                         evidence could not be written or read
+├── MissingExtra (ImportError)         an optional part of abswitch is not installed; names the extra
+└── TrainingFailed                     the tiny models of `abswitch.testing` could not be made
 """
 
 from __future__ import annotations
@@ -152,3 +154,17 @@ class ScorerError(AbswitchError):
 
 class StoreError(AbswitchError):
     """Evidence could not be written to, or read from, the store."""
+
+
+class MissingExtra(AbswitchError, ImportError):
+    """An optional part of abswitch is not installed; the message names what to install."""
+
+    def __init__(self, what: str, missing: tuple[str, ...], extras: tuple[str, ...]) -> None:
+        self.missing = missing
+        self.extras = extras
+        ways = " or ".join(f"pip install 'abswitch[{extra}]'" for extra in extras)
+        super().__init__(f"{what} needs {', '.join(missing)}, not installed here; {ways}")
+
+
+class TrainingFailed(AbswitchError):
+    """The tiny models of `abswitch.testing` could not be made; nothing was cached."""

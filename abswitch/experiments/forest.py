@@ -96,6 +96,8 @@ def _draw_arm(axes: Axes, y: float, arm: ArmEstimate, reading: Reading, color: s
 
 
 def _draw_difference(axes: Axes, reading: Reading, found: Comparison) -> None:
+    from matplotlib.patheffects import withStroke
+
     color = _TONES[reading.tone]
     axes.plot(
         [found.low, found.high], [_DIFFERENCE_Y, _DIFFERENCE_Y], color=color, linewidth=2.4, solid_capstyle="round"

@@ -124,4 +124,4 @@ def _by_arm(
 
 
 def _numbers(row: pd.Series[Any]) -> dict[str, float | None]:
-    return {name: float(value) for name, value in row.items() if name not in ("arm", "w")}
+    return {str(name): float(value) for name, value in row.items() if name not in ("arm", "w")}

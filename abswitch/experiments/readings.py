@@ -139,9 +139,11 @@ class Reading:
     @property
     def sentence(self) -> str:
         """Both arms and the difference in one line."""
+        if self.comparison is None or not self.comparison.attainable:
+            return f"{self.name} could not be compared."
         return (
-            f"{self.name}: {self.baseline.value} against {self.candidate.value}, "
-            f"a difference of {self.difference.value} ({self.interval})"
+            f"{self.name} is {self.baseline.value} with the baseline and {self.candidate.value} with the candidate: "
+            f"{self.difference.value}, {1 - self.comparison.alpha:.0%} interval {self.interval}."
         )
 
     @property

@@ -13,7 +13,7 @@ from abswitch.engine import SwitchingEngine
 from abswitch.errors import InvalidInput
 from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.examples import Example, worst_examples
-from abswitch.experiments.readings import p_words, readings_of
+from abswitch.experiments.readings import Reading, p_words, readings_of
 from abswitch.experiments.summary import summary_of, to_json, write_atomically
 from abswitch.experiments.timing import SwitchTiming
 from abswitch.stats import Decision
@@ -95,6 +95,7 @@ def _render(
         s=summary,
         tone=_TONES.get(result.verdict.decision, "open"),
         created=f"{created:%d %B %Y, %H:%M} UTC",
+        lead=_primary(result).sentence,
         highlights=list(_highlights(summary, result)),
         figures={name: _figure(variants) for name, variants in charts.items()},
         estimates=readings_of(result.plan, result.verdict),
@@ -119,15 +120,23 @@ def _figure(variants: Mapping[str, Chart]) -> dict[str, str]:
     return images | {"finding": variants[_WIDE].finding}
 
 
+def _primary(result: ABTestResult) -> Reading:
+    return next(r for r in readings_of(result.plan, result.verdict) if r.metric is result.plan.primary)
+
+
 def _highlights(summary: Mapping[str, Any], result: ABTestResult) -> Iterator[tuple[str, str, str]]:
-    primary = next(r for r in readings_of(result.plan, result.verdict) if r.metric is result.plan.primary)
+    primary = _primary(result)
     yield primary.name, f"{primary.baseline.value} → {primary.candidate.value}", f"{primary.difference.value}"
     requests = result.requests
     lost = "none lost" if not requests.lost else f"{requests.lost:,} LOST"
     failed = "none failed" if not requests.failed else f"{requests.failed:,} failed"
     yield "requests answered", f"{requests.answered:,} of {requests.sent:,}", f"{failed}, {lost}"
     n = summary["n"]
-    yield "compared", f"{n['baseline']:,} + {n['candidate']:,}", f"units with {result.plan.baseline} and {result.plan.candidate}"
+    yield (
+        "compared",
+        f"{n['baseline']:,} + {n['candidate']:,}",
+        f"with {result.plan.baseline} and {result.plan.candidate}",
+    )
     switch = summary["switch"]
     if switch is not None and switch["first_token_s"] is not None:
         yield "switch", _ms(switch["first_token_s"]), f"until the first token of {result.plan.candidate}"
@@ -152,7 +161,10 @@ def _split(result: ABTestResult) -> Iterator[dict[str, str]]:
 def _validity(summary: Mapping[str, Any], result: ABTestResult) -> Iterator[tuple[bool, str]]:
     ratio, evidence, requests = result.verdict.sample_ratio, result.evidence, result.requests
     believable = "not believable: sample-ratio mismatch" if ratio.mismatch else "as planned"
-    yield not ratio.mismatch, f"Traffic split {believable} ({ratio.method}, p {p_words(ratio.p_value)}, limit {ratio.alpha:g})."
+    yield (
+        not ratio.mismatch,
+        f"Traffic split {believable} ({ratio.method}, p {p_words(ratio.p_value)}, limit {ratio.alpha:g}).",
+    )
     lost = requests.lost
     yield (
         lost == 0,

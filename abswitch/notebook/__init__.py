@@ -1,0 +1,50 @@
+"""What a notebook shows: progress, verdicts, figures, controls. Everything also works, as text, outside of one."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from abswitch.notebook.display import Card, card, show
+    from abswitch.notebook.live import ProgressView
+    from abswitch.notebook.panel import SwitchPanel
+    from abswitch.notebook.parameters import check_parameters, project_folder
+    from abswitch.notebook.plots import estimates_chart, latency_chart, traffic_chart
+
+# Resolved at first use: matplotlib and ipywidgets are loaded only by who draws or clicks.
+_HOME = {
+    "Card": "display",
+    "ProgressView": "live",
+    "SwitchPanel": "panel",
+    "card": "display",
+    "check_parameters": "parameters",
+    "estimates_chart": "plots",
+    "latency_chart": "plots",
+    "project_folder": "parameters",
+    "show": "display",
+    "traffic_chart": "plots",
+}
+
+__all__ = [
+    "Card",
+    "ProgressView",
+    "SwitchPanel",
+    "card",
+    "check_parameters",
+    "estimates_chart",
+    "latency_chart",
+    "project_folder",
+    "show",
+    "traffic_chart",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'abswitch.notebook' has no attribute {name!r}")
+    return getattr(import_module(f"abswitch.notebook.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -136,7 +136,6 @@ class Workshop:
         from peft import LoraConfig, get_peft_model
 
         recipe = self._recipe
-        goal = self._accuracy["baseline"] + recipe.adapter_gain
         config = LoraConfig(
             r=recipe.adapter_rank,
             lora_alpha=recipe.adapter_alpha,
@@ -147,9 +146,9 @@ class Workshop:
         adapted.peft_config["default"].base_model_name_or_path = str(self._served_from / "baseline")
         for step, right in self._fit(adapted, self._data.train, self._how(learning_rate=recipe.adapter_rate)):
             self._report(f"adapting: step {step}, {right:.0%} right", 0.65 + 0.3 * min(1.0, step / recipe.typical_steps))
-            if right >= goal:
+            if right >= recipe.adapter_from:
                 return self._save("adapter", adapted)
-        raise TargetMissed(f"the adapter did not reach {goal:.0%} right within {recipe.max_steps} steps")
+        raise TargetMissed(f"the adapter did not reach {recipe.adapter_from:.0%} right within {recipe.max_steps} steps")
 
     def _how(self, **changes: Any) -> Fit:
         from abswitch.testing.learning import Fit

@@ -17,7 +17,16 @@ def test_allowed_values_pass() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n", 39), ("n", 1001), ("n", "600"), ("n", True), ("candidate", "best"), ("store", None), ("store", 3), ("quick", 1)],
+    [
+        ("n", 39),
+        ("n", 1001),
+        ("n", "600"),
+        ("n", True),
+        ("candidate", "best"),
+        ("store", None),
+        ("store", 3),
+        ("quick", 1),
+    ],
 )
 def test_a_value_outside_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InvalidInput) as refused:
