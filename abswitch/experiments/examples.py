@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from abswitch.engine import SwitchingEngine
@@ -65,7 +66,7 @@ def _example(
         prompt=_cut(prompt),
         output=None if failed or not isinstance(output, str) else _cut(output),
         error=f"{error_type}: {error_message}" if failed else None,
-        score=None if score is None or score != score else float(score),
+        score=None if score is None or math.isnan(score) else float(score),
         total_s=float(total_s),
     )
 

@@ -46,32 +46,30 @@ def _finding(primary: Reading, plan: AnalysisPlan) -> str:
 
 def _draw_row(chart: Chart, index: int, rows: int, reading: Reading, plan: AnalysisPlan) -> None:
     top_in = _ROW_IN * (rows - index) + 0.12
-    bottom_in = top_in - _ROW_IN
-    left, middle, right = 0.12, chart.width_in * 0.53, chart.width_in - 0.12
-    chart.text(
-        left / chart.width_in, (top_in - 0.1) / chart.height_in, _short(reading.name, chart.width_in), fontsize=9.5, weight="bold",
-        color=INK, va="top",
-    )  # fmt: skip
-    chart.text(
-        right / chart.width_in, (top_in - 0.1) / chart.height_in, reading.finding, fontsize=9.5, weight="bold",
-        color=_TONES[reading.tone], va="top", ha="right",
-    )  # fmt: skip
+    left_in, middle_in, right_in = 0.12, chart.width_in * 0.53, chart.width_in - 0.12
+    name = _short(reading.name, chart.width_in)
+    for x_in, text, color, side in (
+        (left_in, name, INK, "left"),
+        (right_in, reading.finding, _TONES[reading.tone], "right"),
+    ):
+        x, y = x_in / chart.width_in, (top_in - 0.1) / chart.height_in
+        chart.text(x, y, text, fontsize=9.5, weight="bold", color=color, va="top", ha=side)
     if reading.comparison is None:
         return
-    arms = _row_axes(chart, left + 0.3, middle - 0.15, bottom_in, top_in)
+    arms = _row_axes(chart, left_in + 0.3, middle_in - 0.15, top_in)
     _draw_arm(arms, _BASELINE_Y, reading.comparison.baseline, reading, BASELINE, plan.baseline)
     _draw_arm(arms, _CANDIDATE_Y, reading.comparison.candidate, reading, CANDIDATE, plan.candidate)
     _scale(arms, reading, signed=False)
-    difference = _row_axes(chart, middle + 0.15, right - 0.1, bottom_in, top_in)
+    difference = _row_axes(chart, middle_in + 0.15, right_in - 0.1, top_in)
     if reading.comparison.attainable:
         _draw_difference(difference, reading, reading.comparison)
     else:
         difference.set_axis_off()
 
 
-def _row_axes(chart: Chart, left_in: float, right_in: float, bottom_in: float, top_in: float) -> Axes:
+def _row_axes(chart: Chart, left_in: float, right_in: float, top_in: float) -> Axes:
     width, height = chart.width_in, chart.height_in
-    low_in = bottom_in + 0.32
+    low_in = top_in - _ROW_IN + 0.32
     axes = chart.add_axes(
         (left_in / width, low_in / height, (right_in - left_in) / width, (top_in - _ROW_TITLE_IN - low_in) / height)
     )
@@ -104,8 +102,8 @@ def _draw_difference(axes: Axes, reading: Reading, found: Comparison) -> None:
     )
     axes.plot([found.estimate], [_DIFFERENCE_Y], "D", color=color, markersize=6)
     axes.annotate(
-        reading.difference.value, (found.estimate, _DIFFERENCE_Y), xytext=(0, 6), textcoords="offset points", ha="center",
-        va="bottom", fontsize=8.5, color=INK, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        reading.difference.value, (found.estimate, _DIFFERENCE_Y), xytext=(0, 6), textcoords="offset points",
+        ha="center", va="bottom", fontsize=8.5, color=INK, path_effects=[withStroke(linewidth=2.5, foreground="white")],
     )  # fmt: skip
     margin = reading.metric.margin
     reach = max(abs(found.low), abs(found.high), *([margin] if margin and margin < 3 * _reach(found) else []))

@@ -1,4 +1,4 @@
-"""`Reading`: one metric of a verdict in the words and units that people read, the same in every table, card and figure."""
+"""`Reading`: one metric of a verdict in the words and units that people read, alike in every table, card and figure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Unit:
 
 
 def unit_of(metric: Metric, largest: float, half_width: float) -> Unit:
-    """Percent for rates, ms or s for durations, tokens/s, else plain; two digits of the interval's half-width are shown.
+    """Percent for rates, ms or s for durations, tokens/s, else plain; shows two digits of the interval's half-width.
 
     Args:
         largest: what the values reach; decides between ms and s.

@@ -99,7 +99,7 @@ def _render(
         highlights=list(_highlights(summary, result)),
         figures={name: _figure(variants) for name, variants in charts.items()},
         estimates=readings_of(result.plan, result.verdict),
-        interval_words=f"Intervals are of {1 - result.plan.alpha:.0%} confidence; differences are candidate − baseline.",
+        interval_words=f"{1 - result.plan.alpha:.0%} intervals; differences are candidate minus baseline.",
         split=list(_split(result)),
         validity=list(_validity(summary, result)),
         switch_rows=list(_switch_rows(summary)),

@@ -97,7 +97,7 @@ class BusyTime:
 
     @classmethod
     def of(cls, instants_s: Floats) -> BusyTime:
-        """From instants in order: a gap above two seconds that is also above a tenth of the busy time ends a stretch."""
+        """From instants in order: a gap above two seconds and above a tenth of the busy time ends a stretch."""
         gaps = np.diff(instants_s)
         busy_s = float(gaps[gaps <= _IDLE_S].sum())
         cuts = np.flatnonzero(gaps > max(_IDLE_S, 0.1 * busy_s))

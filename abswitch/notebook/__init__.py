@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from abswitch.notebook.display import Card, card, show
-    from abswitch.notebook.live import ProgressView
+    from abswitch.notebook.live import ProgressView, StageView
     from abswitch.notebook.panel import SwitchPanel
-    from abswitch.notebook.parameters import check_parameters, project_folder
+    from abswitch.notebook.parameters import check_parameters, project_folder, store_uri
     from abswitch.notebook.plots import estimates_chart, latency_chart, traffic_chart
 
 # Resolved at first use: matplotlib and ipywidgets are loaded only by who draws or clicks.
 _HOME = {
     "Card": "display",
     "ProgressView": "live",
+    "StageView": "live",
     "SwitchPanel": "panel",
     "card": "display",
     "check_parameters": "parameters",
@@ -23,12 +24,14 @@ _HOME = {
     "latency_chart": "plots",
     "project_folder": "parameters",
     "show": "display",
+    "store_uri": "parameters",
     "traffic_chart": "plots",
 }
 
 __all__ = [
     "Card",
     "ProgressView",
+    "StageView",
     "SwitchPanel",
     "card",
     "check_parameters",
@@ -36,6 +39,7 @@ __all__ = [
     "latency_chart",
     "project_folder",
     "show",
+    "store_uri",
     "traffic_chart",
 ]
 

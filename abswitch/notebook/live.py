@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from abswitch.experiments.ab_test import Progress
-from abswitch.experiments.palette import FAILED, color_of_arm
-from abswitch.notebook.output import LiveOutput, in_notebook
+from abswitch.experiments.palette import BASELINE, FAILED, color_of_arm
+from abswitch.notebook.output import LiveOutput, Renderable, in_notebook
 
 _MIN_INTERVAL_S = 0.1
 _LOG_STEPS = 10
 _BAR_WIDTH, _BAR_HEIGHT = 600, 14
+_FONT = "font:13px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums"
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """A stage of some work, in words, and the share of the whole that is done, 0–1."""
+
+    words: str
+    fraction: float
+
+    def to_text(self) -> str:
+        return f"{self.words}: {self.fraction:.0%}"
+
+    def to_html(self) -> str:
+        return (
+            f'<div style="max-width:600px;{_FONT}"><div style="display:flex;justify-content:space-between;gap:1em">'
+            f"<strong>{escape(self.words)}</strong><span>{self.fraction:.0%}</span></div>"
+            f"{_bar([(self.fraction, BASELINE)], self.fraction)}</div>"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +48,11 @@ class ProgressState:
     progress: Progress
     names: Mapping[str, str]
     rate_per_s: float | None
+
+    @property
+    def words(self) -> str:
+        """The phase."""
+        return self.progress.phase
 
     @property
     def fraction(self) -> float:
@@ -60,7 +84,7 @@ class ProgressState:
             for label, count, color in self.parts
         )
         return (
-            '<div style="max-width:600px;font:13px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums">'
+            f'<div style="max-width:600px;{_FONT}">'
             f'<div style="display:flex;justify-content:space-between;gap:1em"><strong>{escape(self.progress.phase)}'
             f"</strong><span>{self._counts}</span></div>{self._bar()}"
             '<div style="display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 1em">'
@@ -68,17 +92,8 @@ class ProgressState:
         )
 
     def _bar(self) -> str:
-        rectangles, x = [], 0.0
-        for _, count, color in self.parts:
-            width = _BAR_WIDTH * count / max(self.progress.total, 1)
-            rectangles.append(f'<rect x="{x:.1f}" width="{width:.1f}" height="{_BAR_HEIGHT}" fill="{color}"/>')
-            x += width
-        return (
-            f'<svg viewBox="0 0 {_BAR_WIDTH} {_BAR_HEIGHT}" preserveAspectRatio="none" role="img" '
-            f'aria-label="{self.fraction:.0%} done" style="display:block;width:100%;height:{_BAR_HEIGHT}px;'
-            f'border-radius:3px;margin:2px 0"><rect width="{_BAR_WIDTH}" height="{_BAR_HEIGHT}" fill="#888" '
-            f'fill-opacity=".2"/>{"".join(rectangles)}</svg>'
-        )
+        total = max(self.progress.total, 1)
+        return _bar([(count / total, color) for _, count, color in self.parts], self.fraction)
 
     @property
     def _counts(self) -> str:
@@ -89,6 +104,40 @@ class ProgressState:
         pace = [] if self.rate_per_s is None else [f"{self.rate_per_s:,.0f} requests/s"]
         left = [] if self.remaining_s is None else [f"{duration(self.remaining_s)} left"]
         return " · ".join([*pace, *left, f"{duration(self.progress.elapsed_s)} elapsed"])
+
+
+def _bar(parts: Sequence[tuple[float, str]], done: float) -> str:
+    """A bar of parts (share of the whole, colour), as SVG."""
+    rectangles, x = [], 0.0
+    for share, color in parts:
+        width = _BAR_WIDTH * share
+        rectangles.append(f'<rect x="{x:.1f}" width="{width:.1f}" height="{_BAR_HEIGHT}" fill="{color}"/>')
+        x += width
+    return (
+        f'<svg viewBox="0 0 {_BAR_WIDTH} {_BAR_HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{done:.0%} done" style="display:block;width:100%;height:{_BAR_HEIGHT}px;'
+        f'border-radius:3px;margin:2px 0"><rect width="{_BAR_WIDTH}" height="{_BAR_HEIGHT}" fill="#888" '
+        f'fill-opacity=".2"/>{"".join(rectangles)}</svg>'
+    )
+
+
+class StageView:
+    """Shows work that reports itself as (words, share done), e.g. `tiny_models(progress=StageView())`.
+
+    Args:
+        stream: where text goes, standard error by default; giving one also turns the notebook output off.
+    """
+
+    def __init__(self, *, stream: TextIO | None = None) -> None:
+        self._sink = _sink(stream)
+        self._shown: StageState | None = None
+
+    def __call__(self, words: str, fraction: float) -> None:
+        """Show this, unless it is what is shown already, to the percent."""
+        state = StageState(words, round(fraction, 2))
+        if state != self._shown:
+            self._shown = state
+            self._sink.show(state)
 
 
 class ProgressView:
@@ -143,36 +192,43 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+class _State(Renderable, Protocol):
+    @property
+    def fraction(self) -> float: ...
+
+    @property
+    def words(self) -> str: ...
+
+
 class _Line:
-    """One terminal line, rewritten while its phase lasts."""
+    """One terminal line, rewritten while its stage lasts."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._phase = ""
+        self._words = ""
         self._open = False
 
-    def show(self, state: ProgressState) -> None:
-        if self._open and self._phase != state.progress.phase:
+    def show(self, state: _State) -> None:
+        if self._open and self._words != state.words:
             self._stream.write("\n")
-        self._phase = state.progress.phase
-        ended = state.progress.done == state.progress.total
-        self._stream.write(f"\r\x1b[2K{state.to_text()}" + ("\n" if ended else ""))
-        self._open = not ended
+        self._words = state.words
+        self._open = state.fraction < 1.0
+        self._stream.write(f"\r\x1b[2K{state.to_text()}" + ("" if self._open else "\n"))
         self._stream.flush()
 
 
 class _Log:
-    """Lines of a file or pipe: one for each phase, one for each tenth."""
+    """Lines of a file or pipe: one for each stage, one for each tenth."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._phase = ""
+        self._words = ""
         self._next = 0.0
 
-    def show(self, state: ProgressState) -> None:
-        if state.progress.phase == self._phase and state.fraction < self._next:
+    def show(self, state: _State) -> None:
+        if state.words == self._words and state.fraction < self._next:
             return
-        self._phase = state.progress.phase
+        self._words = state.words
         self._next = min(1.0, (int(state.fraction * _LOG_STEPS + 1e-9) + 1) / _LOG_STEPS)
         self._stream.write(state.to_text() + "\n")
         self._stream.flush()

@@ -11,6 +11,7 @@ from abswitch import checks
 from abswitch.errors import InvalidInput
 
 _INJECTED = "# Parameters"
+_SQLITE = "sqlite:///"
 
 Allowed = range | tuple[str, ...] | type
 """What a parameter may be: a whole number within a range, one of some words, or an instance of a type."""
@@ -40,6 +41,14 @@ def project_folder(given: Path | str = "") -> Path:
         return Path(given).expanduser().resolve()
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
+
+
+def store_uri(uri: str, folder: Path) -> str | None:
+    """An MLflow address with a relative SQLite path made absolute, from `folder`; None for an empty one."""
+    path = uri.removeprefix(_SQLITE)
+    if path == uri or path.startswith("/"):
+        return uri or None
+    return f"{_SQLITE}{folder / path}"
 
 
 def _check(field: str, value: object, allowed: Allowed) -> None:

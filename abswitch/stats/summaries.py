@@ -16,6 +16,12 @@ from abswitch import checks
 from abswitch.errors import InvalidInput
 
 _ROUNDING = 1e-9
+"""A negative spread of at most this share of its scale is rounding; anything more belongs to no data set."""
+_EPSILON = float(np.finfo(np.float64).eps)
+_CANCELLED = 1e-12
+"""The same for the difference of two spreads: numerators in fixed proportion to their denominators do not vary."""
+_UNRESOLVED = (4 * _EPSILON) ** 2
+"""Below this share of n·mean², doubles cannot hold a spread: what is left of equal values is rounding, not variation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,7 @@ class MeanSummary:
             object.__setattr__(self, "m2", math.nan)
             return
         checks.number("mean", self.mean)
-        scale = self.n * self.mean * self.mean + 1e-300
-        object.__setattr__(self, "m2", _not_negative("m2", self.m2, scale))
+        object.__setattr__(self, "m2", _spread("m2", self.m2, self.n * self.mean * self.mean))
 
     @classmethod
     def of(cls, values: ArrayLike) -> Self:
@@ -46,15 +51,30 @@ class MeanSummary:
         array = numbers("values", values)
         if not array.size:
             return cls(0, math.nan, math.nan)
-        mean = float(array.mean())
-        return cls(array.size, mean, float(np.square(array - mean).sum()))
+        mean, deviations = _centred(array)
+        return cls(array.size, mean, _sum_of_products(deviations, deviations))
+
+    @classmethod
+    def from_sums(cls, n: int, sum_x: float, sum_xx: float) -> Self:
+        """From count, sum and sum of squares. Loses digits where the mean is large against the spread, which then reads
+        as no variation: prefer `from_moments` where there is a choice.
+
+        Raises:
+            InvalidInput: sums that belong to no data set.
+        """
+        if n == 0:
+            return cls(0, math.nan, math.nan)
+        return cls(n, sum_x / n, _central("sum_xx", sum_xx, sum_x * sum_x / n, sum_xx, n))
 
     @classmethod
     def from_moments(cls, n: int, mean: float | None, variance: float | None) -> Self:
-        """From count, mean and sample variance (divisor n − 1), as `avg` and `var_samp` of SQL deliver them."""
-        if n == 0 or mean is None:
+        """From count, mean and sample variance (divisor n − 1), as `avg` and `var_samp` of SQL deliver them.
+
+        The variance of one observation is not read; with none, neither is the mean.
+        """
+        if n == 0:
             return cls(0, math.nan, math.nan)
-        return cls(n, float(mean), 0.0 if n == 1 or variance is None else float(variance) * (n - 1))
+        return cls(n, _given("mean", mean), 0.0 if n == 1 else _given("variance", variance) * (n - 1))
 
     @property
     def variance(self) -> float:
@@ -126,7 +146,7 @@ class RatioSummary:
         for name in ("mean_x", "mean_y", "c_xy"):
             checks.number(name, getattr(self, name))
         for name, mean in (("m2_x", self.mean_x), ("m2_y", self.mean_y)):
-            object.__setattr__(self, name, _not_negative(name, getattr(self, name), self.n * mean * mean + 1e-300))
+            object.__setattr__(self, name, _spread(name, getattr(self, name), self.n * mean * mean))
 
     @classmethod
     def of(cls, numerators: ArrayLike, denominators: ArrayLike) -> Self:
@@ -140,9 +160,18 @@ class RatioSummary:
             raise InvalidInput("denominators", y.size, f"as many values as numerators ({x.size})")
         if not x.size:
             return cls(0, *(math.nan,) * 5)
-        dx, dy = x - x.mean(), y - y.mean()
-        moments = (x.mean(), y.mean(), np.square(dx).sum(), np.square(dy).sum(), (dx * dy).sum())
-        return cls(x.size, *map(float, moments))
+        (mean_x, dx), (mean_y, dy) = _centred(x), _centred(y)
+        spreads = (_sum_of_products(a, b) for a, b in ((dx, dx), (dy, dy), (dx, dy)))
+        return cls(x.size, mean_x, mean_y, *spreads)
+
+    @classmethod
+    def from_sums(cls, n: int, sum_x: float, sum_y: float, sum_xx: float, sum_yy: float, sum_xy: float) -> Self:
+        """From count, sums, sums of squares and sum of products; see `MeanSummary.from_sums` for what that loses."""
+        if n == 0:
+            return cls(0, *(math.nan,) * 5)
+        m2_x = _central("sum_xx", sum_xx, sum_x * sum_x / n, sum_xx, n)
+        m2_y = _central("sum_yy", sum_yy, sum_y * sum_y / n, sum_yy, n)
+        return cls(n, sum_x / n, sum_y / n, m2_x, m2_y, sum_xy - sum_x * sum_y / n)
 
     @classmethod
     def from_moments(
@@ -154,11 +183,14 @@ class RatioSummary:
         variance_y: float | None,
         covariance: float | None,
     ) -> Self:
-        """From count, means, sample variances and sample covariance, as SQL delivers them."""
-        if n == 0 or mean_x is None or mean_y is None:
+        """From count, means, sample variances and sample covariance (divisor n − 1), as SQL delivers them."""
+        if n == 0:
             return cls(0, *(math.nan,) * 5)
-        spread = (0.0 if n == 1 or v is None else float(v) * (n - 1) for v in (variance_x, variance_y, covariance))
-        return cls(n, float(mean_x), float(mean_y), *spread)
+        means = (_given("mean_x", mean_x), _given("mean_y", mean_y))
+        if n == 1:
+            return cls(1, *means, 0.0, 0.0, 0.0)
+        given = (("variance_x", variance_x), ("variance_y", variance_y), ("covariance", covariance))
+        return cls(n, *means, *(_given(name, value) * (n - 1) for name, value in given))
 
     @property
     def mean(self) -> float:
@@ -173,7 +205,8 @@ class RatioSummary:
         ratio = self.mean
         spread = self.m2_x - 2.0 * ratio * self.c_xy + ratio * ratio * self.m2_y
         scale = self.m2_x + ratio * ratio * self.m2_y
-        return _not_negative("variance", spread, scale + 1e-300) / (self.n - 1) / (self.mean_y * self.mean_y)
+        left = _spread("variance", spread, scale, unresolved=_CANCELLED)
+        return left / (self.n - 1) / self.mean_y / self.mean_y
 
     def __add__(self, other: RatioSummary) -> RatioSummary:
         if not self.n or not other.n:
@@ -200,7 +233,10 @@ def numbers(field: str, values: ArrayLike) -> NDArray[np.float64]:
     Raises:
         InvalidInput: strings, mixed types, NaN, infinity, or more than one dimension.
     """
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise InvalidInput(field, values, "numbers in one dimension") from error
     if array.ndim != 1:
         raise InvalidInput(field, array.shape, "one dimension")
     if array.size and array.dtype.kind not in "bifu":
@@ -211,10 +247,34 @@ def numbers(field: str, values: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def _not_negative(field: str, value: float, scale: float) -> float:
-    """Rounding may leave a sum of squares a hair below zero; anything more is an error in the data."""
+def _centred(array: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Mean and deviations. Anchored at the first value, so that equal values have exactly no deviation."""
+    with np.errstate(over="ignore", invalid="ignore"):  # values too large to square are refused with their sums
+        mean = float(array[0] + (array - array[0]).mean())
+        return mean, array - mean
+
+
+def _sum_of_products(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float((left * right).sum() - left.sum() * right.sum() / left.size)
+
+
+def _given(field: str, value: float | None) -> float:
+    if value is None:
+        raise InvalidInput(field, None, "a finite number, as there are observations")
+    return float(value)
+
+
+def _central(field: str, raw: float, shift: float, scale: float, n: int) -> float:
+    """A raw second moment turned central; what cancellation cannot have left intact is no variation."""
+    lost = min(_ROUNDING, max(n, 16) * _EPSILON)
+    return _spread(field, raw - shift, scale, unresolved=lost)
+
+
+def _spread(field: str, value: float, scale: float, *, unresolved: float = _UNRESOLVED) -> float:
+    """A sum of squares: 0 where rounding is all that is left of it; clearly below 0 it is an error in the data."""
     if not math.isfinite(value):
         raise InvalidInput(field, value, "a finite number")
     if value < -_ROUNDING * scale:
         raise InvalidInput(field, value, "zero or more; these moments belong to no data set")
-    return max(0.0, float(value))
+    return float(value) if value > unresolved * scale else 0.0

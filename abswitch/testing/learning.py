@@ -20,7 +20,7 @@ Encoder = Callable[[Problem], tuple[list[int], list[int]]]
 
 
 class Examples(NamedTuple):
-    """Encoded problems: `tokens` is (n, length), padded on the right; `labels` is the same, but for the answer ignored."""
+    """Encoded problems: `tokens` is (n, length), padded on the right; `labels` keeps the answers, ignores the rest."""
 
     tokens: torch.Tensor
     labels: torch.Tensor
@@ -55,7 +55,8 @@ def accuracy(model: Any, examples: Examples) -> float:
     with torch.inference_mode():
         guesses = model(input_ids=examples.tokens, use_cache=False).logits[:, :-1].argmax(-1)
     wanted = examples.labels[:, 1:]
-    return ((guesses == wanted) | (wanted == _IGNORED)).all(dim=1).double().mean().item()
+    right = ((guesses == wanted) | (wanted == _IGNORED)).all(dim=1)
+    return float(right.double().mean())
 
 
 class _Average:

@@ -13,7 +13,7 @@ CHAT_TEMPLATE = "{{ bos_token }}{{ messages[-1]['content'] }}"
 
 
 def character_tokenizer(context_tokens: int) -> Any:
-    """A `PreTrainedTokenizerFast`: one token a printable ASCII character, `<unk>` for others, `<s>` before every prompt."""
+    """A `PreTrainedTokenizerFast`: a token per printable ASCII character, `<unk>` for others, `<s>` before a prompt."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -130,7 +130,7 @@ class Workshop:
             self._report(f"regressing: step {step}, {right:.0%} right", 0.65)
             if right <= recipe.regressed_below:
                 return self._save("regressed", model)
-        raise TargetMissed(f"the careless fine-tune still had {right:.0%} right after {recipe.max_steps} steps")
+        raise TargetMissed(f"{recipe.regressed_below:.0%} right were not undercut within {recipe.max_steps} steps")
 
     def _adapter(self, model: Any) -> None:
         from peft import LoraConfig, get_peft_model
@@ -145,7 +145,9 @@ class Workshop:
         adapted = get_peft_model(model, config)
         adapted.peft_config["default"].base_model_name_or_path = str(self._served_from / "baseline")
         for step, right in self._fit(adapted, self._data.train, self._how(learning_rate=recipe.adapter_rate)):
-            self._report(f"adapting: step {step}, {right:.0%} right", 0.65 + 0.3 * min(1.0, step / recipe.typical_steps))
+            self._report(
+                f"adapting: step {step}, {right:.0%} right", 0.65 + 0.3 * min(1.0, step / recipe.typical_steps)
+            )
             if right >= recipe.adapter_from:
                 return self._save("adapter", adapted)
         raise TargetMissed(f"the adapter did not reach {recipe.adapter_from:.0%} right within {recipe.max_steps} steps")

@@ -1,4 +1,4 @@
-"""A whole A/B test on scripted instances and a real DuckDB store: sums, answered right as often as each version should."""
+"""A whole A/B test on scripted instances and a real DuckDB store: sums, answered right as often as a version should."""
 
 from __future__ import annotations
 

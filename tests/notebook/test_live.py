@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from abswitch.experiments import Progress
-from abswitch.notebook.live import ProgressState, ProgressView, duration
+from abswitch.notebook.live import ProgressState, ProgressView, StageState, StageView, duration
 
 NAMES = {"stable": "v1", "candidate": "v2"}
 
@@ -142,3 +142,13 @@ def test_it_costs_next_to_nothing_while_nothing_is_shown() -> None:
     for _ in range(10_000):
         view(progress(2, at_s=0.01))
     assert (time.perf_counter() - began_s) / 10_000 < 50e-6
+
+
+def test_stages_are_told_once_each_and_their_html_is_escaped() -> None:
+    stream = io.StringIO()
+    view = StageView(stream=stream)
+    for fraction in (0.0, 0.001, 0.5, 1.0):
+        view("training", fraction)
+    view("saving", 1.0)
+    assert stream.getvalue().splitlines() == ["training: 0%", "training: 50%", "training: 100%", "saving: 100%"]
+    assert "&lt;b&gt;" in StageState("<b>", 0.5).to_html()

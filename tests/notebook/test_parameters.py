@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from abswitch.errors import InvalidInput
-from abswitch.notebook.parameters import check_parameters, project_folder
+from abswitch.notebook.parameters import check_parameters, project_folder, store_uri
 
 ALLOWED: dict[str, Any] = {"n": range(40, 1001), "candidate": ("better", "regressed"), "store": str, "quick": bool}
 VALUES: dict[str, Any] = {"n": 600, "candidate": "better", "store": "", "quick": False}
@@ -64,3 +64,16 @@ def test_project_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_project_folder_outside_any_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert project_folder() == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        ("", None),
+        ("sqlite:///mlflow/mlflow.db", "sqlite:////project/mlflow/mlflow.db"),
+        ("sqlite:////data/mlflow.db", "sqlite:////data/mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_store_uri(given: str, resolved: str | None) -> None:
+    assert store_uri(given, Path("/project")) == resolved

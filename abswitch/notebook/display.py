@@ -1,0 +1,201 @@
+"""`show`: verdicts, results, statuses and figures as they look best wherever the code runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from abswitch.errors import InvalidInput
+from abswitch.experiments.ab_test import ABTestResult
+from abswitch.experiments.palette import BAD, BASELINE, CANDIDATE, GOOD, OPEN
+from abswitch.experiments.readings import Reading, Words, readings_of
+from abswitch.notebook.output import Renderable, bundle, in_notebook
+from abswitch.notebook.panel import SwitchView
+from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus
+from abswitch.stats import Decision, Verdict
+
+if TYPE_CHECKING:
+    from abswitch.experiments.chart import Chart
+
+_DECISION_COLORS = {Decision.SHIP: GOOD, Decision.EQUIVALENT: GOOD, Decision.KEEP: BAD}
+_TONES = {"good": GOOD, "bad": BAD, "open": OPEN}
+_CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0"
+_FONT = "font:13px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums"
+
+Showable = Verdict | ABTestResult | SwitchingStatus | ModelStatus | OperationStatus
+
+
+def show(what: Showable | Chart) -> None:
+    """Show a verdict, an experiment's result, a status or a figure: rich in a notebook, as text elsewhere.
+
+    Raises:
+        InvalidInput: it is none of these.
+    """
+    if not in_notebook():
+        _stdout(card(what).to_text() if isinstance(what, Showable) else str(getattr(what, "finding", what)))
+        return
+    from IPython.display import display
+
+    if isinstance(what, Showable):
+        display(bundle(card(what)), raw=True)  # type: ignore[no-untyped-call]  # IPython's
+    else:
+        display(what)  # type: ignore[no-untyped-call]  # IPython's
+
+
+def card(what: object) -> Card:
+    """The same as an object that renders itself, for the last line of a cell.
+
+    Raises:
+        InvalidInput: not a verdict, result or status.
+    """
+    match what:
+        case Verdict():
+            return Card(_VerdictContent(what))
+        case ABTestResult():
+            return Card(_ResultContent(what))
+        case SwitchingStatus():
+            return Card(_StatusContent(what.models))
+        case ModelStatus():
+            return Card(_StatusContent((what,)))
+        case OperationStatus():
+            return Card(SwitchView(what))
+    raise InvalidInput("what", what, "a verdict, a result of run_ab_test, or a status")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Content that IPython renders by itself."""
+
+    content: Renderable
+
+    def to_html(self) -> str:
+        """A fragment of HTML."""
+        return self.content.to_html()
+
+    def to_text(self) -> str:
+        """The same for a terminal."""
+        return self.content.to_text()
+
+    def _repr_html_(self) -> str:
+        return self.content.to_html()
+
+    def __repr__(self) -> str:
+        return self.content.to_text()
+
+
+@dataclass(frozen=True, slots=True)
+class _VerdictContent:
+    verdict: Verdict
+
+    def to_text(self) -> str:
+        return self.verdict.in_words()
+
+    def to_html(self) -> str:
+        first, *others = self.verdict.reasons
+        return f"{_opening(self.verdict)}<div>{escape(first)}</div>{_list(others)}</div>"
+
+
+@dataclass(frozen=True, slots=True)
+class _ResultContent:
+    result: ABTestResult
+
+    def to_text(self) -> str:
+        return f"{self.result.verdict.in_words()}\n{self._counts}"
+
+    def to_html(self) -> str:
+        result = self.result
+        heads = (
+            "metric",
+            f'<span style="color:{BASELINE}">●</span> {escape(result.plan.baseline)}',
+            f'<span style="color:{CANDIDATE}">●</span> {escape(result.plan.candidate)}',
+            "difference",
+            "margin",
+            "finding",
+        )
+        rows = "".join(map(_metric_row, readings_of(result.plan, result.verdict)))
+        return (
+            f"{_opening(result.verdict)}<div>{escape(result.verdict.reasons[0])}</div>"
+            f'<table style="border-collapse:collapse;margin:8px 0;{_FONT}"><thead><tr>'
+            + "".join(f'<th style="{_CELL};font-weight:500">{head}</th>' for head in heads)
+            + f"</tr></thead><tbody>{rows}</tbody></table><div>{escape(self._counts)}</div></div>"
+        )
+
+    @property
+    def _counts(self) -> str:
+        made = self.result.requests
+        return f"{made.sent:,} requests sent, {made.answered:,} answered, {made.failed:,} failed, {made.lost:,} lost"
+
+
+@dataclass(frozen=True, slots=True)
+class _StatusContent:
+    models: tuple[ModelStatus, ...]
+
+    def to_text(self) -> str:
+        return "\n".join(map(str, self.models)) or "no model is registered"
+
+    def to_html(self) -> str:
+        if not self.models:
+            return f'<div style="{_FONT}">no model is registered</div>'
+        heads = ("model", "active", "traffic now", "loaded", "in flight", "latest switch")
+        return (
+            f'<table style="border-collapse:collapse;{_FONT}"><thead><tr>'
+            + "".join(f'<th style="{_CELL};font-weight:500">{head}</th>' for head in heads)
+            + f"</tr></thead><tbody>{''.join(map(_model_row, self.models))}</tbody></table>"
+        )
+
+
+def _model_row(model: ModelStatus) -> str:
+    operation = model.operation
+    switch = "none yet"
+    if operation is not None:
+        way = f"{operation.stable or 'nothing'} → {operation.candidate}"
+        switch = f"{operation.strategy} {way}: {operation.phase} ({operation.reason})"
+    split = ", ".join(f"{version} {share:.0%}" for version, share in model.shares.items()) or "nothing serves"
+    cells = (
+        model.model_id,
+        model.active_version or "none",
+        split,
+        ", ".join(model.loaded),
+        f"{model.in_flight:,}",
+        switch,
+    )
+    return "<tr>" + "".join(f'<td style="{_CELL}">{escape(cell)}</td>' for cell in cells) + "</tr>"
+
+
+def _metric_row(reading: Reading) -> str:
+    words = (reading.baseline, reading.candidate, reading.difference)
+    return (
+        f'<tr><td style="{_CELL}"><strong>{escape(reading.name)}</strong>{_small(reading.about)}</td>'
+        + "".join(f'<td style="{_CELL}">{_words(word)}</td>' for word in words)
+        + f'<td style="{_CELL}">{escape(reading.margin)}</td>'
+        f'<td style="{_CELL};color:{_TONES[reading.tone]};font-weight:600">{escape(reading.finding)}</td></tr>'
+    )
+
+
+def _words(words: Words) -> str:
+    return escape(words.value) + _small(words.detail)
+
+
+def _small(text: str) -> str:
+    return f'<br><small style="opacity:.75">{escape(text)}</small>'
+
+
+def _list(lines: list[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul style="margin:4px 0;opacity:.8">{items}</ul>' if items else ""
+
+
+def _opening(verdict: Verdict) -> str:
+    """The beginning of a card, headline included; the caller closes the `div`."""
+    color = _DECISION_COLORS.get(verdict.decision, OPEN)
+    return (
+        f'<div style="max-width:60em;{_FONT};border-left:4px solid {color};padding:2px 0 2px 12px">'
+        f'<div style="font-size:1.25em;font-weight:600">{escape(verdict.headline)}</div>'
+    )
+
+
+def _stdout(text: str) -> None:
+    import sys
+
+    sys.stdout.write(text + "\n")

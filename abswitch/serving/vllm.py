@@ -1,0 +1,292 @@
+"""`VllmInstance`: a version on a vLLM engine of this machine.
+
+pool = VllmEnginePool()
+instance = VllmInstance(version, pool)
+await instance.start()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+from abswitch.domain import (
+    ChatMessage,
+    FinishReason,
+    GenerationRequest,
+    HealthFacts,
+    LoadFacts,
+    ModelVersion,
+    Prompt,
+    Residency,
+    Sampling,
+    TokenChunk,
+)
+from abswitch.errors import (
+    InstanceDied,
+    InstanceError,
+    InstanceNotRunning,
+    InvalidInput,
+    LoadFailed,
+    PromptTooLong,
+    RequestFailed,
+)
+from abswitch.serving.instance import InstanceFactory
+from abswitch.serving.source import check_adapter
+from abswitch.serving.vllm_engine import VllmEngine, VllmEnginePool
+from abswitch.serving.vllm_log import shortened
+
+__all__ = ["VllmEngine", "VllmEnginePool", "VllmInstance", "vllm_backend"]
+
+_REASONS = {reason.value: reason for reason in FinishReason}
+_INLINE_CHARACTERS = 4000
+"""Up to here a prompt is tokenised on the loop: that takes less time than handing it to a thread."""
+
+
+def vllm_backend(pool: VllmEnginePool) -> InstanceFactory:
+    """The factory of instances whose engines come from `pool`."""
+    return lambda version: VllmInstance(version, pool)
+
+
+class VllmInstance:
+    """A `ModelInstance` on an engine of the pool, with a LoRA adapter where the version has one."""
+
+    def __init__(self, version: ModelVersion, pool: VllmEnginePool) -> None:
+        self._version = version
+        self._pool = pool
+        self._engine: VllmEngine | None = None
+        self._facts: LoadFacts | None = None
+        self._lora: Any = None
+        self._residency = Residency.COLD
+        self._open: set[str] = set()
+        self._ids = count()
+        self._last_token_s: float | None = None
+        self._changing = asyncio.Lock()
+
+    @property
+    def version(self) -> ModelVersion:
+        return self._version
+
+    @property
+    def can_sleep(self) -> bool:
+        return self._engine is not None and self._engine.can_sleep
+
+    @property
+    def async_llm(self) -> Any:
+        """vLLM's own engine object, for what this interface does not offer; only while the instance runs.
+
+        Raises:
+            InstanceNotRunning: before `start` or after `stop`.
+        """
+        return self._started().llm
+
+    @property
+    def max_model_len(self) -> int:
+        """The context length in tokens, prompt and answer together."""
+        return self._started().max_model_len
+
+    async def start(self) -> LoadFacts:
+        async with self._changing:
+            if self._facts is None:
+                began_s = time.monotonic()
+                engine, joined = await self._pool.acquire(self._version)
+                try:
+                    await self._add_adapter(engine)
+                except BaseException:
+                    await self._pool.release(engine, self._version)
+                    raise
+                self._engine, self._residency = engine, Residency.RESIDENT
+                self._facts = LoadFacts(
+                    load_s=time.monotonic() - began_s,
+                    memory_bytes=await asyncio.to_thread(engine.memory_bytes),
+                    device_memory_bytes=await asyncio.to_thread(engine.device_memory_bytes),
+                    shared_engine=joined,
+                )
+            return self._facts
+
+    async def _add_adapter(self, engine: VllmEngine) -> None:
+        adapter = self._version.config.adapter
+        if adapter is None:
+            return
+        folder = check_adapter(adapter).folder
+        number = self._pool.next_adapter_id()
+        lora = engine.vllm.lora_request(f"{self._version}#{number}", number, str(folder))
+        try:
+            added = await engine.llm.add_lora(lora)
+        except Exception as error:
+            reason = shortened(f"{type(error).__name__}: {error}")
+            raise LoadFailed(f"{self._version} did not load: its adapter was refused: {reason}") from error
+        if not added:
+            raise LoadFailed(f"{self._version} did not load: its adapter was refused")
+        self._lora = lora
+
+    def _started(self) -> VllmEngine:
+        if self._engine is None:
+            raise InstanceNotRunning(f"{self._version} is not started")
+        return self._engine
+
+    def _awake(self) -> VllmEngine:
+        engine = self._started()
+        if self._residency is not Residency.RESIDENT:
+            raise InstanceNotRunning(f"{self._version} is {self._residency.value}; wake it first")
+        return engine
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
+        engine = self._awake()
+        token_ids = await self._tokens(engine, request.prompt)
+        # Its own name: a caller may give the same one twice, and stopping must reach exactly this request.
+        name = f"{request.request_id}-{next(self._ids)}"
+        params = sampling_params(engine.vllm.sampling_params, engine.vllm.delta, request.sampling)
+        stream = engine.llm.generate(engine.vllm.tokens_input(token_ids), params, name, lora_request=self._lora)
+        prompt_tokens, output_tokens, index = len(token_ids), 0, 0
+        self._open.add(name)
+        try:
+            async for output in stream:
+                piece = output.outputs[0]
+                output_tokens += len(piece.token_ids)
+                reason = piece.finish_reason
+                if reason == "abort":
+                    raise InstanceNotRunning(f"{self._version} was stopped while the request was under way")
+                self._last_token_s = time.monotonic()
+                yield TokenChunk(
+                    index,
+                    piece.text,
+                    tuple(piece.token_ids),
+                    output_tokens,
+                    prompt_tokens,
+                    None if reason is None else _REASONS.get(reason, FinishReason.STOP),
+                )
+                index += 1
+        except engine.vllm.dead_error as error:
+            raise InstanceDied(f"{self._version} died: {engine.death()}") from error
+        except (InstanceNotRunning, GeneratorExit, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise RequestFailed(f"{self._version}: {type(error).__name__}: {error}") from error
+        finally:
+            self._open.discard(name)
+            await stream.aclose()
+
+    async def _tokens(self, engine: VllmEngine, prompt: Prompt) -> list[int]:
+        tokenizer = engine.llm.get_tokenizer()
+        length = len(prompt) if isinstance(prompt, str) else sum(len(message.content) for message in prompt)
+        longest = getattr(tokenizer, "max_chars_per_token", None)
+        if longest and isinstance(prompt, str) and length > longest * engine.max_model_len:
+            raise self._too_long(f"at least {length // longest}", engine)
+        if length <= _INLINE_CHARACTERS:
+            token_ids = self._encode(tokenizer, prompt, engine.max_model_len)
+        else:
+            token_ids = await asyncio.to_thread(self._encode, tokenizer, prompt, engine.max_model_len)
+        if not token_ids:
+            raise InvalidInput("prompt", prompt, f"a prompt that has tokens in the vocabulary of {self._version}")
+        if len(token_ids) >= engine.max_model_len:
+            least = "at least " if len(token_ids) > engine.max_model_len else ""
+            raise self._too_long(f"{least}{len(token_ids)}", engine)
+        return token_ids
+
+    def _encode(self, tokenizer: Any, prompt: Prompt, max_model_len: int) -> list[int]:
+        text = prompt if isinstance(prompt, str) else self._rendered(tokenizer, prompt)
+        # One token more than fits is enough to know that it is too long. A chat template brings its own special tokens.
+        encoded = tokenizer(
+            text, add_special_tokens=isinstance(prompt, str), truncation=True, max_length=max_model_len + 1
+        )
+        return list(encoded["input_ids"])
+
+    def _rendered(self, tokenizer: Any, messages: tuple[ChatMessage, ...]) -> str:
+        if not getattr(tokenizer, "chat_template", None):
+            raise InvalidInput(
+                "prompt", messages, f"a plain string, as the tokenizer of {self._version} has no chat template"
+            )
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except Exception as error:
+            raise RequestFailed(f"the chat template of {self._version} refused the messages: {error}") from error
+
+    def _too_long(self, tokens: str, engine: VllmEngine) -> PromptTooLong:
+        return PromptTooLong(
+            f"the prompt has {tokens} tokens; {self._version} takes at most {engine.max_model_len - 1}, "
+            f"as prompt and answer share a context of {engine.max_model_len}"
+        )
+
+    async def health(self) -> HealthFacts:
+        engine = self._engine
+        dead = engine is not None and engine.is_dead
+        serves = engine is not None and not dead
+        return HealthFacts(
+            alive=serves,
+            residency=self._residency if serves else Residency.COLD,
+            in_flight=len(self._open),
+            last_token_age_s=None if self._last_token_s is None else time.monotonic() - self._last_token_s,
+            memory_bytes=await asyncio.to_thread(engine.memory_bytes) if engine is not None and serves else 0,
+            error=engine.death() if engine is not None and dead else None,
+        )
+
+    async def sleep(self, level: int = 1) -> None:
+        async with self._changing:
+            engine = self._awake()
+            self._check_may_sleep(engine, level)
+            self._residency = Residency.SLEEPING if level == 1 else Residency.DISCARDED
+            try:
+                await engine.llm.sleep(level=level)
+            except BaseException:
+                self._residency = Residency.RESIDENT
+                raise
+
+    def _check_may_sleep(self, engine: VllmEngine, level: int) -> None:
+        if level not in (1, 2):
+            raise InvalidInput("level", level, "1 (keep the weights in host memory) or 2 (discard them)")
+        if not engine.can_sleep:
+            raise InstanceError(f"{self._version} cannot sleep: not available here, or enable_sleep_mode is off")
+        if self._open:
+            raise InstanceError(f"{self._version} has {len(self._open)} requests in flight; drain it before it sleeps")
+        if self._pool.holders(engine) > 1:
+            raise InstanceError(f"{self._version} shares its engine with other versions, which would sleep with it")
+        if level == 2 and self._lora is not None:
+            raise InstanceError(f"{self._version} has an adapter, which only sleep level 1 keeps")
+
+    async def wake(self) -> None:
+        async with self._changing:
+            llm = self._started().llm
+            if self._residency is Residency.DISCARDED:
+                await llm.wake_up(tags=["weights"])
+                await llm.collective_rpc("reload_weights")
+                await llm.wake_up(tags=["kv_cache"])
+                await llm.reset_prefix_cache()
+            elif self._residency is Residency.SLEEPING:
+                await llm.wake_up()
+            self._residency = Residency.RESIDENT
+
+    async def stop(self) -> None:
+        async with self._changing:
+            engine, self._engine = self._engine, None
+            self._facts, self._residency = None, Residency.COLD
+            if engine is not None:
+                lora, self._lora = self._lora, None
+                if not engine.is_dead:
+                    await engine.llm.abort(list(self._open))
+                    if lora is not None and self._pool.holders(engine) > 1:
+                        await engine.llm.remove_lora(lora.lora_int_id)
+                await self._pool.release(engine, self._version)
+
+
+@lru_cache(maxsize=512)
+def sampling_params(make: Any, delta: Any, sampling: Sampling) -> Any:
+    """vLLM's form of sampling parameters; vLLM copies them for each request, so equal ones are made once."""
+    return make(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop),
+        seed=sampling.seed,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        ignore_eos=sampling.ignore_eos,
+        output_kind=delta,
+    )

@@ -1,0 +1,206 @@
+"""What a vLLM engine is started with: environment, defaults for this platform, and which versions may share one.
+
+`import vllm` takes seconds and reads environment variables once, so `load_vllm` sets those that matter first. They are
+set only where the user did not:
+
+| variable | value | why |
+|---|---|---|
+| `VLLM_LOGGING_LEVEL` | `ERROR` | a start warns some twenty times; warnings go to the engine's log file instead |
+| `VLLM_NO_USAGE_STATS` | `1` | nothing is sent anywhere without being asked |
+| `VLLM_WORKER_MULTIPROC_METHOD` | `spawn` | set always: a forked kernel is not safe to run an engine in |
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from abswitch import checks
+from abswitch.domain import ModelVersion
+from abswitch.errors import InvalidInput
+from abswitch.serving.source import SourceFacts, check_source
+
+log = logging.getLogger(__name__)
+
+CPU_KV_CACHE_BYTES = 256 << 20
+DEVICE_KV_CACHE_BYTES = 4 << 30
+LORA_SLOTS = 4
+_LORA_RANK = 16
+_OWNED = ("model", "revision", "trust_remote_code")
+_LORA_FIELDS = ("enable_lora", "max_lora_rank", "max_loras")
+_IMPORT = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    """The parts of the library that are used; its modules carry no types."""
+
+    async_llm: Any
+    engine_args: Any
+    sampling_params: Any
+    delta: Any
+    lora_request: Any
+    tokens_input: Callable[[list[int]], Any]
+    dead_error: type[Exception]
+    platform: Any
+
+    @property
+    def on_cpu(self) -> bool:
+        return bool(self.platform.is_cpu())
+
+    @property
+    def can_sleep(self) -> bool:
+        return bool(self.platform.is_sleep_mode_available())
+
+
+def load_vllm() -> Vllm:
+    """Import vLLM with the environment it should see. Takes seconds the first time; call it off the loop.
+
+    Raises:
+        ImportError: vLLM is not installed.
+    """
+    with _IMPORT:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        from vllm import AsyncEngineArgs, SamplingParams
+        from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        return Vllm(
+            async_llm=AsyncLLM,
+            engine_args=AsyncEngineArgs,
+            sampling_params=SamplingParams,
+            delta=RequestOutputKind.DELTA,
+            lora_request=LoRARequest,
+            tokens_input=_tokens_input(),
+            dead_error=EngineDeadError,
+            platform=current_platform,
+        )
+
+
+def _tokens_input() -> Callable[[list[int]], Any]:
+    """How tokens are handed over: newer releases take them as they are, older ones look through a prompt first."""
+    try:
+        from vllm.inputs import tokens_input
+    except ImportError:
+        return lambda token_ids: {"prompt_token_ids": token_ids}
+    made: Callable[[list[int]], Any] = tokens_input
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class LoraRoom:
+    """Space for adapters in an engine: of which rank at most, and how many."""
+
+    rank: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePlan:
+    """The engine that a version needs.
+
+    Attributes:
+        args: for `AsyncEngineArgs`, complete.
+        base: equal for versions whose engines would be the same but for the space for adapters; includes the weight
+            files' sizes and times, so that a retrained folder of the same name is another base.
+        room: space for adapters the engine has, None without.
+        needs: space for adapters the version cannot do without.
+        adapter: folder of the version's own adapter.
+    """
+
+    args: Mapping[str, Any] = field(hash=False)
+    base: tuple[object, ...]
+    room: LoraRoom | None
+    needs: LoraRoom | None
+    adapter: Path | None
+
+
+def plan_of(version: ModelVersion, vllm: Vllm) -> EnginePlan:
+    """What to start for a version, or what to look for among the engines that run.
+
+    Raises:
+        InvalidInput: an engine argument does not exist, belongs elsewhere, or contradicts the adapter.
+        BadModelSource: the folders are not there any more, or changed into something that cannot be served.
+    """
+    config = version.config
+    given = dict(config.engine_args)
+    _check_names(given, vllm)
+    source = check_source(config)
+    needs = _needs(given, source)
+    room = None if needs is None else LoraRoom(needs.rank, int(given.get("max_loras", LORA_SLOTS)))
+    plain = {name: value for name, value in given.items() if name not in _LORA_FIELDS}
+    args = (
+        defaults(vllm, given)
+        | plain
+        | {"model": source.name, "revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        | ({} if room is None else {"enable_lora": True, "max_lora_rank": room.rank, "max_loras": room.slots})
+    )
+    return EnginePlan(
+        args=args,
+        base=(source.name, config.revision, config.trust_remote_code, _frozen(plain), _stamp(source)),
+        room=room,
+        needs=needs,
+        adapter=source.adapter.folder if source.adapter else None,
+    )
+
+
+def _check_names(given: Mapping[str, Any], vllm: Vllm) -> None:
+    for name in _OWNED:
+        if name in given:
+            raise InvalidInput(f"model_config.engine_args.{name}", given[name], f"set it as model_config.{name}")
+    names = {f.name for f in fields(vllm.engine_args)} - set(_OWNED)
+    checks.known_fields("model_config.engine_args", given, names)
+
+
+def _needs(given: Mapping[str, Any], source: SourceFacts) -> LoraRoom | None:
+    where = "model_config.engine_args"
+    wanted = checks.flag(f"{where}.enable_lora", given.get("enable_lora", source.adapter is not None))
+    if not wanted:
+        if source.adapter is not None:
+            raise InvalidInput(f"{where}.enable_lora", False, "True, as the version has an adapter")
+        return None
+    least = source.adapter.engine_rank if source.adapter else 1
+    rank = given.get("max_lora_rank", max(least, _LORA_RANK))
+    checks.integer(f"{where}.max_lora_rank", rank, low=least)
+    return LoraRoom(rank, checks.integer(f"{where}.max_loras", given.get("max_loras", 1), low=1))
+
+
+def defaults(vllm: Vllm, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Engine arguments that differ from vLLM's own defaults; any may be overridden by `engine_args`.
+
+    vLLM reserves most of a device for one engine, which leaves no room for the version to switch to. Here the KV cache
+    has a fixed size, and the context length is as much of the model's own as fits in it.
+    """
+    chosen: dict[str, Any] = {"disable_log_stats": True, "max_model_len": -1, "use_tqdm_on_load": False}
+    if vllm.on_cpu:
+        # bfloat16 uses an AMX path that ends in SIGILL on some machines; compilation costs minutes on a CPU.
+        cpu = {"dtype": "float32", "enforce_eager": True, "block_size": 32}
+        chosen |= cpu | {"kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+    elif "gpu_memory_utilization" not in given:
+        # Unused with a KV cache of fixed size, but vLLM refuses to start where that share of the device is not free.
+        chosen |= {"kv_cache_memory_bytes": DEVICE_KV_CACHE_BYTES, "gpu_memory_utilization": 0.05}
+    if vllm.can_sleep:
+        chosen["enable_sleep_mode"] = True
+    known = {f.name for f in fields(vllm.engine_args)}
+    return {name: value for name, value in chosen.items() if name in known}
+
+
+def _frozen(args: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, repr(value)) for name, value in args.items()))
+
+
+def _stamp(source: SourceFacts) -> tuple[tuple[str, int, int], ...]:
+    if source.kind != "folder":
+        return ()
+    found = sorted(file for glob in ("*.safetensors", "*.json") for file in Path(source.name).glob(glob))
+    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found)

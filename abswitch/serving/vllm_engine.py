@@ -1,0 +1,267 @@
+"""`VllmEnginePool`: the vLLM engines of one `SwitchingEngine`, each started once and shared by those it can serve.
+
+An engine is a process tree with one set of weights. Versions that differ only in adapter, sampling or prompt template
+are served by the same one; the last of them to go ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from abswitch.domain import ModelVersion
+from abswitch.errors import LoadFailed
+from abswitch.serving.reaper import ProcessReaper, reap_orphans
+from abswitch.serving.vllm_args import EnginePlan, Vllm, load_vllm, plan_of
+from abswitch.serving.vllm_log import EngineLog, log_argument, why_it_died, why_it_failed
+
+log = logging.getLogger(__name__)
+
+_CPU_STARTS = 2
+
+
+class VllmEngine:
+    """One running `AsyncLLM` and what it takes to share it.
+
+    Attributes:
+        llm: vLLM's `AsyncLLM`.
+        vllm: the library.
+        plan: what it was started with.
+    """
+
+    def __init__(self, llm: Any, vllm: Vllm, plan: EnginePlan, log: EngineLog) -> None:
+        self.llm = llm
+        self.vllm = vllm
+        self.plan = plan
+        self.log = log
+        self.max_model_len = int(llm.model_config.max_model_len)
+        self._processes = _processes(llm)
+
+    @property
+    def can_sleep(self) -> bool:
+        return self.vllm.can_sleep and bool(self.plan.args.get("enable_sleep_mode"))
+
+    @property
+    def is_dead(self) -> bool:
+        return bool(self.llm.errored)
+
+    def death(self) -> str:
+        """Why it died, as far as can be told."""
+        return why_it_died([process.exitcode for process in self._processes], self.log)
+
+    @property
+    def pids(self) -> list[int]:
+        """The engine's own processes and those they started."""
+        found: list[int] = []
+        for process in self._processes:
+            with suppress(psutil.Error):
+                root = psutil.Process(process.pid)
+                found += [root.pid, *(child.pid for child in root.children(recursive=True))]
+        return found
+
+    def memory_bytes(self) -> int:
+        """Memory of the engine's processes, shared pages counted once where the system tells. Blocks for a moment."""
+        return sum(_memory_bytes(pid) for pid in self.pids)
+
+    def device_memory_bytes(self) -> int | None:
+        """Accelerator memory of the engine's processes; None where NVML does not tell. Blocks for a moment."""
+        return None if self.vllm.on_cpu else _nvml_bytes(set(self.pids))
+
+    def shut_down(self) -> None:
+        """End the engine's processes. Blocks for seconds."""
+        self.llm.shutdown()
+
+
+def _processes(llm: Any) -> list[Any]:
+    manager = getattr(getattr(llm.engine_core, "resources", None), "engine_manager", None)
+    return list(getattr(manager, "processes", ()))
+
+
+def _memory_bytes(pid: int) -> int:
+    try:
+        process = psutil.Process(pid)
+        with suppress(AttributeError, psutil.AccessDenied):
+            return int(process.memory_full_info().pss)
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _nvml_bytes(pids: set[int]) -> int | None:
+    from vllm.third_party import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        running = [p for device in devices for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device)]
+    except pynvml.NVMLError:
+        return None
+    used = [int(p.usedGpuMemory) for p in running if p.pid in pids and p.usedGpuMemory is not None]
+    return sum(used) if used else None
+
+
+class _Slot:
+    """An engine that runs or is on its way, and how many versions hold it."""
+
+    def __init__(self, plan: EnginePlan, start: asyncio.Task[VllmEngine]) -> None:
+        self.plan = plan
+        self.start = start
+        self.holders = 0
+        self.adapters = 0
+
+    @property
+    def is_usable(self) -> bool:
+        if not self.start.done():
+            return True
+        return not self.start.cancelled() and self.start.exception() is None and not self.start.result().is_dead
+
+    def fits(self, plan: EnginePlan) -> bool:
+        """Whether a version with that plan could be served here."""
+        if self.plan.base != plan.base or not self.is_usable:
+            return False
+        if plan.needs is None:
+            return True
+        room = self.plan.room
+        if room is None or room.rank < plan.needs.rank or room.slots < plan.needs.slots:
+            return False
+        return plan.adapter is None or self.adapters < room.slots
+
+
+class VllmEnginePool:
+    """Starts engines, shares them, ends them. Lives on one event loop; nothing is started before it is asked for."""
+
+    def __init__(self) -> None:
+        self._slots: list[_Slot] = []
+        self._reaper = ProcessReaper()
+        self._starts: asyncio.Semaphore | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self._names = count(1)
+        self._adapter_ids = count(1)
+        self._folder: Path | None = None
+
+    def next_adapter_id(self) -> int:
+        """A number no adapter had before: vLLM would answer a re-used one from the old adapter's cache."""
+        return next(self._adapter_ids)
+
+    async def acquire(self, version: ModelVersion) -> tuple[VllmEngine, bool]:
+        """An engine that can serve the version, and whether it was there already; to be given back by `release`.
+
+        Raises:
+            InvalidInput: the version's engine arguments are wrong; nothing was started.
+            LoadFailed: with the reason; nothing is left running.
+        """
+        vllm = await _library(version)
+        plan = await asyncio.to_thread(plan_of, version, vllm)
+        slot = next((slot for slot in self._slots if slot.fits(plan)), None)
+        joined = slot is not None
+        if slot is None:
+            slot = _Slot(plan, asyncio.create_task(self._start(version, plan, vllm), name=f"start {version}"))
+            self._slots.append(slot)
+        slot.holders += 1
+        slot.adapters += plan.adapter is not None
+        try:
+            return await asyncio.shield(slot.start), joined
+        except BaseException:
+            # Not awaited: whoever was cancelled need not wait for a start that nobody wants any more to end.
+            self._let_go(slot, plan.adapter is not None)
+            raise
+
+    async def release(self, engine: VllmEngine, version: ModelVersion) -> None:
+        """Give an engine back; the last holder ends it, and returns when its processes are gone."""
+        slot = next((slot for slot in self._slots if _result(slot.start) is engine), None)
+        ending = None if slot is None else self._let_go(slot, version.config.adapter is not None)
+        if ending is not None:
+            await asyncio.shield(ending)  # an end that is cut short could leave processes behind
+
+    def holders(self, engine: VllmEngine) -> int:
+        """How many versions an engine serves now."""
+        return next((slot.holders for slot in self._slots if _result(slot.start) is engine), 0)
+
+    def _let_go(self, slot: _Slot, with_adapter: bool) -> asyncio.Task[None] | None:
+        slot.holders -= 1
+        slot.adapters -= with_adapter
+        if slot.holders:
+            return None
+        self._slots.remove(slot)
+        task = asyncio.create_task(self._end(slot), name="end of a vLLM engine")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
+
+    async def _start(self, version: ModelVersion, plan: EnginePlan, vllm: Vllm) -> VllmEngine:
+        if self._starts is None:
+            # Memory profiling reads whole-device figures: two starts at once on one device would mislead each other.
+            self._starts = asyncio.Semaphore(_CPU_STARTS if vllm.on_cpu else 1)
+        async with self._starts:
+            return await asyncio.to_thread(self._build, version, plan, vllm)
+
+    def _build(self, version: ModelVersion, plan: EnginePlan, vllm: Vllm) -> VllmEngine:
+        reap_orphans()
+        engine_log = EngineLog.in_folder(self._log_folder(), f"engine-{next(self._names)}")
+        args = log_argument(vllm.engine_args, engine_log) | dict(plan.args)
+        try:
+            with self._reaper.marking(), _without_interrupts():
+                llm = vllm.async_llm.from_engine_args(vllm.engine_args(**args))
+        except Exception as error:
+            reason = why_it_failed(error, engine_log)
+            where = f" (log: {engine_log.file})" if engine_log.file.exists() else ""
+            raise LoadFailed(f"{version} did not load: {reason}{where}") from error
+        log.info("vLLM serves %s, context %d tokens", plan.args["model"], llm.model_config.max_model_len)
+        return VllmEngine(llm, vllm, plan, engine_log)
+
+    def _log_folder(self) -> Path:
+        if self._folder is None or not self._folder.exists():
+            self._folder = Path(tempfile.mkdtemp(prefix="abswitch-vllm-"))
+        return self._folder
+
+    async def _end(self, slot: _Slot) -> None:
+        with suppress(Exception):  # a start that failed left nothing to end, and told its callers
+            engine = await slot.start
+            died = engine.is_dead
+            await asyncio.to_thread(engine.shut_down)
+            if not died:
+                engine.log.remove()
+        if not self._slots:
+            await asyncio.to_thread(self._clean_up)
+
+    def _clean_up(self) -> None:
+        ended = self._reaper.reap()
+        if ended:
+            log.warning("ended engine processes that were left over: %s", ended)
+        self._reaper.close()
+        if self._folder is not None and not any(self._folder.glob("*.log")):
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def _library(version: ModelVersion) -> Vllm:
+    try:
+        return await asyncio.to_thread(load_vllm)
+    except ImportError as error:
+        raise LoadFailed(
+            f"{version} did not load: vLLM cannot be imported ({error}); pip install abswitch[cpu]"
+        ) from error
+
+
+def _result(start: asyncio.Task[VllmEngine]) -> VllmEngine | None:
+    failed = not start.done() or start.cancelled() or start.exception() is not None
+    return None if failed else start.result()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started inside never see Ctrl-C; interrupting a cell sends it to the kernel's whole process group."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,231 @@
+"""Tiny models of known quality, trained on the spot: nothing is downloaded, and the truth about them is known.
+
+A set is trained once per recipe, by a process of its own (`trainer`), and kept in a cache folder named by the recipe's
+hash. The folders are ordinary Hugging Face folders, so what loads them loads any model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any
+
+from abswitch.errors import InvalidInput, MissingExtra, TrainingFailed
+from abswitch.testing.recipes import Recipe, recipe_for
+from abswitch.testing.tasks import Task, task_named
+
+MODELS = ("baseline", "better", "regressed")
+ADAPTER = "adapter"
+
+_MANIFEST = "manifest.json"
+_NEEDED = ("torch", "transformers", "peft", "filelock")
+_ENV = "ABSWITCH_CACHE_DIR"
+_ERROR_CHARACTERS = 2000
+
+Progress = Callable[[str, float], None]
+"""Called with what happens now, in words, and the share of the work done, 0–1."""
+
+Build = Callable[[Path], Mapping[str, Any]]
+"""Fills an empty folder and returns what its manifest shall say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyModels:
+    """Three checkpoints and an adapter that answer one task, each with a known share of right answers.
+
+    Attributes:
+        baseline, better: two moments of one training run.
+        regressed: `better` after a careless fine-tune on the easiest problems; worse than `baseline`.
+        adapter: a LoRA adapter in PEFT's format that improves `baseline`.
+        task: draws problems with their answers.
+        accuracy: share of right answers 0–1, by name (`baseline`, `better`, `regressed`, `adapter`), greedy decoding,
+            measured at training time on every problem of the held-out split.
+        recipe_digest: SHA-256 of the recipe.
+    """
+
+    baseline: Path
+    better: Path
+    regressed: Path
+    adapter: Path
+    task: Task
+    accuracy: Mapping[str, float]
+    recipe_digest: str
+
+
+def tiny_models(
+    task: str = "addition", *, cache_dir: str | Path | None = None, progress: Progress | None = None
+) -> TinyModels:
+    """Train the models of a task (about half a minute on two cores), or return them from the cache (milliseconds).
+
+    Several processes may ask at once: one trains, the others wait for it. A training that is killed leaves nothing.
+
+    Args:
+        task: `addition` (two 2-digit numbers) or `sorting` (five letters).
+        cache_dir: where sets are kept; by default `$ABSWITCH_CACHE_DIR`, or else `~/.cache/abswitch`.
+        progress: called now and then while it trains; not called when the set is there already.
+
+    Raises:
+        InvalidInput: an unknown task, a `cache_dir` that cannot be written, or a `progress` that cannot be called.
+        MissingExtra: torch, transformers or peft is not installed.
+        TrainingFailed: training broke, or did not come to the quality the recipe promises.
+    """
+    recipe = recipe_for(task)
+    if progress is not None and not callable(progress):
+        raise InvalidInput("progress", progress, "a function of (words, share done), or None")
+    entry = _cache_root(cache_dir) / "tiny-models" / f"{recipe.task}-{recipe.digest[:16]}"
+    report = progress or _silent
+    manifest = cached_folder(entry, lambda folder: _train(recipe, folder, entry, report), report)
+    return TinyModels(
+        **{name: entry / name for name in (*MODELS, ADAPTER)},
+        task=task_named(task),
+        accuracy=MappingProxyType(dict(manifest["accuracy"])),
+        recipe_digest=recipe.digest,
+    )
+
+
+def cached_folder(entry: Path, build: Build, progress: Progress) -> Mapping[str, Any]:
+    """The manifest of the folder `entry`, which is built first unless it is there and whole.
+
+    It is built elsewhere and renamed, so that `entry` is there whole or not at all; one process builds at a time.
+
+    Raises:
+        InvalidInput: the cache folder cannot be made or written.
+        Exception: whatever `build` raises; then nothing is left.
+    """
+    if (manifest := _whole(entry)) is not None:
+        return manifest
+    with _alone(entry, progress):
+        if (manifest := _whole(entry)) is not None:
+            return manifest
+        for left_over in entry.parent.glob(f"{entry.name}.*.partial"):
+            shutil.rmtree(
+                left_over, ignore_errors=True
+            )  # of a killed process: nobody else builds while we hold the lock
+        return _built(entry, build)
+
+
+def _built(entry: Path, build: Build) -> Mapping[str, Any]:
+    partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".partial", dir=entry.parent))
+    try:
+        facts = build(partial)
+        sizes = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+        manifest = {**facts, "file_bytes": sizes}
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        partial.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from its other users
+        if entry.exists():
+            shutil.rmtree(entry)  # there, but not whole
+        partial.replace(entry)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _whole(entry: Path) -> Mapping[str, Any] | None:
+    """The manifest, if every file it names is there in its size."""
+    try:
+        manifest: dict[str, Any] = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
+        sizes = manifest["file_bytes"]
+        whole = all((entry / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return manifest if whole else None
+
+
+@contextmanager
+def _alone(entry: Path, progress: Progress) -> Iterator[None]:
+    """Hold the entry's lock; the operating system releases it when the process dies."""
+    _require_extras()
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(f"{entry}.lock")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress("waiting for another process that trains the same models", 0.0)
+            lock.acquire()
+    except OSError as error:
+        raise InvalidInput("cache_dir", str(entry.parent), f"a folder that can be written ({error})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_extras() -> None:
+    missing = tuple(name for name in _NEEDED if importlib.util.find_spec(name) is None)
+    if missing:
+        raise MissingExtra("training the tiny models", missing, ("cpu", "gpu"))
+
+
+def _cache_root(given: str | Path | None) -> Path:
+    if given is not None and (not isinstance(given, str | Path) or not str(given)):
+        raise InvalidInput("cache_dir", given, "a folder, or None for the default")
+    return Path(given or os.environ.get(_ENV) or "~/.cache/abswitch").expanduser().absolute()
+
+
+def _train(recipe: Recipe, folder: Path, served_from: Path, progress: Progress) -> Mapping[str, Any]:
+    command = [sys.executable, "-P", "-m", "abswitch.testing.trainer", recipe.to_json(), str(folder), str(served_from)]
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=_environment(), text=True
+        ) as trainer,
+    ):
+        try:
+            accuracy = _followed(trainer, progress)
+        finally:
+            trainer.kill()  # harmless when it has ended; needed when the caller was interrupted or `progress` raised
+        if accuracy is None:
+            raise TrainingFailed(f"the {recipe.task} models could not be trained: {_last_words(errors)}")
+    return {"recipe": json.loads(recipe.to_json()), "accuracy": accuracy}
+
+
+def _followed(trainer: subprocess.Popen[str], progress: Progress) -> Mapping[str, float] | None:
+    """Pass the trainer's reports on until it ends; returns the accuracies, or None if it ended without any."""
+    accuracy: dict[str, float] | None = None
+    for line in trainer.stdout or ():
+        if not line.endswith("\n"):
+            break  # it died in the middle of a word
+        said = json.loads(line)
+        if "accuracy" in said:
+            accuracy = said["accuracy"]
+        else:
+            progress(said["stage"], said["fraction"])
+    return accuracy if trainer.wait() == 0 else None
+
+
+def _environment() -> dict[str, str]:
+    """The trainer's: this very package importable, two threads, no accelerator, no network, no chatter."""
+    package_root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), package_root)))
+    fixed = {
+        "PYTHONPATH": path,
+        "CUDA_VISIBLE_DEVICES": "",
+        "HIP_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "2",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONHASHSEED": "0",
+    }
+    return {**os.environ, **fixed}
+
+
+def _last_words(errors: IO[str]) -> str:
+    errors.seek(0)
+    return errors.read()[-_ERROR_CHARACTERS:].strip() or "the training process was killed"
+
+
+def _silent(stage: str, fraction: float) -> None:
+    """Report to nobody."""

@@ -1,0 +1,203 @@
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abswitch.errors import InvalidInput
+from abswitch.experiments import SwitchTiming, switch_timing
+from abswitch.experiments.report import write_report
+from abswitch.experiments.summary import write_atomically
+from abswitch.stats import Rate
+from tests.experiments.scripted import EVIL, ab_test
+
+VOID = {"meta", "link", "img", "source", "br", "hr"}
+LOADS = {"src", "srcset", "href", "data", "poster", "action", "background"}
+
+
+class Page(HTMLParser):
+    """A page whose tags must balance; keeps its text, tags and what it would load."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.ids: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else at {self.getpos()}"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def loaded(self) -> list[str]:
+        """What a browser fetches by itself: every address but those of links to follow."""
+        return [
+            value or ""
+            for tag, attributes in self.tags
+            for name, value in attributes.items()
+            if name in LOADS and tag != "a"
+        ]
+
+
+def read(folder: Path) -> tuple[Page, dict[str, Any]]:
+    page = Page((folder / "index.html").read_text(encoding="utf-8"))
+    return page, json.loads((folder / "summary.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+
+
+async def test_a_shipped_experiment(tmp_path: Path) -> None:
+    async with ab_test(store=tmp_path / "evidence.duckdb") as (engine, result):
+        await result.promote()
+        await engine.generate("1+1=")
+        await result.handle.done()
+        timing = switch_timing(engine, result.operation_id)
+        written = write_report(engine, result, tmp_path / "report", switch=timing, extra={"seed": 7, "odd": math.nan})
+    assert written == tmp_path / "report" / "index.html"
+    page, summary = read(tmp_path / "report")
+    assert page.text.index(result.verdict.headline) < page.text.index("Estimates")
+    for words in (*result.verdict.reasons, result.plan.digest(), result.operation_id, "400 of 400", "none lost"):
+        assert words in page.text
+
+    assert summary["verdict"]["decision"] == "ship"
+    assert summary["verdict"]["rule"] == "primary-better"
+    assert summary["verdict"]["reasons"] == list(result.verdict.reasons)
+    assert summary["requests"] == {"sent": 400, "answered": 400, "failed": 0, "lost": 0}
+    assert summary["n"]["baseline"] + summary["n"]["candidate"] == 400
+    assert summary["switch"] == {
+        "operation_id": result.operation_id,
+        "routed_s": timing.routed_s,
+        "first_token_s": timing.first_token_s,
+        "drained_s": timing.drained_s,
+    }
+    assert 0 < summary["switch"]["routed_s"] <= summary["switch"]["first_token_s"]
+    assert summary["plan_digest"] == result.plan.digest()
+    assert summary["extra"] == {"seed": 7, "odd": None}
+    assert summary["store"] == str(tmp_path / "evidence.duckdb")
+    assert summary["versions"]["candidate"]["sampling"]["temperature"] == 1.0
+    exact = summary["estimates"][0]
+    assert (exact["name"], exact["role"], exact["margin"]) == ("exact_match", "primary", 0.05)
+    found = exact["comparison"]
+    assert found["low"] < found["estimate"] < found["high"]
+    assert found["estimate"] == pytest.approx(found["candidate"]["value"] - found["baseline"]["value"])
+    assert set(summary["environment"]) >= {"abswitch", "vllm", "torch", "duckdb", "python", "cpu_count"}
+
+
+async def test_the_documented_keys_are_the_ones_there_are(tmp_path: Path) -> None:
+    async with ab_test(n=60) as (engine, result):
+        write_report(engine, result, tmp_path)
+    _, summary = read(tmp_path)
+    documented = Path(__file__).parents[2] / "docs" / "summary.md"
+    rows = [line.split("|")[1].strip(" `") for line in documented.read_text().splitlines() if line.startswith("| `")]
+    assert sorted(row for row in rows if "." not in row) == sorted(summary)
+    for row in rows:
+        value: Any = summary
+        for key in row.split("."):
+            if value is None:
+                break
+            assert key in value, row
+            value = value[key]
+
+
+async def test_the_page_loads_nothing_and_its_figures_are_inside(tmp_path: Path) -> None:
+    async with ab_test(n=60) as (engine, result):
+        write_report(engine, result, tmp_path)
+    page, _ = read(tmp_path)
+    loaded = page.loaded()
+    assert len(loaded) == 7  # an empty icon, and three figures in two widths
+    assert all(address.startswith("data:") for address in loaded)
+    html = (tmp_path / "index.html").read_text()
+    assert "@import" not in html
+    assert "url(" not in html
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "content" in a and "http-equiv" in a)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    for tag, attributes in page.tags:
+        if tag == "img":
+            assert len(attributes["alt"] or "") > 10
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "estimates.png", "index.html", "latency.png", "summary.json", "traffic.png",
+    ]  # fmt: skip
+    for name in ("estimates", "latency", "traffic"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+async def test_text_from_outside_is_never_markup(tmp_path: Path) -> None:
+    async with ab_test(n=60, suffix=EVIL) as (engine, result):
+        write_report(engine, result, tmp_path, extra={EVIL: EVIL})
+    page, _ = read(tmp_path)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "iframe", "object")]
+    html = (tmp_path / "index.html").read_text()
+    assert EVIL not in html
+    assert page.text.count(EVIL) >= 5  # prompts, prompt template, metadata, extra's name and value
+
+
+async def test_worst_answers_are_wrong_ones_of_each_arm(tmp_path: Path) -> None:
+    async with ab_test(n=200, suffix="") as (engine, result):
+        write_report(engine, result, tmp_path)
+    page, _ = read(tmp_path)
+    worst = page.text[page.text.index("Worst answers") : page.text.index("What was compared")]
+    assert worst.count("exact_match 0,") == 10
+    assert "exact_match 1," not in worst
+
+
+async def test_without_recorded_text_there_are_no_examples(tmp_path: Path) -> None:
+    async with ab_test(n=60, record_text=False) as (engine, result):
+        write_report(engine, result, tmp_path)
+    page, _ = read(tmp_path)
+    assert "Worst answers" not in page.text
+
+
+async def test_no_verdict_for_want_of_data_is_reported_as_such(tmp_path: Path) -> None:
+    async with ab_test(n=12, candidate=0.58) as (engine, result):
+        write_report(engine, result, tmp_path)
+    page, summary = read(tmp_path)
+    assert summary["verdict"]["decision"] == "invalid"
+    assert "INVALID" in page.text
+    assert summary["switch"] is None
+    assert "v2 was not promoted" in page.text
+
+
+async def test_a_worse_candidate_and_two_equal_ones(tmp_path: Path) -> None:
+    async with ab_test(candidate=0.3) as (engine, result):
+        await result.keep()
+        write_report(engine, result, tmp_path / "worse")
+    async with ab_test(candidate=0.58, metrics=[Rate("exact_match", margin=0.05)]) as (engine, result):
+        write_report(engine, result, tmp_path / "same")
+    assert read(tmp_path / "worse")[1]["verdict"]["decision"] == "keep"
+    page, summary = read(tmp_path / "same")
+    assert summary["verdict"]["decision"] in ("inconclusive", "equivalent")
+    assert "better" not in summary["verdict"]["headline"]
+    assert "with the baseline" in page.text
+
+
+async def test_an_unfinished_switch_and_extra_that_is_no_json(tmp_path: Path) -> None:
+    timing = SwitchTiming(operation_id="op-1", routed_s=0.001, first_token_s=None, drained_s=None)
+    async with ab_test(n=60) as (engine, result):
+        with pytest.raises(InvalidInput, match="extra"):
+            write_report(engine, result, tmp_path / "refused", extra={"engine": engine})
+        assert not (tmp_path / "refused").exists()
+        write_report(engine, result, tmp_path, switch=timing)
+    page, _ = read(tmp_path)
+    assert "after 1.0 ms" in page.text
+    assert "not yet" in page.text
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "summary.json"
+    write_atomically(target, b"old")
+    target.chmod(0o644)
+    with pytest.raises(TypeError):
+        write_atomically(target, "not bytes")  # type: ignore[arg-type]  # that is the failure
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
