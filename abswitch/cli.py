@@ -6,9 +6,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from abswitch import __version__
 
@@ -106,21 +107,49 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> None
     # The kernel of this environment, not one of the same name that the user keeps elsewhere.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    log = executed.with_suffix(".log")
     try:
-        papermill.execute_notebook(
-            notebook, executed, parameters, kernel_name="python3", cwd=notebook.parent, progress_bar={"desc": "demo"}
-        )
+        with _processes_log_to(log) as terminal:
+            papermill.execute_notebook(
+                notebook,
+                executed,
+                parameters,
+                kernel_name="python3",
+                cwd=notebook.parent,
+                progress_bar={"desc": "demo", "file": terminal},
+            )
     except papermill.PapermillExecutionError as error:
-        raise _Failure(_failed_cell(error, executed)) from error
+        raise _Failure(_failed_cell(error, executed, log)) from error
     except DeadKernelError as error:
-        raise _Failure(
-            f"the notebook's kernel died, perhaps for want of memory; it came as far as {executed}"
-        ) from error
+        raise _Failure(f"the notebook's kernel died, perhaps for want of memory; see {executed} and {log}") from error
     except NoSuchKernel as error:
         raise _Failure(f"{error}; install ipykernel into this environment") from error
 
 
-def _failed_cell(error: Any, executed: Path) -> str:
+@contextmanager
+def _processes_log_to(log: Path) -> Iterator[TextIO]:
+    """Send what the kernel's and the engines' processes write to a file, so that the terminal keeps the progress bar.
+
+    Yields:
+        The terminal, or whatever standard error was.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = [os.dup(1), os.dup(2)]
+    try:
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        replaced = sys.stderr is not sys.__stderr__  # somebody listens to it already
+        with os.fdopen(os.dup(kept[1]), "w", encoding="utf-8") as terminal:
+            yield sys.stderr if replaced else terminal
+    finally:
+        for number, descriptor in enumerate(kept, start=1):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+def _failed_cell(error: Any, executed: Path, log: Path) -> str:
     code = [line for line in error.source.splitlines() if line.strip() and not line.startswith("#")]
     message = str(error.evalue).strip().splitlines()
     return "\n".join(
@@ -130,6 +159,7 @@ def _failed_cell(error: Any, executed: Path) -> str:
             *(["    …"] if len(code) > 3 else []),
             f"  {error.ename}: " + "\n  ".join(message[:6]),
             f"The notebook up to there, with the whole traceback: {executed}",
+            f"What the engines' processes said: {log}",
         ]
     )
 
@@ -143,7 +173,7 @@ def closing_words(summary: dict[str, Any], folder: Path, executed: Path) -> str:
     requests = summary["requests"]
     lines = [
         "",
-        f"Verdict   {summary['verdict']['decision']}: {summary['verdict']['headline']}",
+        f"Verdict   {summary['verdict']['headline']}",
         *(f"          {reason}" for reason in summary["verdict"]["reasons"]),
         f"Requests  {requests['sent']:,} sent, {requests['answered']:,} answered, "
         f"{requests['failed']:,} failed, {requests['lost']:,} lost",
@@ -155,7 +185,10 @@ def closing_words(summary: dict[str, Any], folder: Path, executed: Path) -> str:
     ]
     if summary["store"]:
         lines.append(f"  evidence  {summary['store']} (DuckDB)")
-    lines += ["  MLflow    make mlflow", "  notebooks make lab"]
+    lines.append(
+        "  MLflow    make mlflow" + (f", then {summary['tracking']['compare']}" if summary["tracking"] else "")
+    )
+    lines.append("  notebooks make lab")
     return "\n".join(lines)
 
 

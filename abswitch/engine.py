@@ -20,6 +20,7 @@ from abswitch import checks
 from abswitch.clock import Clock, SystemClock
 from abswitch.domain import (
     Completion,
+    LoadFacts,
     ModelVersion,
     Sampling,
     ScoreRecord,
@@ -301,15 +302,15 @@ class SwitchingEngine:
         self._refuse_closed()
         return await self._loop.call(coroutine)
 
-    async def load(self, version: str, *, model_id: str | None = None) -> float:
-        """Load a version ahead of its use; returns the seconds its load took, whenever that was.
+    async def load(self, version: str, *, model_id: str | None = None) -> LoadFacts:
+        """Load a version ahead of its use; returns what its load cost, whenever that was.
 
         Raises:
             LoadFailed: with the reason.
         """
         self._refuse_closed()
         registered = self.registry.get(self.registry.resolve_model(model_id), version)
-        return (await self._loop.call(self._cache.ensure(registered))).facts.load_s
+        return (await self._loop.call(self._cache.ensure(registered))).facts
 
     # --- switching --------------------------------------------------------------------------------------------------
 

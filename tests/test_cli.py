@@ -12,19 +12,20 @@ from abswitch import __version__, cli
 SUMMARY = {
     "verdict": {
         "decision": "ship",
-        "headline": "v2 is better than v1",
+        "headline": "SHIP v2: it is better than v1",
         "reasons": ["exact_match: +33.0 points (27.1 to 38.6)", "latency_s: not worse than its margin"],
     },
     "requests": {"sent": 1600, "answered": 1599, "failed": 1, "lost": 0},
     "switch": {"routed_s": 0.0012, "first_token_s": 0.0071, "drained_s": 0.043},
     "store": "/somewhere/evidence.duckdb",
+    "tracking": {"compare": "http://127.0.0.1:5000/#/compare-runs?runs=1", "experiment": "", "runs": {}},
 }
 
 
 def notebook_of(folder: Path, *sources: str) -> Path:
     notebook = nbformat.v4.new_notebook()
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    parameters = nbformat.v4.new_code_cell("report_dir = project_dir = candidate = ''\nn_questions = 1")
+    parameters = nbformat.v4.new_code_cell("report_dir = ''\nproject_dir = ''\ncandidate = ''\nn_questions = 1")
     parameters.metadata["tags"] = ["parameters"]
     notebook.cells = [parameters, *map(nbformat.v4.new_code_cell, sources)]
     path = folder / cli.NOTEBOOK
@@ -68,17 +69,23 @@ def test_bad_options_are_one_line_and_exit_2(
 def test_closing_words_say_verdict_counts_switch_and_where_to_look() -> None:
     folder = Path("/r/quickstart")
     words = cli.closing_words(SUMMARY, folder, folder / "01_quickstart.ipynb")
-    assert "ship: v2 is better than v1" in words
+    assert "SHIP v2: it is better than v1" in words
     assert "exact_match: +33.0 points (27.1 to 38.6)" in words
     assert "1,600 sent, 1,599 answered, 1 failed, 0 lost" in words
     assert "all new requests on the new version after 1 ms" in words
     assert "last request on the old one ended after 43 ms" in words
-    for place in ("/r/quickstart/index.html", "01_quickstart.ipynb", "evidence.duckdb", "make mlflow", "make lab"):
+    for place in (
+        "/r/quickstart/index.html",
+        "01_quickstart.ipynb",
+        "evidence.duckdb",
+        "make mlflow, then http://127.0.0.1:5000/#/",
+        "make lab",
+    ):
         assert place in words
 
 
 def test_closing_words_without_a_switch() -> None:
-    words = cli.closing_words(SUMMARY | {"switch": None, "store": None}, Path("r"), Path("r/n.ipynb"))
+    words = cli.closing_words(SUMMARY | {"switch": None, "store": None, "tracking": None}, Path("r"), Path("r/n.ipynb"))
     assert "Switch    none" in words
     assert "duckdb" not in words
 
@@ -119,9 +126,29 @@ def test_the_demo_runs_the_notebook_and_ends_with_its_summary(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "--output", "out/here", "--questions", "50", "--candidate", "regressed"]) == 0
     told = capsys.readouterr()
-    assert "v2 is better than v1 of 50 questions, regressed" in told.out
+    assert "it is better than v1 of 50 questions, regressed" in told.out
     assert "100%" in told.err  # papermill's bar came to its end
     assert (tmp_path / "out/here/01_quickstart.ipynb").is_file()
+
+
+def test_what_processes_print_goes_to_a_log_and_not_to_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    notebook = notebook_of(
+        tmp_path,
+        "import json, os, pathlib\nos.system('echo said by a process; echo and in anger >&2')",
+        f"pathlib.Path(report_dir, 'summary.json').write_text({json.dumps(SUMMARY)!r})",
+    )
+    monkeypatch.setattr(cli, "_find_notebook", lambda: notebook)
+    assert cli.main(["demo", "--output", str(tmp_path / "out")]) == 0
+    told = capfd.readouterr()
+    assert "SHIP v2" in told.out
+    assert "100%" in told.err
+    assert "said by" not in told.out + told.err
+    assert "anger" not in told.out + told.err
+    log = (tmp_path / "out" / "01_quickstart.log").read_text()
+    assert "said by a process" in log
+    assert "and in anger" in log
 
 
 def test_a_failed_run_tells_the_cell_and_no_traceback(

@@ -81,8 +81,8 @@ def style(axes: Axes) -> None:
     axes.tick_params(colors=MUTED, labelsize=_TEXT_PT - 0.5, length=0)
     axes.xaxis.label.set_color(MUTED)
     axes.yaxis.label.set_color(MUTED)
-    axes.xaxis.label.set_size(_TEXT_PT)
-    axes.yaxis.label.set_size(_TEXT_PT)
+    axes.xaxis.label.set_fontsize(_TEXT_PT)
+    axes.yaxis.label.set_fontsize(_TEXT_PT)
     axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
 

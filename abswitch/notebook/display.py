@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from abswitch.errors import InvalidInput
 from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.palette import BAD, BASELINE, CANDIDATE, GOOD, OPEN
 from abswitch.experiments.readings import Reading, Words, readings_of
-from abswitch.notebook.output import Renderable, bundle, in_notebook
+from abswitch.notebook.output import Renderable, in_notebook
 from abswitch.notebook.panel import SwitchView
 from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus
 from abswitch.stats import Decision, Verdict
@@ -32,15 +33,14 @@ def show(what: Showable | Chart) -> None:
     Raises:
         InvalidInput: it is none of these.
     """
+    drawn = hasattr(what, "_repr_png_")
+    content = what if drawn else card(what)
     if not in_notebook():
-        _stdout(card(what).to_text() if isinstance(what, Showable) else str(getattr(what, "finding", what)))
+        sys.stdout.write(f"{getattr(what, 'finding', content)}\n")
         return
     from IPython.display import display
 
-    if isinstance(what, Showable):
-        display(bundle(card(what)), raw=True)  # type: ignore[no-untyped-call]  # IPython's
-    else:
-        display(what)  # type: ignore[no-untyped-call]  # IPython's
+    display(content)  # type: ignore[no-untyped-call]  # IPython's
 
 
 def card(what: object) -> Card:
@@ -193,9 +193,3 @@ def _opening(verdict: Verdict) -> str:
         f'<div style="max-width:60em;{_FONT};border-left:4px solid {color};padding:2px 0 2px 12px">'
         f'<div style="font-size:1.25em;font-weight:600">{escape(verdict.headline)}</div>'
     )
-
-
-def _stdout(text: str) -> None:
-    import sys
-
-    sys.stdout.write(text + "\n")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -14,6 +15,7 @@ from abswitch.engine import SwitchHandle, SwitchingEngine
 from abswitch.errors import AbswitchError
 from abswitch.experiments.palette import BASELINE, CANDIDATE
 from abswitch.notebook.output import LiveOutput
+from abswitch.rollout.operation import Operation
 from abswitch.serving.status import OperationStatus
 
 
@@ -114,12 +116,8 @@ class SwitchPanel:
     def _follow(self) -> None:
         with suppress(AbswitchError, CancelledError, RuntimeError):  # the engine was closed: nothing is left to follow
             while not (seen := self._refresh()).finished:
-                self._engine.run(
-                    self._engine.wait_for_switch(
-                        self._handle.operation_id,
-                        lambda now, seen=seen: (now.phase.value, now.share) != (seen.phase, seen.share),
-                    )
-                )
+                moved = self._engine.wait_for_switch(self._handle.operation_id, partial(_has_moved, seen))
+                self._engine.run(moved)
 
     def _refresh(self) -> OperationStatus:
         with self._lock:
@@ -128,3 +126,7 @@ class SwitchPanel:
             for button in (self.promote, self.keep, self.abort):
                 button.disabled = status.finished
         return status
+
+
+def _has_moved(seen: OperationStatus, now: Operation) -> bool:
+    return (now.phase.value, now.share) != (seen.phase, seen.share)

@@ -74,6 +74,8 @@ def check_source(config: ModelConfig) -> SourceFacts:
         return SourceFacts(kind="hub", name=_hub_id(config.model), adapter=adapter)
     folder = _folder("model_config.model", config.model)
     weights_bytes = _check_model_folder(folder, config)
+    if adapter is not None:
+        _check_adapter_fits(adapter.folder, folder, str(config.adapter))
     return SourceFacts(kind="folder", name=str(folder), weights_bytes=weights_bytes, adapter=adapter)
 
 
@@ -166,23 +168,58 @@ def _check_whole(field: str, given: str, file: Path) -> int:
     """Size of a safetensors file whose header agrees with it (a Git LFS pointer or a cut-off download does not)."""
     size_bytes = file.stat().st_size
     try:
-        with file.open("rb") as stream:
-            header_bytes = int.from_bytes(stream.read(8), "little")
-            if not 2 <= header_bytes <= size_bytes - 8:
-                raise ValueError("no header")
-            header = json.loads(stream.read(header_bytes))
-        end_bytes = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+        header_bytes, header = _header(file)
+        end_bytes = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError):
         raise BadModelSource(
             field, given, f"whole safetensors files ({file.name} is none: a Git LFS pointer, or cut off?)"
         ) from None
-    if 8 + header_bytes + end_bytes != size_bytes:
+    if header_bytes + end_bytes != size_bytes:
         raise BadModelSource(
             field,
             given,
-            f"whole safetensors files ({file.name} has {size_bytes} bytes, not {8 + header_bytes + end_bytes})",
+            f"whole safetensors files ({file.name} has {size_bytes} bytes, not {header_bytes + end_bytes})",
         )
     return size_bytes
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Length of a safetensors file's header in bytes, and its tensors' entries by name."""
+    with file.open("rb") as stream:
+        length_bytes = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length_bytes <= file.stat().st_size - 8:
+            raise ValueError("no header")
+        header = json.loads(stream.read(length_bytes))
+    return 8 + length_bytes, {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def _check_adapter_fits(adapter: Path, model: Path, given: str) -> None:
+    """The adapter was made for a model of these shapes; vLLM would load another one, too, and answer nonsense."""
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for file in model.glob("*.safetensors"):
+        for name, entry in _header(file)[1].items():
+            shapes.setdefault(_module(name), set()).add(tuple(entry["shape"]))
+    found = False
+    tensors = {name: tuple(e["shape"]) for name, e in _header(adapter / "adapter_model.safetensors")[1].items()}
+    for name, first in tensors.items():
+        second = tensors.get(name.replace(".lora_A.", ".lora_B."))
+        module = _module(name.partition(".lora_A.")[0] + ".weight")
+        if ".lora_A." not in name or second is None or module not in shapes:
+            continue
+        found = True
+        product = (second[0], first[-1])
+        if len(first) == 2 and product not in shapes[module]:
+            allowed = f"an adapter made for this model ({module} is {sorted(shapes[module])[0]} here, {product} there)"
+            raise BadModelSource("model_config.adapter", given, allowed)
+    if not found and shapes and any(".lora_A." in name for name in tensors):
+        allowed = "an adapter made for this model (which has none of the modules that the adapter changes)"
+        raise BadModelSource("model_config.adapter", given, allowed)
+
+
+def _module(tensor: str) -> str:
+    """A tensor's name without what stands before its layer, which differs between a model and its adapters."""
+    _, layers, tail = tensor.partition("layers.")
+    return layers + tail if layers else tensor.removeprefix("base_model.model.")
 
 
 def _json(field: str, given: str, file: Path, allowed: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class EngineLog:
             return None
         found = [line for line in text.splitlines() if _EXCEPTION.match(line)]
         telling = [line for line in found if not any(pointer in line for pointer in _POINTERS)]
-        return shortened((telling or found)[-1]) if found else None
+        return shortened(telling[-1]) if telling else None
 
     def remove(self) -> None:
         """Forget an engine that ended well."""
@@ -79,10 +79,10 @@ def _logging_settings(file: Path) -> dict[str, Any]:
 
 def why_it_failed(error: BaseException, log: EngineLog | None) -> str:
     """The reason of a failed start: from the engine's log, its exit code, or the exception's own chain."""
-    logged = log.reason() if log is not None else None
     own = shortened(f"{type(error).__name__}: {error}")
     if not any(pointer in own for pointer in _POINTERS):
         return own
+    logged = log.reason() if log is not None else None
     return logged or _from_exit_code(own) or own
 
 

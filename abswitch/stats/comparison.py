@@ -27,7 +27,7 @@ class Comparison:
         low, high: two-sided interval of confidence 1 − alpha.
         p_value: two-sided, of no difference.
         df: degrees of freedom, where the method has them.
-        standard_error: of the estimate, as the interval uses it; NaN where the method has none.
+        standard_error: of the estimate: half the interval's width over the method's quantile.
         why_not: why there is no result, e.g. an arm with one observation; None when there is one.
         notes: what a reader should know, e.g. "no variation in the baseline".
     """

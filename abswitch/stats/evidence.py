@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from abswitch import checks
 from abswitch.stats.summaries import Summary
 
 
@@ -33,6 +34,11 @@ class ArmEvidence:
     score_failures: Mapping[str, int] = field(default_factory=dict)
     summaries: Mapping[str, Summary] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("assigned", "requests", "failed", "fallbacks"):
+            checks.integer(f"evidence.{name}", getattr(self, name), low=0)
+        checks.integer("evidence.analysed", self.analysed, low=0, high=self.assigned)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values, without the summaries."""
         names = ("version", "assigned", "analysed", "requests", "failed", "fallbacks")
@@ -56,6 +62,10 @@ class Evidence:
     dropped_rows: int = 0
     repeated_units: int = 0
     crossed_units: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("dropped_rows", "repeated_units", "crossed_units"):
+            checks.integer(f"evidence.{name}", getattr(self, name), low=0)
 
     @property
     def arms(self) -> tuple[tuple[str, ArmEvidence], tuple[str, ArmEvidence]]:

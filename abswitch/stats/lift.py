@@ -42,9 +42,7 @@ class RelativeLift:
         return plain
 
 
-def relative_lift(
-    baseline: Summary, candidate: Summary, *, alpha: float = 0.05, scale: str = "linear"
-) -> RelativeLift:
+def relative_lift(baseline: Summary, candidate: Summary, *, alpha: float = 0.05, scale: str = "linear") -> RelativeLift:
     """Relative lift by the delta method, on the linear scale or the logarithmic one.
 
     `log` keeps the interval above −100 % and is the better one for positive, skewed values such as latencies.

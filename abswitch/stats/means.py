@@ -112,7 +112,8 @@ def why_no_t(baseline: Estimate, candidate: Estimate) -> str | None:
 
 
 def _arm(alpha: float, arm: Estimate) -> ArmEstimate:
-    if arm.n < 2 or not math.isfinite(arm.variance):
+    # Equal values give no interval: a width of 0 would claim certainty.
+    if arm.n < 2 or not 0 < arm.variance < math.inf:
         return ArmEstimate(n=arm.n, value=arm.value, low=math.nan, high=math.nan)
     half = t_quantile(1 - alpha / 2, arm.n - 1) * math.sqrt(arm.squared_error)
     return ArmEstimate(n=arm.n, value=arm.value, low=arm.value - half, high=arm.value + half)

@@ -6,8 +6,9 @@ is better and what role it has; how it is tested follows from its kind.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
 
@@ -16,10 +17,16 @@ from abswitch.errors import InvalidInput
 from abswitch.stats.comparison import Comparison
 from abswitch.stats.means import welch_t_test
 from abswitch.stats.proportions import two_proportion_z_test
-from abswitch.stats.ratios import ratio_delta_test
+from abswitch.stats.ratios import clustered_mean_test, clustered_rate_test, ratio_delta_test
 from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary, Summary
 
 T = TypeVar("T", MeanSummary, RateSummary, RatioSummary)
+
+LESS_IS_BETTER = frozenset({"error", "fallback", "truncated", "latency_s", "first_token_s", "queue_s", "generation_s"})
+"""Quantities of a request of which nobody wants more; their direction is `decrease` unless said otherwise."""
+
+_FORBIDDEN_IN_KEYS = re.compile(r"[^A-Za-z0-9_./:-]")
+"""What the MLflow tracking store refuses in a metric's key (and a space)."""
 
 
 class Direction(StrEnum):
@@ -42,26 +49,36 @@ class _Common:
     """What every metric has.
 
     Args:
-        direction: which way is better.
+        direction: which way is better. By default `decrease` for `LESS_IS_BETTER` (of a ratio: its numerator), else
+            `increase`.
         role: `primary` decides, `guardrail` may veto, `secondary` is only reported.
         margin: in the metric's own unit, above 0. For the primary: differences within ±margin do not matter. For a
             guardrail (required): how much worse is still acceptable.
-        name: how the metric is called in results.
+        name: how the metric is called in results, a legal MLflow key; by default after its column.
+
+    Raises:
+        InvalidInput: a field is outside its range, or a guardrail has no margin.
     """
 
-    direction: str = Direction.INCREASE
+    direction: str = ""
     role: str = Role.PRIMARY
     margin: float | None = None
     name: str = ""
 
-    def _check(self, default_name: str) -> None:
+    def _check(self, default_name: str, column: str) -> None:
+        if self.direction == "":
+            less = Direction.DECREASE if column in LESS_IS_BETTER else Direction.INCREASE
+            object.__setattr__(self, "direction", less.value)
         checks.one_of("metric.direction", self.direction, [d.value for d in Direction])
         checks.one_of("metric.role", self.role, [r.value for r in Role])
         if self.margin is not None:
-            checks.number("metric.margin", self.margin, low=0.0, above=True)
+            object.__setattr__(self, "margin", checks.number("metric.margin", self.margin, low=0.0, above=True))
         elif self.role == Role.GUARDRAIL:
             raise InvalidInput("metric.margin", None, f"a number above 0; guardrail {default_name!r} needs one")
-        object.__setattr__(self, "name", checks.name("metric.name", self.name or default_name))
+        if self.name == "":
+            object.__setattr__(self, "name", _FORBIDDEN_IN_KEYS.sub("_", default_name))
+        if _FORBIDDEN_IN_KEYS.search(checks.name("metric.name", self.name)):
+            raise InvalidInput("metric.name", self.name, "letters, digits or . _ : / -, as MLflow takes them")
 
     @property
     def sign(self) -> int:
@@ -78,12 +95,12 @@ class Mean(_Common):
 
     def __post_init__(self) -> None:
         checks.name("metric.column", self.column)
-        self._check(self.column)
+        self._check(self.column, self.column)
 
     def compare(self, baseline: Summary, candidate: Summary, *, alpha: float) -> Comparison:
-        """Candidate against baseline; ratio summaries are per-unit sums and counts, see `by_unit`."""
+        """Candidate against baseline; ratio summaries are per-unit sums and counts, see `clustered_mean_test`."""
         if isinstance(baseline, RatioSummary):
-            return by_unit(baseline, candidate, alpha=alpha)
+            return clustered_mean_test(baseline, _of(RatioSummary, candidate), alpha=alpha)
         return welch_t_test(_of(MeanSummary, baseline), _of(MeanSummary, candidate), alpha=alpha)
 
     @property
@@ -101,12 +118,12 @@ class Rate(_Common):
 
     def __post_init__(self) -> None:
         checks.name("metric.column", self.column)
-        self._check(self.column)
+        self._check(self.column, self.column)
 
     def compare(self, baseline: Summary, candidate: Summary, *, alpha: float) -> Comparison:
-        """Candidate against baseline; ratio summaries are per-unit sums and counts, see `by_unit`."""
+        """Candidate against baseline; ratio summaries are per-unit sums and counts, see `clustered_rate_test`."""
         if isinstance(baseline, RatioSummary):
-            return by_unit(baseline, candidate, alpha=alpha)
+            return clustered_rate_test(baseline, _of(RatioSummary, candidate), alpha=alpha)
         return two_proportion_z_test(_of(RateSummary, baseline), _of(RateSummary, candidate), alpha=alpha)
 
     @property
@@ -126,7 +143,7 @@ class Ratio(_Common):
     def __post_init__(self) -> None:
         checks.name("metric.numerator", self.numerator)
         checks.name("metric.denominator", self.denominator)
-        self._check(f"{self.numerator}_per_{self.denominator}")
+        self._check(f"{self.numerator}_per_{self.denominator}", self.numerator)
 
     def compare(self, baseline: Summary, candidate: Summary, *, alpha: float) -> Comparison:
         """Candidate against baseline."""
@@ -140,15 +157,6 @@ class Ratio(_Common):
 
 Metric = Mean | Rate | Ratio
 _KINDS: Mapping[str, type[Mean] | type[Rate] | type[Ratio]] = {cls.kind: cls for cls in (Mean, Rate, Ratio)}
-
-
-def by_unit(baseline: RatioSummary, candidate: Summary, *, alpha: float) -> Comparison:
-    """Compare a mean or a rate over requests when units have several: Σ(sum of a unit) / Σ(count of a unit).
-
-    Requests of one unit are not independent; treated as if, such comparisons err in over 40 % of sound experiments.
-    """
-    found = ratio_delta_test(baseline, _of(RatioSummary, candidate), alpha=alpha)
-    return replace(found, method="mean over requests, clustered by unit (delta method)")
 
 
 def metric_to_dict(metric: Metric) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +48,16 @@ class AnalysisPlan:
     def __post_init__(self) -> None:
         checks.name("plan.baseline", self.baseline)
         checks.name("plan.candidate", self.candidate)
-        object.__setattr__(self, "metrics", tuple(metric_of(metric) for metric in self.metrics))
-        _check_metrics(self.metrics)
-        checks.number("plan.expected_share", self.expected_share, low=0.0, high=1.0, above=True)
+        if self.candidate == self.baseline:
+            raise InvalidInput("plan.candidate", self.candidate, "another version than the baseline")
+        object.__setattr__(self, "metrics", _metrics(self.metrics))
+        # Set as floats, so that 1 and 1.0 are one plan with one digest.
+        for name, high in (("expected_share", 1.0), ("alpha", 0.5), ("srm_alpha", 0.5)):
+            value = checks.number(f"plan.{name}", getattr(self, name), low=0.0, high=high, above=True)
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "max_score_failures", checks.share("plan.max_score_failures", self.max_score_failures))
         checks.integer("plan.planned_n", self.planned_n, low=1)
-        checks.number("plan.alpha", self.alpha, low=0.0, high=0.5, above=True)
-        checks.number("plan.srm_alpha", self.srm_alpha, low=0.0, high=0.5, above=True)
         checks.integer("plan.min_units", self.min_units, low=2)
-        checks.share("plan.max_score_failures", self.max_score_failures)
         checks.one_of("plan.design", self.design, ("randomised",))
         checks.one_of("plan.looks", self.looks, (FIXED_HORIZON,))
 
@@ -76,8 +78,17 @@ class AnalysisPlan:
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> AnalysisPlan:
-        """A plan from its dictionary."""
+        """A plan from its dictionary.
+
+        Raises:
+            InvalidInput: it is no dictionary, a required field is missing, one is unknown, or its value is not allowed.
+        """
+        if not isinstance(value, Mapping):
+            raise InvalidInput("plan", value, "a dictionary of a plan")
         checks.known_fields("plan", value, cls.__dataclass_fields__)
+        for required in ("baseline", "candidate", "metrics", "expected_share", "planned_n"):
+            if required not in value:
+                raise InvalidInput(f"plan.{required}", None, "a value; it is required")
         return cls(**value)
 
     def digest(self) -> str:
@@ -86,7 +97,10 @@ class AnalysisPlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_metrics(metrics: tuple[Metric, ...]) -> None:
+def _metrics(given: object) -> tuple[Metric, ...]:
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise InvalidInput("metrics", given, "a list of metrics")
+    metrics = tuple(metric_of(metric) for metric in given)
     names = [metric.name for metric in metrics]
     primaries = [metric.name for metric in metrics if metric.role == Role.PRIMARY]
     if len(primaries) != 1:
@@ -94,3 +108,4 @@ def _check_metrics(metrics: tuple[Metric, ...]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InvalidInput("metrics", name, "metrics with different names")
+    return metrics

@@ -36,7 +36,7 @@ def units_needed(n: int, standard_error: float, effect: float, *, alpha: float =
     """
     checks.integer("n", n, low=1)
     checks.number("effect", effect, low=0.0, above=True)
-    return math.ceil(n * (detectable_effect(standard_error, alpha=alpha, power=power) / effect) ** 2)
+    return _whole(n, detectable_effect(standard_error, alpha=alpha, power=power) / effect, effect)
 
 
 def mde_mean(n: int, std: float, *, share: float = 0.5, alpha: float = 0.05, power: float = POWER) -> float:
@@ -54,7 +54,7 @@ def required_n_mean(effect: float, std: float, *, share: float = 0.5, alpha: flo
     """
     checks.number("effect", effect, low=0.0, above=True)
     checks.number("std", std, low=0.0)
-    return math.ceil(_inverse_shares(share) * (sum(_quantiles(alpha, power)) * std / effect) ** 2)
+    return _whole(_inverse_shares(share), sum(_quantiles(alpha, power)) * std / effect, effect)
 
 
 def required_n_rate(
@@ -95,10 +95,18 @@ def mde_rate(n: int, baseline: float, *, share: float = 0.5, alpha: float = 0.05
 
 def _units_for_rates(baseline: float, candidate: float, share: float, alpha: float, power: float) -> float:
     z_alpha, z_power = _quantiles(alpha, power)
+    spread = _inverse_shares(share)
     pooled = (1 - share) * baseline + share * candidate
-    without = math.sqrt(pooled * (1 - pooled) * _inverse_shares(share))
+    without = math.sqrt(pooled * (1 - pooled) * spread)
     with_effect = math.sqrt(baseline * (1 - baseline) / (1 - share) + candidate * (1 - candidate) / share)
     return ((z_alpha * without + z_power * with_effect) / (candidate - baseline)) ** 2
+
+
+def _whole(scale: float, factor: float, effect: float) -> int:
+    units = scale * factor * factor
+    if not math.isfinite(units):
+        raise InvalidInput("effect", effect, "large enough to be found with a finite number of units")
+    return math.ceil(units)
 
 
 def _inverse_shares(share: float) -> float:

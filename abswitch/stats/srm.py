@@ -47,10 +47,17 @@ def sample_ratio_mismatch(baseline: int, candidate: int, *, expected_share: floa
         baseline, candidate: units assigned to each arm.
         expected_share: the candidate's planned share, fraction in (0, 1].
         alpha: small, as a mismatch voids the experiment (0.001: Fabijan et al., KDD 2019).
+
+    Raises:
+        InvalidInput: a negative count, or a share or alpha outside its range.
+
+    >>> sample_ratio_mismatch(5300, 4700, expected_share=0.5).mismatch
+    True
     """
     checks.integer("baseline", baseline, low=0)
     checks.integer("candidate", candidate, low=0)
     checks.number("expected_share", expected_share, low=0.0, high=1.0, above=True)
+    checks.number("alpha", alpha, low=0.0, high=0.5, above=True)
     n = baseline + candidate
     if expected_share == 1.0:
         method, p_value = "every unit on the candidate", float(baseline == 0)

@@ -21,7 +21,7 @@ _EPSILON = float(np.finfo(np.float64).eps)
 _CANCELLED = 1e-12
 """The same for the difference of two spreads: numerators in fixed proportion to their denominators do not vary."""
 _UNRESOLVED = (4 * _EPSILON) ** 2
-"""Below this share of n·mean², doubles cannot hold a spread: what is left of equal values is rounding, not variation."""
+"""Below this share of n·mean², doubles cannot hold a spread: what is left of equal values is rounding."""
 
 
 @dataclass(frozen=True, slots=True)

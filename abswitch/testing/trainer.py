@@ -145,9 +145,8 @@ class Workshop:
         adapted = get_peft_model(model, config)
         adapted.peft_config["default"].base_model_name_or_path = str(self._served_from / "baseline")
         for step, right in self._fit(adapted, self._data.train, self._how(learning_rate=recipe.adapter_rate)):
-            self._report(
-                f"adapting: step {step}, {right:.0%} right", 0.65 + 0.3 * min(1.0, step / recipe.typical_steps)
-            )
+            share = 0.65 + 0.3 * min(1.0, 4 * step / recipe.typical_steps)
+            self._report(f"adapting: step {step}, {right:.0%} right", share)
             if right >= recipe.adapter_from:
                 return self._save("adapter", adapted)
         raise TargetMissed(f"the adapter did not reach {recipe.adapter_from:.0%} right within {recipe.max_steps} steps")

@@ -155,7 +155,7 @@ async def test_sampling_reaches_the_engine(base: VllmInstance) -> None:
 
 async def test_the_longest_prompt_fits_and_one_more_does_not(base: VllmInstance) -> None:
     room = base.max_model_len - 2  # the beginning of the text, and one token of the answer
-    chunks = [chunk async for chunk in base.generate(request("1" * room))]
+    chunks = [chunk async for chunk in base.generate(request("1" * room, ignore_eos=True))]
     assert chunks[-1].output_tokens == 1 and chunks[-1].finish_reason is FinishReason.LENGTH
     for length in (room + 1, room + 500, 1_000_000):
         with pytest.raises(PromptTooLong, match=f"at most {base.max_model_len - 1}"):
@@ -190,13 +190,14 @@ async def test_a_bad_adapter_leaves_the_engine_serving(
     tiny: TinyModels, pool: VllmEnginePool, base: VllmInstance, tmp_path: Path
 ) -> None:
     expected = await answer(base)
-    cut = tmp_path / "cut"
-    shutil.copytree(tiny.adapter, cut)
-    settings = json.loads((cut / "adapter_config.json").read_text())
-    (cut / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": ["no_such_module"]}))
-    instance = VllmInstance(version_of(tiny.baseline, "bad", adapter=str(cut)), pool)
-    with pytest.raises(LoadFailed, match="adapter"):
+    bad = tmp_path / "bad"
+    shutil.copytree(tiny.adapter, bad)
+    settings = json.loads((bad / "adapter_config.json").read_text())
+    (bad / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
+    instance = VllmInstance(version_of(tiny.baseline, "bad", adapter=str(bad)), pool)
+    with pytest.raises(LoadFailed, match=r"its adapter was refused.*DoRA"):
         await instance.start()
+    await instance.stop()
     assert (await base.health()).alive
     assert await answer(base) == expected
 

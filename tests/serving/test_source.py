@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,14 @@ from abswitch.serving.source import check_source, is_local
 Damage = Callable[[Path], object]
 
 
-def safetensors(payload_bytes: int = 8) -> bytes:
-    header = json.dumps({"w": {"dtype": "F32", "shape": [payload_bytes // 4], "data_offsets": [0, payload_bytes]}})
-    return len(header).to_bytes(8, "little") + header.encode() + bytes(payload_bytes)
+def safetensors(**shapes: list[int]) -> bytes:
+    """The bytes of a file with zeros of these shapes; `__` in a name stands for a dot."""
+    tensors, end_bytes = {}, 0
+    for name, shape in (shapes or {"w": [2]}).items():
+        begin_bytes, end_bytes = end_bytes, end_bytes + 4 * math.prod(shape)
+        tensors[name.replace("__", ".")] = {"dtype": "F32", "shape": shape, "data_offsets": [begin_bytes, end_bytes]}
+    header = json.dumps(tensors | {"__metadata__": {"format": "pt"}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(end_bytes)
 
 
 def write_json(file: Path, **content: Any) -> None:
@@ -31,7 +37,7 @@ def model(tmp_path: Path) -> Path:
     folder.mkdir()
     write_json(folder / "config.json", architectures=["LlamaForCausalLM"], auto_map=None)
     write_json(folder / "tokenizer_config.json")
-    (folder / "model.safetensors").write_bytes(safetensors())
+    (folder / "model.safetensors").write_bytes(safetensors(model__layers__0__q_proj__weight=[6, 4]))
     return folder
 
 
@@ -40,8 +46,14 @@ def adapter(tmp_path: Path) -> Path:
     folder = tmp_path / "adapter"
     folder.mkdir()
     write_json(folder / "adapter_config.json", peft_type="LORA", r=12, rank_pattern={"q_proj": 20})
-    (folder / "adapter_model.safetensors").write_bytes(safetensors())
+    write_adapter(folder, [20, 4], [6, 20])
     return folder
+
+
+def write_adapter(folder: Path, first: list[int], second: list[int], module: str = "layers__0__q_proj") -> None:
+    prefix = f"base_model__model__model__{module}"
+    tensors = {f"{prefix}__lora_A__weight": first, f"{prefix}__lora_B__weight": second}
+    (folder / "adapter_model.safetensors").write_bytes(safetensors(**tensors))
 
 
 def config(model: object, **fields: Any) -> ModelConfig:
@@ -111,7 +123,7 @@ def is_an_lfs_pointer(model: Path) -> None:
 
 
 def is_cut_off(model: Path) -> None:
-    (model / "model.safetensors").write_bytes(safetensors(64)[:-1])
+    (model / "model.safetensors").write_bytes(safetensors(w=[16])[:-1])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +138,7 @@ def is_cut_off(model: Path) -> None:
         (tokenizer_names_remote_code, "tokenizer_config.json has auto_map"),
         (lacks_a_shard, "missing: model-00002.safetensors"),
         (is_an_lfs_pointer, "Git LFS pointer"),
-        (is_cut_off, "has 134 bytes, not 135"),
+        (is_cut_off, "bytes, not"),
     ],
 )
 def test_a_bad_folder_is_refused_with_what_is_wrong(model: Path, damage: Damage, says: str) -> None:
@@ -170,6 +182,10 @@ def test_an_adapter(model: Path, adapter: Path) -> None:
         (lambda folder: write_json(folder / "adapter_config.json", peft_type="LORA"), "found [None]"),
         (lambda folder: write_json(folder / "adapter_config.json", peft_type="LORA", r=True), "found [True]"),
         (lambda folder: write_json(folder / "adapter_config.json", peft_type="LORA", r=1024), "from 1 to 512"),
+        (lambda folder: write_adapter(folder, [20, 5], [6, 20]), "layers.0.q_proj.weight is (6, 4) here, (6, 5) there"),
+        (lambda folder: write_adapter(folder, [20, 4], [7, 20]), "(7, 4) there"),
+        (lambda folder: write_adapter(folder, [20, 4], [6, 20], "layers__0__w1"), "none of the modules"),
+        (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b""), "Git LFS pointer"),
         (lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"), "only pickled"),
     ],
 )
@@ -178,6 +194,10 @@ def test_a_bad_adapter_is_refused(model: Path, adapter: Path, damage: Damage, sa
     error = refusal(model, adapter=str(adapter))
     assert error.field == "model_config.adapter" and error.value == str(adapter)
     assert says in error.allowed
+
+
+def test_an_adapter_of_a_hub_model_is_taken_on_trust(adapter: Path) -> None:
+    assert check_source(config("org/name", adapter=str(adapter))).adapter is not None
 
 
 def test_an_adapter_that_is_not_there(model: Path) -> None:

@@ -251,7 +251,7 @@ def test_training_leaves_this_process_alone() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(models.__file__).parents[2])
 
 
-def measured(tiny: TinyModels, model: Any) -> float:
+def generated(tiny: TinyModels, model: Any) -> float:
     """Exact match by real greedy decoding on every held-out problem."""
     import torch
     from transformers import AutoTokenizer
@@ -262,7 +262,8 @@ def measured(tiny: TinyModels, model: Any) -> float:
     with torch.inference_mode():
         tokens = model.generate(**prompts, max_new_tokens=5, do_sample=False)
     answers = tokenizer.batch_decode(tokens[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
-    return sum(a == problem.answer for a, problem in zip(answers, problems, strict=True)) / len(problems)
+    right = [answer == problem.answer for answer, problem in zip(answers, problems, strict=True)]
+    return right.count(True) / len(right)
 
 
 @pytest.mark.parametrize("name", ["baseline", "better", "regressed"])
@@ -271,7 +272,7 @@ def test_transformers_measures_the_recorded_accuracy(tiny: TinyModels, name: str
 
     model = AutoModelForCausalLM.from_pretrained(getattr(tiny, name))
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(341_000, rel=0.01)
-    assert measured(tiny, model) == pytest.approx(tiny.accuracy[name], abs=0.005)
+    assert generated(tiny, model) == pytest.approx(tiny.accuracy[name], abs=0.005)
 
 
 def test_peft_measures_the_recorded_accuracy(tiny: TinyModels) -> None:
@@ -279,7 +280,7 @@ def test_peft_measures_the_recorded_accuracy(tiny: TinyModels) -> None:
     from transformers import AutoModelForCausalLM
 
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny.baseline), tiny.adapter)
-    assert measured(tiny, model) == pytest.approx(tiny.accuracy["adapter"], abs=0.005)
+    assert generated(tiny, model) == pytest.approx(tiny.accuracy["adapter"], abs=0.005)
 
 
 def test_the_tokenizer_is_one_of_characters(tiny: TinyModels) -> None:

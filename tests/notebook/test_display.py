@@ -1,0 +1,87 @@
+import pytest
+
+from abswitch.errors import InvalidInput
+from abswitch.notebook import card, estimates_chart, latency_chart, show, traffic_chart
+from abswitch.notebook.panel import SwitchView, split_bar
+from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus
+from tests.experiments.scripted import EVIL, ab_test
+from tests.experiments.test_report import Page
+
+
+def operation(**changes: object) -> OperationStatus:
+    fields: dict[str, object] = {
+        "operation_id": "op-1", "model_id": "bot", "strategy": "ab_test", "stable": "v1", "candidate": "v2",
+        "phase": "evaluating", "finished": False, "stage": 0, "share": 0.25, "promoted": False, "reason": EVIL,
+        "age_s": 3.0, "in_phase_s": 1.0,
+    }  # fmt: skip
+    return OperationStatus(**{**fields, **changes})  # type: ignore[arg-type]  # a dictionary of its own fields
+
+
+def status() -> SwitchingStatus:
+    serving = ModelStatus(
+        model_id="bot",
+        active_version="v1",
+        shares={"v1": 0.75, "v2": 0.25},
+        loaded=("v1", "v2"),
+        in_flight=1234,
+        operation=operation(),
+    )
+    idle = ModelStatus(model_id="cold", active_version=None, shares={}, loaded=(), in_flight=0, operation=None)
+    return SwitchingStatus(models=(serving, idle))
+
+
+def test_a_status_is_a_table_whose_texts_are_escaped() -> None:
+    html = card(status())._repr_html_()
+    page = Page(html)
+    assert EVIL not in html
+    assert EVIL in page.text
+    assert len([tag for tag, _ in page.tags if tag == "tr"]) == 3
+    for words in ("v1 75%, v2 25%", "1,234", "ab_test v1 → v2: evaluating", "nothing serves", "none yet"):
+        assert words in page.text
+
+
+def test_a_status_of_nothing() -> None:
+    assert "no model is registered" in card(SwitchingStatus(models=())).to_html()
+    assert repr(card(SwitchingStatus(models=()))) == "no model is registered"
+
+
+def test_an_operation_shows_how_traffic_is_split() -> None:
+    page = Page(card(operation()).to_html())
+    widths = [float(a["width"] or 0) for tag, a in page.tags if tag == "rect"]
+    assert widths == [600.0, 150.0]
+    assert "v1 75%" in page.text
+    assert "v2 25%" in page.text
+
+
+def test_a_first_deployment_has_no_stable_version() -> None:
+    assert "nothing 100%" in Page(split_bar(None, "v1", 0.0)).text
+    assert "nothing → v1" in SwitchView(operation(stable=None, candidate="v1")).to_text()
+
+
+async def test_verdict_and_result(capsys: pytest.CaptureFixture[str]) -> None:
+    async with ab_test(n=200) as (engine, result):
+        verdict = Page(card(result.verdict).to_html())
+        whole = Page(card(result).to_html())
+        charts = [estimates_chart(result), latency_chart(engine, result), traffic_chart(engine, result)]
+    assert result.verdict.headline in verdict.text
+    for reason in result.verdict.reasons:
+        assert reason in verdict.text
+    for words in ("exact_match", "±5 points", "better", "200 requests sent, 200 answered, 0 failed, 0 lost"):
+        assert words in whole.text
+    for chart in charts:
+        png, size = chart._repr_png_()
+        assert png.startswith(b"\x89PNG")
+        assert size["width"] == 720
+        assert chart.svg().startswith(b"<?xml")
+
+    show(result.verdict)
+    assert capsys.readouterr().out == result.verdict.in_words() + "\n"
+    show(charts[0])
+    assert "exact_match" in capsys.readouterr().out
+
+
+def test_anything_else_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="a verdict"):
+        card("ship")
+    with pytest.raises(InvalidInput, match="a verdict"):
+        show("ship")  # type: ignore[arg-type]  # that is what is refused
