@@ -13,11 +13,14 @@ KEPT = "# NBVAL_CHECK_OUTPUT"
 
 
 def stripped(cell: dict[str, Any]) -> dict[str, Any]:
-    """The cell without its execution count and, unless it is marked, without its outputs; other cells as they are."""
+    """The cell without its outputs and execution count, unless it is marked; other cells as they are.
+
+    A marked cell counts as executed once: nbval refuses expectations in a cell that never ran.
+    """
     if cell["cell_type"] != "code":
         return cell
     outputs = cell["outputs"] if KEPT in "".join(cell["source"]) else []
-    return cell | {"execution_count": None, "outputs": [_uncounted(output) for output in outputs]}
+    return cell | {"execution_count": 1 if outputs else None, "outputs": [_uncounted(output) for output in outputs]}
 
 
 def _uncounted(output: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--questions", type=_questions, default=600, metavar="N", help="requests to split (%(default)s)")
     demo.add_argument("--candidate", choices=CANDIDATES, default="better", help="what meets the baseline (%(default)s)")
+    demo.add_argument(
+        "--mlflow",
+        default="sqlite:///mlflow/mlflow.db",
+        metavar="URI",
+        help="MLflow store or server to publish to, '' for none (%(default)s, in the repository)",
+    )
     return parser
 
 
@@ -81,6 +87,7 @@ def _demo(options: argparse.Namespace) -> None:
         "n_questions": options.questions,
         "candidate": options.candidate,
         "report_dir": str(folder),
+        "mlflow_uri": options.mlflow,
         "project_dir": str(notebook.parent.parent),
     }
     print(f"Running {notebook.name}; the first run also trains the models, about half a minute.", file=sys.stderr)

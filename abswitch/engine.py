@@ -33,7 +33,7 @@ from abswitch.errors import EngineClosed, InvalidInput, SwitchFailed
 from abswitch.rollout import operation as ops
 from abswitch.rollout.operation import Operation, Phase
 from abswitch.rollout.strategies import Strategy, strategy_of
-from abswitch.scoring import Sample, Scorer, checked, scorers_of
+from abswitch.scoring import Sample, Score, Scorer, checked, scorers_of
 from abswitch.serving.cache import ModelCache
 from abswitch.serving.dispatch import Dispatcher, Submission
 from abswitch.serving.grading import Grader
@@ -140,7 +140,7 @@ class SwitchingEngine:
         config: ModelSwitchingConfig | None = None,
         *,
         store: Path | str = "abswitch.duckdb",
-        scorers: Sequence[Scorer | Callable[[Sample], float]] = (),
+        scorers: Sequence[Scorer | Callable[[Sample], Score]] = (),
         mlflow: str | None = None,
         record_text: bool = False,
         backends: Mapping[str, InstanceFactory] | None = None,

@@ -151,7 +151,7 @@ class Judge:
         return float(found.group())
 
 
-def scorer_of(value: Scorer | Callable[[Sample], float]) -> Scorer:
+def scorer_of(value: Scorer | Callable[[Sample], Score]) -> Scorer:
     """Accept a scorer, or a callable, which takes its own name."""
     if isinstance(value, Scorer):
         return value
@@ -160,7 +160,7 @@ def scorer_of(value: Scorer | Callable[[Sample], float]) -> Scorer:
     raise InvalidInput("scorers", value, "scorers (ExactMatch, Matches, Judge, …) or callables of one Sample")
 
 
-def scorers_of(values: Iterable[Scorer | Callable[[Sample], float]]) -> tuple[Scorer, ...]:
+def scorers_of(values: Iterable[Scorer | Callable[[Sample], Score]]) -> tuple[Scorer, ...]:
     """Accept several scorers.
 
     Raises:

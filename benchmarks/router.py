@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abswitch import ModelConfig, Sampling, SwitchingEngine
+from abswitch.serving.vllm import VllmInstance
 from abswitch.testing import tiny_models
 
 GOALS = {"throughput_ratio": 0.98, "added_first_token_ms": 0.2}
@@ -88,7 +89,9 @@ async def run(rounds: int, requests: int, concurrency: int) -> dict[str, float]:
         )
         print("starting vLLM …", flush=True)
         await engine.deploy("v1")
-        llm = (await engine.instance("v1")).async_llm
+        instance = await engine.instance("v1")
+        assert isinstance(instance, VllmInstance)
+        llm = instance.async_llm
         named = ways(engine, llm)
         for way in named.values():
             await way(prompts, concurrency)  # warm-up, not counted

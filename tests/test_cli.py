@@ -25,7 +25,7 @@ SUMMARY = {
 def notebook_of(folder: Path, *sources: str) -> Path:
     notebook = nbformat.v4.new_notebook()
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    parameters = nbformat.v4.new_code_cell("report_dir = ''\nproject_dir = ''\ncandidate = ''\nn_questions = 1")
+    parameters = nbformat.v4.new_code_cell("report_dir = ''\nmlflow_uri = ''\nproject_dir = ''\ncandidate = ''\nn_questions = 1")
     parameters.metadata["tags"] = ["parameters"]
     notebook.cells = [parameters, *map(nbformat.v4.new_code_cell, sources)]
     path = folder / cli.NOTEBOOK

@@ -200,10 +200,10 @@ class OpenAIInstance:
         """What happened, in this project's terms."""
         if self._client is not client:
             return InstanceNotRunning(f"{self._version} was stopped while the request was under way")
-        openai, httpx = _modules()
-        if isinstance(error, openai.APITimeoutError | httpx.TimeoutException):
+        openai = importlib.import_module("openai")
+        if isinstance(error, openai.APITimeoutError) or _is_transport(error, "TimeoutException"):
             return RequestFailed(f"{self._version}: no answer for {self._args.timeout_s if self._args else 0:g} s")
-        if isinstance(error, openai.APIConnectionError | httpx.HTTPError | OSError):
+        if isinstance(error, openai.APIConnectionError | OSError) or _is_transport(error, "HTTPError"):
             return InstanceDied(f"{self._version}: the server went away: {_words(error)}")
         if isinstance(error, openai.APIError):
             return self._refusal(error)
@@ -300,7 +300,7 @@ class _Answer:
 
 def _client(args: ServerArgs) -> Any:
     """The client; its import takes a second."""
-    openai, _ = _modules()
+    openai = importlib.import_module("openai")
     return openai.AsyncOpenAI(
         base_url=args.base_url,
         api_key=args.key(),
@@ -310,11 +310,9 @@ def _client(args: ServerArgs) -> Any:
     )
 
 
-@lru_cache(maxsize=1)
-def _modules() -> tuple[Any, Any]:
-    """The client library, and the transport under it, whose errors it lets through while a stream is read."""
-    openai = importlib.import_module("openai")
-    return openai, importlib.import_module(openai.Timeout.__module__.partition(".")[0])
+def _is_transport(error: Exception, name: str) -> bool:
+    """Whether the error is one of the HTTP library's own, which some releases of the client let through."""
+    return any(kind.__name__ == name and kind.__module__.startswith("httpx") for kind in type(error).__mro__)
 
 
 def _messages(prompt: Prompt, as_chat: bool) -> list[dict[str, str]] | None:

@@ -30,7 +30,7 @@ MARKER_VARIABLE = "ABSWITCH_OWNER"
 # vLLM gives its processes titles, which without this variable wipes the environment that others can read.
 _KEEP_ENVIRONMENT = "SPT_NOENV"
 _GOODBYE = b"."
-_GRACE_S = 2.0
+_GRACE_S = 2.0  # for the kernel to take a killed process down
 _ROUNDS = 5  # a process stuck in the kernel cannot be ended by anybody
 _WATCH_S = 1.0
 
@@ -160,7 +160,11 @@ def marked(wanted: Callable[[Marker], bool]) -> list[psutil.Process]:
 
 
 def end_marked(wanted: Callable[[Marker], bool]) -> list[int]:
-    """Terminate, then kill, every marked process that is wanted, and what it still starts; returns pids. Blocks."""
+    """Kill every marked process that is wanted, and what it still starts; returns the pids. Blocks.
+
+    At once, not after a request to end: an engine takes seconds over that, its memory is wanted back now, and what it
+    shared is removed by the resource tracker of multiprocessing, which ends after it.
+    """
     ended: set[int] = set()
     for _ in range(_ROUNDS):
         left = marked(wanted)
@@ -169,12 +173,8 @@ def end_marked(wanted: Callable[[Marker], bool]) -> list[int]:
         for process in left:
             ended.add(process.pid)
             with suppress(psutil.Error):
-                process.terminate()
-        _, stubborn = psutil.wait_procs(left, timeout=_GRACE_S)
-        for process in stubborn:
-            with suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(stubborn, timeout=_GRACE_S)
+        psutil.wait_procs(left, timeout=_GRACE_S)
     return sorted(ended)
 
 

@@ -23,7 +23,7 @@ from abswitch.domain import ModelVersion
 from abswitch.errors import LoadFailed
 from abswitch.serving.reaper import ProcessReaper, reap_orphans
 from abswitch.serving.vllm_args import EnginePlan, Vllm, load_vllm, plan_of
-from abswitch.serving.vllm_log import EngineLog, log_argument, why_it_died, why_it_failed
+from abswitch.serving.vllm_log import EngineLog, forget_log, log_argument, why_it_died, why_it_failed
 
 log = logging.getLogger(__name__)
 
@@ -208,14 +208,17 @@ class VllmEnginePool:
     def _build(self, version: ModelVersion, plan: EnginePlan, vllm: Vllm) -> VllmEngine:
         reap_orphans()
         engine_log = EngineLog.in_folder(self._log_folder(), f"engine-{next(self._names)}")
-        args = log_argument(vllm.engine_args, engine_log) | dict(plan.args)
+        own_log = log_argument(vllm.engine_args, engine_log)
         try:
             with self._reaper.marking(), _without_interrupts():
-                llm = vllm.async_llm.from_engine_args(vllm.engine_args(**args))
+                llm = vllm.async_llm.from_engine_args(vllm.engine_args(**(own_log | dict(plan.args))))
         except Exception as error:
             reason = why_it_failed(error, engine_log)
             where = f" (log: {engine_log.file})" if engine_log.file.exists() else ""
             raise LoadFailed(f"{version} did not load: {reason}{where}") from error
+        finally:
+            if own_log:
+                forget_log()
         log.info("vLLM serves %s, context %d tokens", plan.args["model"], llm.model_config.max_model_len)
         return VllmEngine(llm, vllm, plan, engine_log)
 

@@ -62,6 +62,14 @@ def log_argument(engine_args: Any, log: EngineLog) -> dict[str, Any]:
     return {"logging_config": LoggingConfig(pylogging_config_file=str(log.settings))}
 
 
+def forget_log() -> None:
+    """Stop this process's part of vLLM from writing to an engine's log, which goes when the engine does."""
+    from vllm.config.logging import LoggingConfig
+    from vllm.logger import configure_logging
+
+    configure_logging(LoggingConfig())
+
+
 def _logging_settings(file: Path) -> dict[str, Any]:
     """vLLM's own configuration, with the file beside the stream; warnings reach the file at any level."""
     level = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR").upper()

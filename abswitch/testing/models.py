@@ -65,7 +65,7 @@ class TinyModels:
 def tiny_models(
     task: str = "addition", *, cache_dir: str | Path | None = None, progress: Progress | None = None
 ) -> TinyModels:
-    """Train the models of a task (about half a minute on two cores), or return them from the cache (milliseconds).
+    """Train the models of a task (about half a minute on one core), or return them from the cache (milliseconds).
 
     Several processes may ask at once: one trains, the others wait for it. A training that is killed leaves nothing.
 
@@ -204,15 +204,14 @@ def _followed(trainer: subprocess.Popen[str], progress: Progress) -> Mapping[str
 
 
 def _environment() -> dict[str, str]:
-    """The trainer's: this very package importable, two threads, no accelerator, no network, no chatter."""
+    """The trainer's: this very package importable, one thread, no accelerator, no network, no chatter."""
     package_root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), package_root)))
     fixed = {
         "PYTHONPATH": path,
         "CUDA_VISIBLE_DEVICES": "",
         "HIP_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "2",
-        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads that spin make training 15 times slower on a busy machine
+        "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "PYTHONHASHSEED": "0",

@@ -41,23 +41,23 @@ class Recipe:
     intermediate_size: int = 256
     heads: int = 4
     context_tokens: int = 256
-    batch_size: int = 128
+    batch_size: int = 32
     initializer_range: float = 0.05
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1e-3
     warmup_steps: int = 50
     weight_decay: float = 0.01
-    averaging: float = 0.04
-    evaluate_every: int = 10
-    closely_every: int = 3
-    typical_steps: int = 250
-    max_steps: int = 1200
-    baseline_from: float = 0.60
-    better_from: float = 0.93
-    spoil_rate: float = 1.5e-3
+    averaging: float = 0.02
+    evaluate_every: int = 20
+    closely_every: int = 6
+    typical_steps: int = 450
+    max_steps: int = 2000
+    baseline_from: float = 0.61
+    better_from: float = 0.945
+    spoil_rate: float = 1e-3
     regressed_below: float = 0.32
     adapter_rank: int = 8
     adapter_alpha: int = 16
-    adapter_rate: float = 5e-3
+    adapter_rate: float = 3e-3
     adapter_from: float = 0.80
     format: int = FORMAT
 
@@ -80,7 +80,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "addition": Recipe(task="addition"),
     # Sorting is learnt within a hundred steps, so it is measured more often.
-    "sorting": Recipe(task="sorting", evaluate_every=4, closely_every=1, typical_steps=100, learning_rate=1e-3),
+    "sorting": Recipe(task="sorting", evaluate_every=8, closely_every=3, typical_steps=150),
 }
 """The recipe of each task."""
 

@@ -100,7 +100,7 @@ def _small_without_carry(problem: Problem) -> bool:
 
 
 def _words() -> Iterator[Candidate]:
-    for letters in itertools.product("abcdefgh", repeat=5):
+    for letters in itertools.product("abcdefg", repeat=5):
         word = "".join(letters)
         yield Candidate(word, Problem(f"{word}>", "".join(sorted(word))))
 
@@ -113,7 +113,7 @@ TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
         Task("addition", "the sum of two 2-digit numbers", Problem("12+34=", "46"), _sums, _small_without_carry),
-        Task("sorting", "five letters in alphabetical order", Problem("hdagb>", "abdgh"), _words, _already_sorted),
+        Task("sorting", "five letters in alphabetical order", Problem("gdafb>", "abdfg"), _words, _already_sorted),
     )
 }
 """Every task by name."""

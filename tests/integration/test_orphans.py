@@ -107,7 +107,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float) -> No
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, f"{what}: not within {timeout_s} s"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def assert_nothing_survives(kernel: Kernel, engines: list[psutil.Process]) -> None:

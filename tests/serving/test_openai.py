@@ -1,11 +1,11 @@
-"""What the OpenAI-compatible backend refuses, sends, and makes of a stream; real servers are in the integration tests."""
+"""What the OpenAI-compatible backend refuses, sends, and makes of a stream; real servers have tests of their own."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -56,6 +56,11 @@ async def server(reply: Reply) -> AsyncIterator[str]:
     """A server of one's own making, for what a healthy one never does."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.CancelledError, asyncio.IncompleteReadError):  # hung up without a word
+            await answer(reader, writer)
+        writer.close()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         length = int(head.partition("content-length: ")[2].split("\r\n")[0] or 0)
         body = json.loads(await reader.readexactly(length)) if length else {}
@@ -65,7 +70,6 @@ async def server(reply: Reply) -> AsyncIterator[str]:
             await send(writer, "200 OK", json.dumps({"object": "list", "data": models}))
         else:
             await reply(path, body, writer)
-        writer.close()
 
     listening = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with listening:
