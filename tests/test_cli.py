@@ -9,6 +9,7 @@ import pytest
 
 from abswitch import __version__, cli
 
+PARAMETERS = ("n_questions", "candidate", "report_dir", "mlflow_uri", "project_dir")
 SUMMARY = {
     "verdict": {
         "decision": "ship",
@@ -25,7 +26,7 @@ SUMMARY = {
 def notebook_of(folder: Path, *sources: str) -> Path:
     notebook = nbformat.v4.new_notebook()
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    parameters = nbformat.v4.new_code_cell("report_dir = ''\nmlflow_uri = ''\nproject_dir = ''\ncandidate = ''\nn_questions = 1")
+    parameters = nbformat.v4.new_code_cell("\n".join(f"{name} = 0" for name in PARAMETERS))
     parameters.metadata["tags"] = ["parameters"]
     notebook.cells = [parameters, *map(nbformat.v4.new_code_cell, sources)]
     path = folder / cli.NOTEBOOK

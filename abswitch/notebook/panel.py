@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -72,6 +73,7 @@ class SwitchPanel:
         self._output = LiveOutput()
         self._message = ""
         self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
         self.promote, self.keep, self.abort = self._buttons()
 
     def show(self) -> None:
@@ -81,7 +83,19 @@ class SwitchPanel:
 
         display(ipywidgets.HBox([self.promote, self.keep, self.abort]))  # type: ignore[no-untyped-call]  # IPython's
         self._refresh()
-        threading.Thread(target=self._follow, name="abswitch-panel", daemon=True).start()
+        self._spawn(self._follow)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until every press was answered and the switch ended; False when that takes longer than `timeout_s`."""
+        deadline_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _spawn(self, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, name="abswitch-panel", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _buttons(self) -> tuple[Any, Any, Any]:
         import ipywidgets
@@ -100,7 +114,7 @@ class SwitchPanel:
         return buttons[0], buttons[1], buttons[2]
 
     def _press(self, text: str, command: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        threading.Thread(target=self._carry_out, args=(text, command), name="abswitch-button", daemon=True).start()
+        self._spawn(self._carry_out, text, command)
 
     def _carry_out(self, text: str, command: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         try:

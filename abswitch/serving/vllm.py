@@ -27,6 +27,7 @@ from abswitch.domain import (
     TokenChunk,
 )
 from abswitch.errors import (
+    AbswitchError,
     InstanceDied,
     InstanceError,
     InstanceNotRunning,
@@ -137,20 +138,20 @@ class VllmInstance:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenChunk, None]:
         engine = self._awake()
-        token_ids = await self._tokens(engine, request.prompt)
         # Its own name: a caller may give the same one twice, and stopping must reach exactly this request.
         name = f"{request.request_id}-{next(self._ids)}"
-        params = sampling_params(engine.vllm.sampling_params, engine.vllm.delta, request.sampling)
-        stream = engine.llm.generate(engine.vllm.tokens_input(token_ids), params, name, lora_request=self._lora)
-        prompt_tokens, output_tokens, index = len(token_ids), 0, 0
+        stream: Any = None
         self._open.add(name)
         try:
+            token_ids = await self._tokens(engine, request.prompt)
+            stream = self._submit(engine, name, token_ids, request.sampling)
+            prompt_tokens, output_tokens, index = len(token_ids), 0, 0
             async for output in stream:
                 piece = output.outputs[0]
                 output_tokens += len(piece.token_ids)
                 reason = piece.finish_reason
                 if reason == "abort":
-                    raise InstanceNotRunning(f"{self._version} was stopped while the request was under way")
+                    raise self._stopped()
                 self._last_token_s = time.monotonic()
                 yield TokenChunk(
                     index,
@@ -161,15 +162,25 @@ class VllmInstance:
                     None if reason is None else _REASONS.get(reason, FinishReason.STOP),
                 )
                 index += 1
+        except (AbswitchError, GeneratorExit, asyncio.CancelledError):
+            raise
         except engine.vllm.dead_error as error:
             raise InstanceDied(f"{self._version} died: {engine.death()}") from error
-        except (InstanceNotRunning, GeneratorExit, asyncio.CancelledError):
-            raise
         except Exception as error:
             raise RequestFailed(f"{self._version}: {type(error).__name__}: {error}") from error
         finally:
             self._open.discard(name)
-            await stream.aclose()
+            if stream is not None:
+                await stream.aclose()
+
+    def _submit(self, engine: VllmEngine, name: str, token_ids: list[int], sampling: Sampling) -> Any:
+        if self._engine is not engine:
+            raise self._stopped()  # while the prompt was tokenised
+        params = sampling_params(engine.vllm.sampling_params, engine.vllm.delta, sampling)
+        return engine.llm.generate(engine.vllm.tokens_input(token_ids), params, name, lora_request=self._lora)
+
+    def _stopped(self) -> InstanceNotRunning:
+        return InstanceNotRunning(f"{self._version} was stopped while the request was under way")
 
     async def _tokens(self, engine: VllmEngine, prompt: Prompt) -> list[int]:
         tokenizer = engine.llm.get_tokenizer()

@@ -65,7 +65,7 @@ def non_inferiority(found: Comparison, *, margin: float, direction: str) -> Marg
     checks.number("margin", margin, low=0.0, above=True)
     better = checks.one_of("direction", direction, ("increase", "decrease"))
     low, high = (found.low, found.high) if better == "increase" else (-found.high, -found.low)
-    outcome = _outcome(shown=low > -margin, refuted=high < -margin)
+    outcome = _outcome(found, shown=low > -margin, refuted=high < -margin)
     return _test("non-inferiority, by the interval", found, margin, (low, high), outcome)
 
 
@@ -80,15 +80,14 @@ def tost_equivalence(found: Comparison, *, margin: float) -> MarginTest:
         D. J. Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15 (1987) 657–680.
     """
     checks.number("margin", margin, low=0.0, above=True)
-    outcome = _outcome(shown=found.within(margin), refuted=found.low > margin or found.high < -margin)
+    outcome = _outcome(found, shown=found.within(margin), refuted=found.low > margin or found.high < -margin)
     return _test("equivalence, two one-sided tests by the interval", found, margin, (found.low, found.high), outcome)
 
 
-def _outcome(*, shown: bool, refuted: bool) -> MarginOutcome:
-    """NaN compares as False, so what is not attainable stays open."""
-    if shown:
-        return MarginOutcome.SHOWN
-    return MarginOutcome.REFUTED if refuted else MarginOutcome.OPEN
+def _outcome(found: Comparison, *, shown: bool, refuted: bool) -> MarginOutcome:
+    if not found.attainable or not (shown or refuted):
+        return MarginOutcome.OPEN
+    return MarginOutcome.SHOWN if shown else MarginOutcome.REFUTED
 
 
 def _test(

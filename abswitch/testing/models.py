@@ -181,26 +181,27 @@ def _train(recipe: Recipe, folder: Path, served_from: Path, progress: Progress) 
         ) as trainer,
     ):
         try:
-            accuracy = _followed(trainer, progress)
+            outcome = _followed(trainer, progress)
         finally:
             trainer.kill()  # harmless when it has ended; needed when the caller was interrupted or `progress` raised
-        if accuracy is None:
-            raise TrainingFailed(f"the {recipe.task} models could not be trained: {_last_words(errors)}")
-    return {"recipe": json.loads(recipe.to_json()), "accuracy": accuracy}
+        if "accuracy" not in outcome:
+            reason = outcome.get("missed") or _last_words(errors)
+            raise TrainingFailed(f"the {recipe.task} models could not be trained: {reason}")
+    return {"recipe": json.loads(recipe.to_json()), "accuracy": outcome["accuracy"]}
 
 
-def _followed(trainer: subprocess.Popen[str], progress: Progress) -> Mapping[str, float] | None:
-    """Pass the trainer's reports on until it ends; returns the accuracies, or None if it ended without any."""
-    accuracy: dict[str, float] | None = None
+def _followed(trainer: subprocess.Popen[str], progress: Progress) -> Mapping[str, Any]:
+    """Pass the trainer's reports on until it ends; returns its last line, or nothing if it died without one."""
+    outcome: dict[str, Any] = {}
     for line in trainer.stdout or ():
         if not line.endswith("\n"):
             break  # it died in the middle of a word
         said = json.loads(line)
-        if "accuracy" in said:
-            accuracy = said["accuracy"]
-        else:
+        if "stage" in said:
             progress(said["stage"], said["fraction"])
-    return accuracy if trainer.wait() == 0 else None
+        else:
+            outcome = said
+    return outcome if trainer.wait() == 0 else {}
 
 
 def _environment() -> dict[str, str]:

@@ -123,7 +123,7 @@ class Workshop:
             if right >= recipe.better_from:
                 self._save("better", model)
                 return baseline
-        raise TargetMissed(f"{recipe.better_from:.0%} right were not reached within {recipe.max_steps} steps")
+        raise TargetMissed(f"{recipe.better_from:.1%} right were not reached within {recipe.max_steps} steps")
 
     def _regressed(self, model: Any) -> None:
         """Spoil the better model as it happens in life: a fine-tune on a narrow slice, too hard and unmeasured."""
@@ -190,7 +190,7 @@ def _end_with_parent() -> None:
 
 
 def main(recipe_json: str, folder: str, served_from: str) -> None:
-    """Train as the recipe says; the last line on stdout is `{"accuracy": {…}}`."""
+    """Train as the recipe says; the last line on stdout is `{"accuracy": {…}}`, or `{"missed": "…"}` in words."""
     _end_with_parent()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not get between the reports
@@ -205,8 +205,11 @@ def main(recipe_json: str, folder: str, served_from: str) -> None:
     torch.set_num_threads(_THREADS)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(recipe.seed)
-    accuracy = Workshop(recipe, Path(folder), Path(served_from), report).run()
-    out.write(json.dumps({"accuracy": accuracy}) + "\n")
+    try:
+        outcome: dict[str, Any] = {"accuracy": Workshop(recipe, Path(folder), Path(served_from), report).run()}
+    except TargetMissed as missed:
+        outcome = {"missed": str(missed)}
+    out.write(json.dumps(outcome) + "\n")
 
 
 if __name__ == "__main__":

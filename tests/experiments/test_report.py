@@ -13,6 +13,7 @@ from abswitch.experiments.summary import write_atomically
 from abswitch.stats import Rate
 from tests.experiments.scripted import EVIL, ab_test
 
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "summary.md").read_text(encoding="utf-8")
 VOID = {"meta", "link", "img", "source", "br", "hr"}
 LOADS = {"src", "srcset", "href", "data", "poster", "action", "background"}
 
@@ -50,6 +51,10 @@ class Page(HTMLParser):
             for name, value in attributes.items()
             if name in LOADS and tag != "a"
         ]
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def read(folder: Path) -> tuple[Page, dict[str, Any]]:
@@ -98,8 +103,7 @@ async def test_the_documented_keys_are_the_ones_there_are(tmp_path: Path) -> Non
     async with ab_test(n=60) as (engine, result):
         write_report(engine, result, tmp_path)
     _, summary = read(tmp_path)
-    documented = Path(__file__).parents[2] / "docs" / "summary.md"
-    rows = [line.split("|")[1].strip(" `") for line in documented.read_text().splitlines() if line.startswith("| `")]
+    rows = [line.split("|")[1].strip(" `") for line in DOCUMENTED.splitlines() if line.startswith("| `")]
     assert sorted(row for row in rows if "." not in row) == sorted(summary)
     for row in rows:
         value: Any = summary
@@ -125,7 +129,7 @@ async def test_the_page_loads_nothing_and_its_figures_are_inside(tmp_path: Path)
     for tag, attributes in page.tags:
         if tag == "img":
             assert len(attributes["alt"] or "") > 10
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    assert names_in(tmp_path) == [
         "estimates.png", "index.html", "latency.png", "summary.json", "traffic.png",
     ]  # fmt: skip
     for name in ("estimates", "latency", "traffic"):

@@ -48,3 +48,27 @@ def test_it_survives_in_exported_html(notebook: Any) -> None:
     page, _ = HTMLExporter().from_notebook_node(notebook)
     assert "100 of 100 (100%)" in page
     assert "<strong>ship</strong>" in page
+
+
+PANEL = """
+from abswitch.notebook import SwitchPanel, show
+from tests.experiments.scripted import ab_test
+
+async with ab_test(n=60) as (engine, result):
+    panel = SwitchPanel(engine, result.handle)
+    panel.show()
+    panel.promote.click()
+    await result.handle.done()
+    assert panel.join(20)
+    show(engine.get_switching_status())
+"""
+
+
+def test_a_panel_keeps_its_last_state_beside_the_buttons() -> None:
+    buttons, state, status = executed(PANEL).cells[0].outputs
+    assert "application/vnd.jupyter.widget-view+json" in buttons.data
+    assert "text/html" not in buttons.data  # an export would prefer the widget, and show nothing
+    assert "application/vnd.jupyter.widget-view+json" not in state.data
+    assert "<strong>succeeded</strong>" in state.data["text/html"]
+    assert "Promote: done" in state.data["text/html"]
+    assert "v2 100%" in status.data["text/html"]

@@ -78,9 +78,9 @@ def adapter(tmp_path: Path) -> Path:
     return folder
 
 
-def plan(model: Path | str, *, cpu: bool = True, adapter: Path | None = None, **engine_args: Any) -> EnginePlan:
+def plan(folder: Path | str, *, cpu: bool = True, adapter: Path | None = None, **engine_args: Any) -> EnginePlan:
     config = ModelConfig(
-        model_id="m", model=str(model), adapter=str(adapter) if adapter else None, engine_args=engine_args
+        model_id="m", model=str(folder), adapter=str(adapter) if adapter else None, engine_args=engine_args
     )
     return plan_of(ModelVersion(version="v", config=config), library(cpu=cpu))
 
@@ -101,8 +101,9 @@ def test_engine_arguments_override_defaults(model: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model", "revision", "trust_remote_code", "nonsense"])
 def test_unknown_and_misplaced_arguments(model: Path, name: str) -> None:
+    wrong: dict[str, Any] = {name: 1}
     with pytest.raises(InvalidInput) as caught:
-        plan(model, **{name: 1})
+        plan(model, **wrong)
     assert caught.value.field == f"model_config.engine_args.{name}"
 
 
@@ -110,7 +111,8 @@ def test_an_adapter_brings_its_room(model: Path, adapter: Path) -> None:
     made = plan(model, adapter=adapter)
     assert made.room == LoraRoom(rank=32, slots=4) and made.needs == LoraRoom(rank=32, slots=1)
     assert made.args["enable_lora"] and made.args["max_lora_rank"] == 32
-    for wrong in ({"max_lora_rank": 16}, {"enable_lora": False}, {"max_loras": 0}):
+    wrongs: list[dict[str, Any]] = [{"max_lora_rank": 16}, {"enable_lora": False}, {"max_loras": 0}]
+    for wrong in wrongs:
         with pytest.raises(InvalidInput):
             plan(model, adapter=adapter, **wrong)
 
@@ -184,4 +186,4 @@ def test_the_logging_configuration(
     settings = json.loads(EngineLog.in_folder(tmp_path, "engine-1").settings.read_text())
     assert settings["loggers"]["vllm"]["level"] == kept
     assert settings["handlers"]["stream"]["level"] == (level or "ERROR").upper()
-    logging.config.DictConfigurator(settings)  # type: ignore[no-untyped-call] # the standard library has no type here
+    logging.config.DictConfigurator(settings)

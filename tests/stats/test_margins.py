@@ -66,6 +66,9 @@ def test_equivalence(low: float, high: float, outcome: str) -> None:
 
 
 def test_what_is_not_attainable_stays_open() -> None:
+    void = interval(-0.1, 0.1, why_not="no")
+    assert tost_equivalence(void, margin=1.0).outcome is MarginOutcome.OPEN
+    assert non_inferiority(void, margin=1.0, direction="increase").outcome is MarginOutcome.OPEN
     none = welch_t_test(MeanSummary.of([]), MeanSummary.of([1.0, 2.0]))
     assert tost_equivalence(none, margin=1.0).outcome is MarginOutcome.OPEN
     found = non_inferiority(none, margin=1.0, direction="increase")

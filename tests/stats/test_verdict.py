@@ -51,7 +51,8 @@ def arm(version: str, n: int = 300, *, analysed: int | None = None, **summaries:
 
 
 def evidence_of(plan: AnalysisPlan, baseline: ArmEvidence, candidate: ArmEvidence, **facts: Any) -> Evidence:
-    return Evidence(**{"baseline": baseline, "candidate": candidate, "plan_digest": plan.digest()} | facts)
+    given: dict[str, Any] = {"baseline": baseline, "candidate": candidate, "plan_digest": plan.digest()}
+    return Evidence(**given | facts)
 
 
 def scored(baseline: float, candidate: float, plan: AnalysisPlan = PLAN, n: int = 300, **facts: Any) -> Verdict:
@@ -207,7 +208,8 @@ def test_a_split_that_was_not_as_planned_is_caught() -> None:
     verdict = decide(PLAN, evidence_of(PLAN, *arms))
     assert told(verdict) == ("invalid", "sample-ratio-mismatch") and verdict.sample_ratio.mismatch
     assert "250 of 650" in verdict.reasons[0] and "38.5% instead of 50.0%" in verdict.reasons[0]
-    assert told(decide(replace(PLAN, expected_share=0.385), evidence_of(replace(PLAN, expected_share=0.385), *arms)))[0] == "ship"  # fmt: skip
+    as_planned = replace(PLAN, expected_share=0.385)
+    assert decide(as_planned, evidence_of(as_planned, *arms)).decision is Decision.SHIP
 
 
 def test_an_early_look_decides_nothing_and_says_what_is_missing() -> None:
@@ -215,6 +217,7 @@ def test_an_early_look_decides_nothing_and_says_what_is_missing() -> None:
     assert told(verdict) == ("inconclusive", "not-yet")
     assert "400 of the 600" in verdict.reasons[0] and "200 more" in verdict.reasons[0]
     assert told(scored(0.58, 0.91, n=3)) == ("inconclusive", "not-yet")
+    assert told(scored(0.58, 0.91, n=299)) == ("inconclusive", "not-yet")
 
 
 @pytest.mark.parametrize(("failures", "rule"), [(3, "primary-better"), (4, "scores-missing"), (300, "scores-missing")])
@@ -250,10 +253,9 @@ EMPTY: list[Summary | None] = [None, RateSummary(0, 0), RatioSummary.of([], [])]
 @pytest.mark.parametrize("gone", EMPTY, ids=repr)
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_metric_without_values_in_an_arm_voids(gone: Summary | None, side: int) -> None:
-    full: Summary = (
-        RatioSummary.of([1.0, 2.0] * 150, [1.0, 3.0] * 150) if isinstance(gone, RatioSummary) else rate(300, 0.9)
-    )
-    summaries = [{"exact_match": full}, {"exact_match": full}]
+    by_unit = RatioSummary.of([1.0, 2.0] * 150, [1.0, 3.0] * 150)
+    full: Summary = by_unit if isinstance(gone, RatioSummary) else rate(300, 0.9)
+    summaries: list[dict[str, Any]] = [{"exact_match": full}, {"exact_match": full}]
     summaries[side] = {} if gone is None else {"exact_match": gone}
     verdict = decide(PLAN, evidence_of(PLAN, arm("v1", **summaries[0]), arm("v2", **summaries[1])))
     assert told(verdict) == ("invalid", "metric-missing")
@@ -314,16 +316,13 @@ def test_a_few_lost_answers_in_both_arms_are_no_matter() -> None:
     "summaries",
     [
         (MeanSummary(300, -1.7e308, 1e300), MeanSummary(300, 1.7e308, 1e300)),
-        (MeanSummary(300, 0.0, 1.7e308), MeanSummary(300, 1e300, 1.7e308)),
         (MeanSummary.of([0.1] * 300), MeanSummary.of([0.9] * 300)),
     ],
 )
 def test_what_is_not_a_number_never_ships(summaries: tuple[MeanSummary, MeanSummary]) -> None:
     plan = replace(PLAN, metrics=(Mean("score"),))
     verdict = decide(plan, evidence_of(plan, arm("v1", score=summaries[0]), arm("v2", score=summaries[1])))
-    assert told(verdict) in {("invalid", "not-attainable"), ("ship", "primary-better")}
-    found = verdict.comparisons["score"]
-    assert (verdict.decision is Decision.SHIP) == (math.isfinite(found.low) and found.low > 0)
+    assert told(verdict) == ("invalid", "not-attainable")
     json.dumps(verdict.to_dict(), allow_nan=False)
 
 
@@ -339,7 +338,7 @@ def test_shipping_needs_everything(
         arm(version, n, exact_match=RateSummary(n, good), error=RateSummary(n, bad))
         for version, (n, good, bad) in (("v1", a), ("v2", b))
     ]
-    facts = {"dropped_rows": dropped, "plan_digest": "other" if tampered else plan.digest()}
+    facts: dict[str, Any] = {"dropped_rows": dropped, "plan_digest": "other" if tampered else plan.digest()}
     verdict = decide(plan, evidence_of(plan, *arms, **facts))
     json.dumps(verdict.to_dict(), allow_nan=False)
     assert verdict.reasons and verdict.in_words()
@@ -375,7 +374,9 @@ def test_a_verdict_in_words_names_numbers_rule_and_plan() -> None:
     verdict = guarded(BETTER, (0.01, 0.01))
     words = verdict.in_words()
     assert words.startswith("SHIP v2: it is better than v1.\n  - exact_match 0.58 → 0.91, difference +0.33 [")
-    for part in ("95% interval", "n = 300 + 300", "margin 0.05", "every guardrail holds", "guardrail: error", "guardrail: latency_s", "50.0% was planned", PLAN.looks, "alpha 0.05", verdict.plan_digest[:12]):  # fmt: skip
+    parts = ["95% interval", "n = 300 + 300", "margin 0.05", "every guardrail holds", "guardrail: error"]
+    parts += ["guardrail: latency_s", "50.0% was planned", PLAN.looks, "alpha 0.05", verdict.plan_digest[:12]]
+    for part in parts:
         assert part in words, part
 
 
@@ -400,6 +401,6 @@ def test_json_has_documented_keys_and_no_nan() -> None:
 def test_evidence_that_cannot_be_is_refused() -> None:
     for change in ({"assigned": -1}, {"analysed": 301}, {"analysed": -1}, {"failed": 1.5}, {"requests": True}):
         with pytest.raises(InvalidInput, match="evidence"):
-            replace(arm("v1"), **change)  # type: ignore[arg-type]  # wrong types are the point
+            replace(arm("v1"), **change)
     with pytest.raises(InvalidInput, match="dropped_rows"):
         evidence_of(PLAN, arm("v1"), arm("v2"), dropped_rows=-1)

@@ -191,7 +191,7 @@ def test_missing_libraries_are_named_with_the_extra(tmp_path: Path, monkeypatch:
 def test_a_missed_target_is_an_error_and_caches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("abswitch.testing.recipes.RECIPES", {"addition": Recipe(task="addition", max_steps=2)})
     said: list[tuple[str, float]] = []
-    with pytest.raises(TrainingFailed, match="93% right were not reached within 2 steps"):
+    with pytest.raises(TrainingFailed, match="could not be trained: 94.5% right were not reached within 2 steps"):
         tiny_models(cache_dir=tmp_path, progress=lambda *report: said.append(report))
     assert said[0] == ("loading torch", 0.0)
     assert [p.suffix for p in (tmp_path / "tiny-models").iterdir()] in ([], [".lock"])
@@ -243,7 +243,7 @@ def test_the_folders_are_ordinary_hugging_face_folders(tiny: TinyModels) -> None
     assert adapter["r"] <= 16, "vLLM's default max_lora_rank"
 
 
-def test_training_leaves_this_process_alone() -> None:
+def test_a_cached_set_needs_no_torch(tiny: TinyModels) -> None:
     script = (
         "import sys; from abswitch.testing.models import tiny_models; tiny_models()\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
