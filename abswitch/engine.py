@@ -449,7 +449,11 @@ class SwitchingEngine:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The blocking form: `engine.run(engine.generate("…"))`, for scripts and threads."""
-        self._refuse_closed()
+        try:
+            self._refuse_closed()
+        except EngineClosed:
+            coroutine.close()
+            raise
         return self._loop.run(coroutine)
 
     def _refuse_closed(self) -> None:

@@ -3,6 +3,7 @@
 from abswitch.experiments.ab_test import ABTestResult, Progress, RequestCounts, run_ab_test
 from abswitch.experiments.prompts import Question
 from abswitch.experiments.publish import publish
+from abswitch.experiments.report import write_report
 from abswitch.experiments.timing import SwitchTiming, switch_timing
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "publish",
     "run_ab_test",
     "switch_timing",
+    "write_report",
 ]

@@ -7,6 +7,7 @@ Metric names: the plan's metrics by their own names, and `requests`, `error_rate
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,13 @@ _TOTALS = """
     quantile_cont(first_token_s, 0.5) AS first_token_s_p50,
     sum(output_tokens) / nullif(sum(total_s - first_token_s), 0) AS output_tokens_per_s
 """
-_WINDOW = "least(floor((admitted_at_s - $start) / $width), $last)::INT"
-_SCORES = """
-SELECT r.arm, {window} AS w, s.scorer, avg(s.value) AS value
+_COMPARED = "operation_id = $operation AND admitted_at_s <= $end"
+"""Requests that the verdict saw; the test's split goes on until somebody concludes it."""
+_WINDOW = "greatest(0, least(floor((admitted_at_s - $start) / $width), $last))::INT"
+_SCORES = f"""
+SELECT r.arm, {_WINDOW} AS w, s.scorer, avg(s.value) AS value
 FROM requests r JOIN scores s USING (request_id)
-WHERE r.operation_id = $operation AND NOT r.fallback GROUP BY ALL
+WHERE {_COMPARED} AND NOT r.fallback GROUP BY ALL
 """
 
 
@@ -60,9 +63,9 @@ def tracked_experiment(
     """The experiment as a sink takes it."""
     verdict, model_id = result.verdict, result.handle.status.model_id
     arms = (("stable", "baseline", result.plan.baseline), ("candidate", "candidate", result.plan.candidate))
-    width_s = max(result.elapsed_s / WINDOWS, 1e-3)
-    totals = _by_arm(engine, result, "0")
-    windows = _windows(engine, result, width_s)
+    parameters = _parameters(engine, result)
+    totals = _by_arm(engine, "0", {key: parameters[key] for key in ("operation", "end")})
+    windows = _windows(engine, parameters)
     return TrackedExperiment(
         name=f"abswitch/{model_id}/{result.experiment}",
         operation_id=result.operation_id,
@@ -77,9 +80,9 @@ def tracked_experiment(
             )
             for arm, role, version in arms
         ),
-        started_at_s=result.started_at_s,
-        ended_at_s=result.started_at_s + result.elapsed_s,
-        window_s=width_s,
+        started_at_s=parameters["start"],
+        ended_at_s=parameters["end"],
+        window_s=parameters["width"],
         decision=verdict.decision.value,
         rule=verdict.rule,
         reason=verdict.reasons[0],
@@ -93,32 +96,37 @@ def _estimates(result: ABTestResult, role: str) -> dict[str, float | None]:
     return {name: getattr(found, role).value for name, found in result.verdict.comparisons.items()}
 
 
-def _parameters(result: ABTestResult, width_s: float) -> dict[str, Any]:
+def _parameters(engine: SwitchingEngine, result: ABTestResult) -> dict[str, Any]:
+    """The stretch of time the verdict saw, from the first admission: loading the candidate is no part of it."""
+    end_s = result.started_at_s + result.elapsed_s
+    first = engine.query(
+        f"SELECT min(admitted_at_s) AS at_s FROM requests WHERE {_COMPARED}",
+        {"operation": result.operation_id, "end": end_s},
+    )["at_s"][0]
+    start_s = result.started_at_s if isnan(first) else float(first)
     return {
         "operation": result.operation_id,
-        "start": result.started_at_s,
-        "width": width_s,
+        "start": start_s,
+        "end": end_s,
+        "width": max((end_s - start_s) / WINDOWS, 1e-3),
         "last": WINDOWS - 1,
     }
 
 
 def _windows(
-    engine: SwitchingEngine, result: ABTestResult, width_s: float
+    engine: SwitchingEngine, parameters: Mapping[str, Any]
 ) -> Mapping[tuple[str, int], dict[str, float | None]]:
-    parameters = _parameters(result, width_s)
-    found = _by_arm(engine, result, _WINDOW, parameters)
-    scores = engine.query(_SCORES.format(window=_WINDOW), parameters)
-    for arm, window, scorer, value in scores.itertuples(index=False):
+    found = _by_arm(engine, _WINDOW, parameters)
+    for arm, window, scorer, value in engine.query(_SCORES, parameters).itertuples(index=False):
         found.setdefault((arm, int(window)), {})[scorer] = float(value)
     return found
 
 
 def _by_arm(
-    engine: SwitchingEngine, result: ABTestResult, window: str, parameters: Mapping[str, Any] | None = None
+    engine: SwitchingEngine, window: str, parameters: Mapping[str, Any]
 ) -> dict[tuple[str, int], dict[str, float | None]]:
     rows = engine.query(
-        f"SELECT arm, {window} AS w, {_TOTALS} FROM requests WHERE operation_id = $operation GROUP BY arm, w",
-        parameters or {"operation": result.operation_id},
+        f"SELECT arm, {window} AS w, {_TOTALS} FROM requests WHERE {_COMPARED} GROUP BY arm, w", parameters
     )
     return {(row["arm"], int(row["w"])): _numbers(row) for _, row in rows.iterrows()}
 

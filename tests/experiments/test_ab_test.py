@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -132,15 +131,15 @@ async def test_progress_reaches_the_total_and_names_the_arms(engine: SwitchingEn
 
 async def test_a_test_that_is_aborted_half_way_decides_nothing(engine: SwitchingEngine) -> None:
     await engine.deploy("baseline")
-    aborting: list[asyncio.Future[bool]] = []
+    aborted: list[bool] = []
 
     def abort_at_twenty(progress: Progress) -> None:
         if progress.done == 20 and progress.phase == "asking":
             operation_id = list(engine.switcher.operations)[-1]
-            aborting.append(asyncio.ensure_future(engine.abort_switch(operation_id)))
+            aborted.append(engine.run(engine.abort_switch(operation_id)))  # blocks this loop, not the engine's
 
     result = await run_ab_test(engine, "better", PROBLEMS, metrics=METRICS, on_progress=abort_at_twenty, concurrency=2)
-    assert aborting[0].result() is True
+    assert aborted == [True]
     assert result.requests.sent < len(PROBLEMS)
     assert result.requests.lost == 0
     assert result.verdict.decision in {"inconclusive", "invalid"}
@@ -199,6 +198,7 @@ async def test_publishing_makes_one_run_per_arm_with_the_same_metrics(engine: Sw
 
     await engine.deploy("baseline")
     result = await run_ab_test(engine, "better", PROBLEMS[:300], metrics=METRICS)
+    await engine.generate("1+1=")  # after the verdict: no part of what is published
     name = publish(engine, result)
     assert engine.tracking is not None
     assert engine.tracking.flush(120)
@@ -209,6 +209,7 @@ async def test_publishing_makes_one_run_per_arm_with_the_same_metrics(engine: Sw
     keys = [set(run.data.metrics) for run in runs]
     assert keys[0] == keys[1]
     assert {"exact_match", "latency_s", "latency_s_p95", "error_rate", "window/exact_match"} <= keys[0]
+    assert sum(run.data.metrics["requests"] for run in runs) == 300
     assert {run.data.tags["abswitch.decision"] for run in runs} == {result.verdict.decision.value}
     assert not any("mlflow.parentRunId" in run.data.tags for run in runs)
     by_version = {run.data.params["version"]: run.data.metrics["exact_match"] for run in runs}
