@@ -29,6 +29,8 @@ import psutil
 MARKER_VARIABLE = "ABSWITCH_OWNER"
 # vLLM gives its processes titles, which without this variable wipes the environment that others can read.
 _KEEP_ENVIRONMENT = "SPT_NOENV"
+# What every engine would print into the notebook's cell at its start; a value the user has set stands.
+_QUIET = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 _GOODBYE = b"."
 _GRACE_S = 2.0  # for the kernel to take a killed process down
 _ROUNDS = 5  # a process stuck in the kernel cannot be ended by anybody
@@ -104,7 +106,8 @@ class ProcessReaper:
                     self._unmark()
 
     def _mark(self) -> None:
-        variables = {MARKER_VARIABLE: str(self.marker), _KEEP_ENVIRONMENT: "1"}
+        quiet = {name: value for name, value in _QUIET.items() if name not in os.environ}
+        variables = {MARKER_VARIABLE: str(self.marker), _KEEP_ENVIRONMENT: "1", **quiet}
         self._before = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
 

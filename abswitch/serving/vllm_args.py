@@ -68,6 +68,8 @@ def load_vllm() -> Vllm:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        # Says at every import on a CPU that there is no GPU, before vLLM's own logging is set up.
+        logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
         from vllm import AsyncEngineArgs, SamplingParams
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
