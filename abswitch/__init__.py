@@ -17,10 +17,11 @@ if TYPE_CHECKING:
         SwitchingStrategyType,
         TokenChunk,
     )
-    from abswitch.engine import SwitchHandle, SwitchingEngine
+    from abswitch.engine import SwitchingEngine
     from abswitch.errors import AbswitchError, InvalidInput
     from abswitch.rollout.strategies import ABTestStrategy, ImmediateStrategy
     from abswitch.scoring import ExactMatch, Function, Judge, Matches, Sample
+    from abswitch.serving.handle import SwitchHandle
     from abswitch.settings import ModelSwitchingConfig
 
 __version__ = "0.1.0"
@@ -40,7 +41,7 @@ _HOME = {
     "ModelVersion": "abswitch.domain",
     "Sample": "abswitch.scoring",
     "Sampling": "abswitch.domain",
-    "SwitchHandle": "abswitch.engine",
+    "SwitchHandle": "abswitch.serving.handle",
     "SwitchingEngine": "abswitch.engine",
     "SwitchingStrategyType": "abswitch.domain",
     "TokenChunk": "abswitch.domain",

@@ -14,10 +14,11 @@ from typing import Any
 
 from abswitch import checks
 from abswitch.domain import Completion, Sampling, SwitchingStrategyType
-from abswitch.engine import SwitchHandle, SwitchingEngine
+from abswitch.engine import SwitchingEngine
 from abswitch.errors import AbswitchError, SwitchRefused
 from abswitch.experiments.prompts import Question, questions_of
 from abswitch.rollout.strategies import ABTestStrategy
+from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.status import OperationStatus
 from abswitch.stats import AnalysisPlan, Evidence, Metric, Verdict, decide
 from abswitch.store.evidence import check_columns, collect_evidence

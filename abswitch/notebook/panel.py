@@ -12,11 +12,12 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from abswitch.engine import SwitchHandle, SwitchingEngine
+from abswitch.engine import SwitchingEngine
 from abswitch.errors import AbswitchError
 from abswitch.experiments.palette import BASELINE, CANDIDATE
 from abswitch.notebook.output import LiveOutput
 from abswitch.rollout.operation import Operation
+from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.status import OperationStatus
 
 
