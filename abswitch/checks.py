@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from abswitch.errors import InvalidInput
 
+_READABLE = 40
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}\Z")
 
 
@@ -72,13 +74,21 @@ def one_of(field: str, value: object, allowed: Iterable[str]) -> str:
 
 
 def known_fields(where: str, given: Mapping[str, Any], allowed: Iterable[str]) -> None:
-    """No key of `given` is outside `allowed`."""
+    """No key of `given` is outside `allowed`; names the closest match, and all fields where that is a readable list."""
     options = sorted(allowed)
     for key in given:
         if key not in options:
-            raise InvalidInput(
-                f"{where}.{key}", given[key], "only the fields " + ", ".join(options) if options else "no fields"
-            )
+            raise InvalidInput(f"{where}.{key}", given[key], _fields(key, options))
+
+
+def _fields(key: str, options: list[str]) -> str:
+    if not options:
+        return "no fields"
+    close = difflib.get_close_matches(key, options, n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
+    if len(options) > _READABLE:
+        return f"one of its {len(options)} fields" + (f" ({hint})" if hint else "")
+    return "only the fields " + ", ".join(options) + (f" ({hint})" if hint else "")
 
 
 def _interval(low: float, high: float, above: bool) -> str:
