@@ -7,7 +7,9 @@ The engine lives on a thread of its own; its coroutines may be awaited from any 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
+import multiprocessing.util  # noqa: F401 (registers its exit callback, which must be older than ours)
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
@@ -136,6 +138,8 @@ class SwitchingEngine:
         self._finalizer = weakref.finalize(
             self, _shut_down, self._loop, self.switcher, self._cache, self._grader, self.tracking, self.store
         )
+        # Exit callbacks run last in, first out: so this one comes before multiprocessing ends vLLM's processes itself.
+        atexit.register(self._finalizer)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -404,6 +408,7 @@ class SwitchingEngine:
     def close(self) -> None:
         """Stop every instance, write what is left, release the store. Idempotent; leaves no process behind."""
         self._finalizer()
+        atexit.unregister(self._finalizer)
 
     async def aclose(self) -> None:
         """`close` without blocking the caller's loop."""

@@ -20,6 +20,19 @@ from abswitch.errors import EngineClosed
 T = TypeVar("T")
 
 
+async def off_loop(function: Callable[[], T]) -> T:
+    """Call a blocking function in a thread; in place when the interpreter is ending and gives out no threads any more.
+
+    A program that forgot to close its engine comes here then, and nobody else is left to be kept waiting.
+    """
+    try:
+        return await asyncio.to_thread(function)
+    except RuntimeError as error:
+        if "after shutdown" not in str(error) and "interpreter shutdown" not in str(error):
+            raise
+        return function()
+
+
 class EngineLoop:
     """An event loop on a daemon thread of its own."""
 
@@ -103,7 +116,8 @@ class EngineLoop:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        with suppress(RuntimeError):  # at the interpreter's end there is no thread left to wait for the others with
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
 
 

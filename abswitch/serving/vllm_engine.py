@@ -21,6 +21,7 @@ import psutil
 
 from abswitch.domain import ModelVersion
 from abswitch.errors import LoadFailed
+from abswitch.serving.loop import off_loop
 from abswitch.serving.reaper import ProcessReaper, reap_orphans
 from abswitch.serving.vllm_args import EnginePlan, Vllm, load_vllm, plan_of
 from abswitch.serving.vllm_log import EngineLog, forget_log, log_argument, why_it_died, why_it_failed
@@ -76,6 +77,12 @@ class VllmEngine:
     def device_memory_bytes(self) -> int | None:
         """Accelerator memory of the engine's processes; None where NVML does not tell. Blocks for a moment."""
         return None if self.vllm.on_cpu else _nvml_bytes(set(self.pids))
+
+    async def stop_listening(self) -> None:
+        """No longer wait for answers: nobody asks any more, and an end on purpose is not to be reported as a death."""
+        listener = getattr(self.llm, "output_handler", None)
+        if listener is not None and listener.cancel():
+            await asyncio.wait([listener])
 
     def shut_down(self) -> None:
         """End the engine's processes. Blocks for seconds."""
@@ -231,11 +238,12 @@ class VllmEnginePool:
         with suppress(Exception):  # a start that failed left nothing to end, and told its callers
             engine = await slot.start
             died = engine.is_dead
-            await asyncio.to_thread(engine.shut_down)
+            await engine.stop_listening()
+            await off_loop(engine.shut_down)
             if not died:
                 engine.log.remove()
         if not self._slots:
-            await asyncio.to_thread(self._clean_up)
+            await off_loop(self._clean_up)
 
     def _clean_up(self) -> None:
         ended = self._reaper.reap()
