@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import shutil
 import signal
 import tempfile
@@ -87,6 +88,7 @@ class VllmEngine:
     def shut_down(self) -> None:
         """End the engine's processes. Blocks for seconds."""
         self.llm.shutdown()
+        multiprocessing.active_children()  # joins those that ended, so that none stays behind as a zombie
 
 
 def _processes(llm: Any) -> list[Any]:
@@ -220,6 +222,7 @@ class VllmEnginePool:
             with self._reaper.marking(), _without_interrupts():
                 llm = vllm.async_llm.from_engine_args(vllm.engine_args(**(own_log | dict(plan.args))))
         except Exception as error:
+            multiprocessing.active_children()  # as in `shut_down`
             reason = why_it_failed(error, engine_log)
             where = f" (log: {engine_log.file})" if engine_log.file.exists() else ""
             raise LoadFailed(f"{version} did not load: {reason}{where}") from error

@@ -132,7 +132,14 @@ def test_the_whole_process_group_may_be_killed_with_the_owner(
 
 
 def supervisors() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if any("reaper.py" in part for part in child.cmdline())]
+    return [child for child in psutil.Process().children() if any("reaper.py" in part for part in command_of(child))]
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # ended meanwhile
+        return []
 
 
 def test_nothing_runs_before_the_first_engine_and_after_close() -> None:
