@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from abswitch import checks
-from abswitch.stats.summaries import Summary
+from abswitch.errors import InvalidInput
+from abswitch.stats.summaries import RatioSummary, Summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,16 @@ class Evidence:
     def __post_init__(self) -> None:
         for name in ("dropped_rows", "repeated_units", "crossed_units"):
             checks.integer(f"evidence.{name}", getattr(self, name), low=0)
+        if self.repeated_units:
+            self._refuse_dependent_requests()
+
+    def _refuse_dependent_requests(self) -> None:
+        """Requests of one unit treated as independent make nearly half of all sound experiments err."""
+        for arm, found in self.arms:
+            for name, summary in found.summaries.items():
+                if not isinstance(summary, RatioSummary):
+                    field = f"evidence.{arm}.summaries.{name}"
+                    raise InvalidInput(field, summary, "a RatioSummary by unit, as units have several requests each")
 
     @property
     def arms(self) -> tuple[tuple[str, ArmEvidence], tuple[str, ArmEvidence]]:

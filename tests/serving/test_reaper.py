@@ -131,8 +131,9 @@ def test_the_whole_process_group_may_be_killed_with_the_owner(
     wait_until(lambda: not is_running(started[0]), "the engine ends")
 
 
-def supervisors() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if any("reaper.py" in part for part in command_of(child))]
+def supervisors(reaper: ProcessReaper) -> list[psutil.Process]:
+    """Of this reaper: engines of other tests may have theirs."""
+    return [child for child in psutil.Process().children() if str(reaper.marker) in command_of(child)]
 
 
 def command_of(process: psutil.Process) -> list[str]:
@@ -144,13 +145,13 @@ def command_of(process: psutil.Process) -> list[str]:
 
 def test_nothing_runs_before_the_first_engine_and_after_close() -> None:
     reaper = ProcessReaper()
-    assert not supervisors()
+    assert not supervisors(reaper)
     with reaper.marking():
-        assert len(supervisors()) == 1
+        assert len(supervisors(reaper)) == 1
     with reaper.marking():
-        assert len(supervisors()) == 1, "one supervisor is enough"
+        assert len(supervisors(reaper)) == 1, "one supervisor is enough"
     reaper.close()
-    assert not supervisors()
+    assert not supervisors(reaper)
     reaper.close()
 
 
@@ -169,11 +170,11 @@ def test_close_leaves_engines_alone_and_reap_ends_them(start: Callable[..., subp
 def test_a_supervisor_that_was_killed_is_replaced() -> None:
     reaper = ProcessReaper()
     with reaper.marking():
-        (first,) = supervisors()
+        (first,) = supervisors(reaper)
         first.kill()
         wait_until(lambda: not is_running(first.pid), "the supervisor ends")
     with reaper.marking():
-        (second,) = [process for process in supervisors() if is_running(process.pid)]
+        (second,) = [process for process in supervisors(reaper) if is_running(process.pid)]
         assert second.pid != first.pid
     reaper.close()
 

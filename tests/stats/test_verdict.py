@@ -404,3 +404,9 @@ def test_evidence_that_cannot_be_is_refused() -> None:
             replace(arm("v1"), **change)
     with pytest.raises(InvalidInput, match="dropped_rows"):
         evidence_of(PLAN, arm("v1"), arm("v2"), dropped_rows=-1)
+
+
+def test_requests_of_one_unit_are_not_taken_for_independent() -> None:
+    baseline = ArmEvidence(version="v1", assigned=30, analysed=30, requests=60, summaries={"m": RateSummary(60, 30)})
+    with pytest.raises(InvalidInput, match=r"evidence\.baseline\.summaries\.m.*RatioSummary by unit"):
+        Evidence(baseline=baseline, candidate=baseline, plan_digest=None, repeated_units=30)

@@ -1,0 +1,25 @@
+"""The page of methods names every public function and every rule."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import abswitch.stats
+from abswitch.stats import rules
+
+PAGE = Path(__file__).parents[2].joinpath("docs", "methods.md").read_text(encoding="utf-8")
+FUNCTIONS = [name for name in abswitch.stats.__all__ if inspect.isfunction(getattr(abswitch.stats, name))]
+RULES = sorted(set(re.findall(r'(?:_invalid\(\s*|Finding\(Decision\.\w+, )"([a-z-]+)"', inspect.getsource(rules))))
+
+
+def test_functions_and_rules_were_found() -> None:
+    assert len(FUNCTIONS) >= 16 and len(RULES) >= 17
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *RULES])
+def test_it_is_on_the_page(name: str) -> None:
+    assert re.search(rf"`{name}[`(]", PAGE)
