@@ -6,7 +6,26 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from abswitch.stats import AnalysisPlan, ArmEstimate, Comparison, Direction, Metric, Rate, Ratio, Role, Verdict
+from abswitch.stats import (
+    AnalysisPlan,
+    ArmEstimate,
+    Comparison,
+    Direction,
+    MarginOutcome,
+    Metric,
+    Rate,
+    Ratio,
+    Role,
+    Verdict,
+    non_inferiority,
+    tost_equivalence,
+)
+
+_GUARDRAIL = {
+    MarginOutcome.SHOWN: ("holds", "good"),
+    MarginOutcome.REFUTED: ("harmed", "bad"),
+    MarginOutcome.OPEN: ("not shown to hold", "open"),
+}
 
 
 class Words(NamedTuple):
@@ -151,13 +170,11 @@ class Reading:
         found, margin = self.comparison, self.metric.margin
         if found is None or not found.attainable:
             return "no result", "open"
-        low, high = (found.low, found.high) if self.metric.sign > 0 else (-found.high, -found.low)
         if self.metric.role == Role.GUARDRAIL and margin is not None:
-            if high < -margin:
-                return "harmed", "bad"
-            return ("holds", "good") if low > -margin else ("not shown to hold", "open")
-        if margin is not None and found.within(margin):
+            return _GUARDRAIL[non_inferiority(found, margin=margin, direction=self.metric.direction).outcome]
+        if margin is not None and tost_equivalence(found, margin=margin).outcome is MarginOutcome.SHOWN:
             return "no difference that matters", "good"
+        low, high = (found.low, found.high) if self.metric.sign > 0 else (-found.high, -found.low)
         if low > 0:
             return "better", "good"
         return ("worse", "bad") if high < 0 else ("not told apart", "open")
