@@ -1,57 +1,228 @@
 """What the evidence says. Pure: numbers in, numbers and words out; NumPy and SciPy are all it needs."""
 
+from abswitch.stats.adjustment import (
+    CovariateSummary,
+    RatioCovariateSummary,
+    cuped_summaries,
+    cuped_test,
+    cuped_theta,
+    lin_test,
+)
+from abswitch.stats.bandits import BanditLog, ThompsonSampling, aw_aipw_test, aw_aipw_value, draw_arm
+from abswitch.stats.bayes import BayesianComparison, beta_binomial, chances_best, normal_posterior
+from abswitch.stats.bounded import (
+    BettingSequence,
+    EmpiricalBernsteinSequence,
+    betting_difference,
+    empirical_bernstein_difference,
+)
+from abswitch.stats.canary import CanaryDecision, CanaryVerdict, GuardrailFinding, judge_canary
 from abswitch.stats.comparison import ArmEstimate, Comparison
+from abswitch.stats.crossing import anytime_expected_share, anytime_power
+from abswitch.stats.error_process import ErrorProcess
 from abswitch.stats.evidence import ArmEvidence, Evidence
-from abswitch.stats.lift import RelativeLift, relative_lift
-from abswitch.stats.margins import MarginOutcome, MarginTest, non_inferiority, tost_equivalence
+from abswitch.stats.group_sequential import (
+    GroupSequentialDesign,
+    group_sequential_test,
+    obrien_fleming_spending,
+    pocock_spending,
+)
+from abswitch.stats.lift import RelativeLift, geometric_lift, relative_lift
+from abswitch.stats.many import (
+    Corrected,
+    benjamini_hochberg,
+    benjamini_yekutieli,
+    correct_comparisons,
+    dunnett_test,
+    e_bh,
+    holm,
+)
+from abswitch.stats.margins import MarginOutcome, MarginTest, harm_test, non_inferiority, tost_equivalence
 from abswitch.stats.means import welch_t_test
 from abswitch.stats.metrics import Direction, Mean, Metric, Rate, Ratio, Role
+from abswitch.stats.mixture import mixture_sprt
+from abswitch.stats.paired import (
+    PairedRateSummary,
+    PairedSummary,
+    mcnemar_test,
+    paired_t_test,
+    tango_interval,
+    tango_score_test,
+)
 from abswitch.stats.plan import AnalysisPlan
-from abswitch.stats.power import detectable_effect, mde_mean, mde_rate, required_n_mean, required_n_rate, units_needed
-from abswitch.stats.proportions import two_proportion_z_test, wilson_interval
-from abswitch.stats.ratios import clustered_mean_test, clustered_rate_test, ratio_delta_test
+from abswitch.stats.planner import ExperimentPlan, PowerCurve, Traffic, anytime_inflation, plan_experiment
+from abswitch.stats.power import (
+    detectable_effect,
+    mde_mean,
+    mde_rate,
+    power_mean,
+    power_rate,
+    required_n_mean,
+    required_n_rate,
+    required_pairs,
+    units_needed,
+)
+from abswitch.stats.proportions import (
+    boschloo_exact_test,
+    farrington_manning_test,
+    fisher_exact_test,
+    miettinen_nurminen_test,
+    newcombe_interval,
+    two_proportion_z_test,
+    wilson_interval,
+)
+from abswitch.stats.quantile_sequences import (
+    quantile_sequence,
+    sequential_quantile_difference,
+    sequential_quantile_test,
+)
+from abswitch.stats.quantiles import (
+    QuantileInterval,
+    clustered_quantile_interval,
+    least_n_for_quantile,
+    quantile_interval,
+    quantile_test,
+)
+from abswitch.stats.ranks import hodges_lehmann, mann_whitney_test, wilcoxon_signed_rank_test
+from abswitch.stats.rate_sequences import beta_binomial_difference, beta_binomial_sequence
+from abswitch.stats.ratios import clustered_mean_test, clustered_rate_test, design_effect, ratio_delta_test
+from abswitch.stats.robust import TrimmedSummary, permutation_test, yuen_t_test
 from abswitch.stats.rules import Decision
+from abswitch.stats.segments import Heterogeneity, cochran_mantel_haenszel_test, cochran_q_test
+from abswitch.stats.sequential import anytime_valid
+from abswitch.stats.sequential_srm import StageCounts, sequential_sample_ratio
 from abswitch.stats.srm import SampleRatio, sample_ratio_mismatch
+from abswitch.stats.strata import StratifiedSummary, stratified_test
 from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary, Summary
+from abswitch.stats.switchback import Block, SwitchbackSchedule, switchback_test
+from abswitch.stats.timeseries import newey_west_test
 from abswitch.stats.verdict import Verdict, decide
 
 __all__ = [
     "AnalysisPlan",
     "ArmEstimate",
     "ArmEvidence",
+    "BanditLog",
+    "BayesianComparison",
+    "BettingSequence",
+    "Block",
+    "CanaryDecision",
+    "CanaryVerdict",
     "Comparison",
+    "Corrected",
+    "CovariateSummary",
     "Decision",
     "Direction",
+    "EmpiricalBernsteinSequence",
+    "ErrorProcess",
     "Evidence",
+    "ExperimentPlan",
+    "GroupSequentialDesign",
+    "GuardrailFinding",
+    "Heterogeneity",
     "MarginOutcome",
     "MarginTest",
     "Mean",
     "MeanSummary",
     "Metric",
+    "PairedRateSummary",
+    "PairedSummary",
+    "PowerCurve",
+    "QuantileInterval",
     "Rate",
     "RateSummary",
     "Ratio",
+    "RatioCovariateSummary",
     "RatioSummary",
     "RelativeLift",
     "Role",
     "SampleRatio",
+    "StageCounts",
+    "StratifiedSummary",
     "Summary",
+    "SwitchbackSchedule",
+    "ThompsonSampling",
+    "Traffic",
+    "TrimmedSummary",
     "Verdict",
+    "anytime_expected_share",
+    "anytime_inflation",
+    "anytime_power",
+    "anytime_valid",
+    "aw_aipw_test",
+    "aw_aipw_value",
+    "benjamini_hochberg",
+    "benjamini_yekutieli",
+    "beta_binomial",
+    "beta_binomial_difference",
+    "beta_binomial_sequence",
+    "betting_difference",
+    "boschloo_exact_test",
+    "chances_best",
     "clustered_mean_test",
+    "clustered_quantile_interval",
     "clustered_rate_test",
+    "cochran_mantel_haenszel_test",
+    "cochran_q_test",
+    "correct_comparisons",
+    "cuped_summaries",
+    "cuped_test",
+    "cuped_theta",
     "decide",
+    "design_effect",
     "detectable_effect",
+    "draw_arm",
+    "dunnett_test",
+    "e_bh",
+    "empirical_bernstein_difference",
+    "farrington_manning_test",
+    "fisher_exact_test",
+    "geometric_lift",
+    "group_sequential_test",
+    "harm_test",
+    "hodges_lehmann",
+    "holm",
+    "judge_canary",
+    "least_n_for_quantile",
+    "lin_test",
+    "mann_whitney_test",
+    "mcnemar_test",
     "mde_mean",
     "mde_rate",
+    "miettinen_nurminen_test",
+    "mixture_sprt",
+    "newcombe_interval",
+    "newey_west_test",
     "non_inferiority",
+    "normal_posterior",
+    "obrien_fleming_spending",
+    "paired_t_test",
+    "permutation_test",
+    "plan_experiment",
+    "pocock_spending",
+    "power_mean",
+    "power_rate",
+    "quantile_interval",
+    "quantile_sequence",
+    "quantile_test",
     "ratio_delta_test",
     "relative_lift",
     "required_n_mean",
     "required_n_rate",
+    "required_pairs",
     "sample_ratio_mismatch",
+    "sequential_quantile_difference",
+    "sequential_quantile_test",
+    "sequential_sample_ratio",
+    "stratified_test",
+    "switchback_test",
+    "tango_interval",
+    "tango_score_test",
     "tost_equivalence",
     "two_proportion_z_test",
     "units_needed",
     "welch_t_test",
+    "wilcoxon_signed_rank_test",
     "wilson_interval",
+    "yuen_t_test",
 ]

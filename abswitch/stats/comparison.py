@@ -29,6 +29,9 @@ class Comparison:
         df: degrees of freedom, where the method has them.
         standard_error: of the estimate: half the interval's width over the method's quantile.
         why_not: why there is no result, e.g. an arm with one observation; None when there is one.
+        e_value: evidence against no difference, where the method has it: its mean is at most 1 without a difference, at
+            whatever moment it is read; 1 / alpha decides. NaN otherwise.
+        look: which look at the data this is, counted from 1, where the method counts them.
         notes: what a reader should know, e.g. "no variation in the baseline".
     """
 
@@ -44,6 +47,8 @@ class Comparison:
     standard_error: float = math.nan
     why_not: str | None = None
     notes: tuple[str, ...] = ()
+    e_value: float = math.nan
+    look: int | None = None
 
     @property
     def attainable(self) -> bool:

@@ -8,8 +8,13 @@ from typing import Any
 
 from abswitch import checks
 from abswitch.stats.comparison import finite
-from abswitch.stats.means import Estimate, satterthwaite, t_quantile, two_sided_p, why_no_t
+from abswitch.stats.means import Estimate, compare_by_t, satterthwaite, t_quantile, two_sided_p, why_no_t
 from abswitch.stats.summaries import MeanSummary, RateSummary, Summary
+
+GEOMETRIC = "ratio of geometric means (Welch t of logarithms)"
+
+_LARGEST_LOG = 700.0
+"""e to a larger power is no double."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +77,42 @@ def relative_lift(baseline: Summary, candidate: Summary, *, alpha: float = 0.05,
     return _log(method, alpha, a, b) if scale == "log" else _linear(method, alpha, a, b)
 
 
+def geometric_lift(baseline: MeanSummary, candidate: MeanSummary, *, alpha: float = 0.05) -> RelativeLift:
+    """Ratio of geometric means, less 1, from summaries of logarithms: Welch's t on the log scale.
+
+    For positive, skewed values such as latencies: one slow request moves it far less than the mean. Of lognormal values
+    it is the lift of the median too.
+
+    Args:
+        baseline, candidate: of the natural logarithms of the values.
+        alpha: two-sided error rate, in (0, 0.5]; 0.05 by convention.
+
+    Returns:
+        A `RelativeLift`; `why_not` is set where the arms cannot be compared by t, or the ratio is no number.
+
+    Raises:
+        InvalidInput: alpha outside its range.
+
+    References:
+        J. M. Bland, D. G. Altman, BMJ 312 (1996) 1079 (transformations, means, and confidence intervals).
+
+    >>> import math
+    >>> a, b = ([math.log(x) for x in xs] for xs in ([1.0, 2.0, 4.0], [2.0, 4.0, 8.0]))
+    >>> round(geometric_lift(MeanSummary.of(a), MeanSummary.of(b)).estimate, 3)
+    1.0
+    """
+    found = compare_by_t(GEOMETRIC, alpha, _estimate(baseline), _estimate(candidate))
+    why_not = found.why_not
+    if found.attainable and abs(found.estimate) > _LARGEST_LOG:
+        why_not = "not attainable: the ratio is too large for a number"
+    if why_not is not None:
+        return RelativeLift(method=GEOMETRIC, alpha=alpha, why_not=why_not)
+    estimate, low, high = (_expm1(x) for x in (found.estimate, found.low, found.high))
+    return RelativeLift(
+        method=GEOMETRIC, alpha=alpha, estimate=estimate, low=low, high=high, p_value=found.p_value, df=found.df
+    )
+
+
 def _linear(method: str, alpha: float, a: Estimate, b: Estimate) -> RelativeLift:
     size, ratio = abs(a.value), b.value / a.value
     error, df = satterthwaite(_scaled(a, ratio / size), _scaled(b, 1 / size))
@@ -87,9 +128,13 @@ def _log(method: str, alpha: float, a: Estimate, b: Estimate) -> RelativeLift:
     error, df = satterthwaite(_scaled(a, 1 / a.value), _scaled(b, 1 / b.value))
     logarithm = math.log(b.value / a.value)
     half = t_quantile(1 - alpha / 2, df) * error
-    estimate, low, high = (math.expm1(x) for x in (logarithm, logarithm - half, logarithm + half))
+    estimate, low, high = (_expm1(x) for x in (logarithm, logarithm - half, logarithm + half))
     p_value = two_sided_p(logarithm / error, df)
     return RelativeLift(method=method, alpha=alpha, estimate=estimate, low=low, high=high, p_value=p_value, df=df)
+
+
+def _expm1(logarithm: float) -> float:
+    return math.expm1(logarithm) if logarithm <= _LARGEST_LOG else math.inf
 
 
 def _scaled(arm: Estimate, factor: float) -> Estimate:

@@ -5,12 +5,16 @@ Numbers of units are of both arms together; `share` is the candidate's fraction 
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
+from abswitch.stats.summaries import numbers
 
 POWER = 0.8
 """The customary chance of finding what is there: J. Cohen, Statistical Power Analysis, 2nd ed. (1988), § 2.4."""
@@ -93,12 +97,139 @@ def mde_rate(n: int, baseline: float, *, share: float = 0.5, alpha: float = 0.05
     return float(optimize.brentq(lacking, 1e-9, largest)) if lacking(1e-9) > 0 else 1e-9
 
 
-def _units_for_rates(baseline: float, candidate: float, share: float, alpha: float, power: float) -> float:
-    z_alpha, z_power = _quantiles(alpha, power)
+def power_mean(
+    n: ArrayLike, effect: float, std: float, *, share: float = 0.5, alpha: float = 0.05
+) -> NDArray[np.float64]:
+    """Chance that a two-sided z-test finds a difference of two means, with this standard deviation in both arms.
+
+    Args:
+        n: units in all, any shape, each at least 2.
+        effect: the true difference, of either sign.
+
+    Returns:
+        Shape of `n`; fractions 0–1.
+
+    References:
+        J. Cohen, Statistical Power Analysis for the Behavioral Sciences, 2nd ed. (1988), ch. 2.
+
+    >>> power_mean([126, 252], 0.5, 1.0).round(3).tolist()
+    [0.801, 0.978]
+    """
+    checks.number("effect", effect)
+    checks.number("std", std, low=0.0, above=True)
+    error = std * np.sqrt(_inverse_shares(share) / _sizes(n))
+    return two_sided_power(effect / error, alpha=alpha)
+
+
+def power_rate(
+    n: ArrayLike, baseline: float, candidate: float, *, share: float = 0.5, alpha: float = 0.05
+) -> NDArray[np.float64]:
+    """Chance that the pooled two-proportion z-test finds the difference of these two rates.
+
+    Args:
+        n: units in all, any shape, each at least 2.
+
+    Returns:
+        Shape of `n`; fractions 0–1.
+
+    References:
+        J. L. Fleiss, B. Levin, M. C. Paik, Statistical Methods for Rates and Proportions, 3rd ed. (2003), § 4.3.
+
+    >>> power_rate([356, 712], 0.6, 0.7).round(3).tolist()
+    [0.507, 0.8]
+    """
+    without, with_effect = _rate_spreads(baseline, candidate, share)
+    root, distance = np.sqrt(_sizes(n)), abs(candidate - baseline)
+    bound = float(special.ndtri(1 - _alpha(alpha) / 2)) * without
+    if not with_effect:  # both rates are 0 or 1: certain
+        return (distance * root > bound).astype(np.float64)
+    up, down = ((sign * distance * root - bound) / with_effect for sign in (1, -1))
+    found: NDArray[np.float64] = special.ndtr(up) + special.ndtr(down)
+    return found
+
+
+def two_sided_power(noncentrality: ArrayLike, *, alpha: float = 0.05) -> NDArray[np.float64]:
+    """Chance that a two-sided z-test finds a true difference of so many standard errors; any shape.
+
+    >>> two_sided_power([0.0, 2.8]).round(2).tolist()
+    [0.05, 0.8]
+    """
+    bound = float(special.ndtri(1 - _alpha(alpha) / 2))
+    far = np.asarray(noncentrality, dtype=np.float64)
+    found: NDArray[np.float64] = special.ndtr(far - bound) + special.ndtr(-far - bound)
+    return found
+
+
+def required_pairs(effect: float, std_difference: float, *, alpha: float = 0.05, power: float = POWER) -> int:
+    """Pairs with which the paired t-test finds a mean difference: prompts given to both arms, or pairs of blocks.
+
+    Args:
+        std_difference: standard deviation of the pairs' differences, above 0.
+
+    References:
+        J. Cohen, Statistical Power Analysis for the Behavioral Sciences, 2nd ed. (1988), § 2.3.5.
+
+    >>> required_pairs(0.5, 1.0)
+    34
+    """
+    checks.number("effect", effect, low=0.0, above=True)
+    checks.number("std_difference", std_difference, low=0.0, above=True)
+    start = max(2, _whole(1.0, sum(_quantiles(alpha, power)) * std_difference / effect, effect))
+
+    def found(n: int) -> float:
+        return _paired_t_power(n, math.sqrt(n) * effect / std_difference, alpha)
+
+    # The normal approximation is short by about half the square of its quantile: a few pairs.
+    return next(n for n in itertools.count(start) if found(n) >= power)
+
+
+def design_effect(mean_size: float, correlation: float, *, size_cv: float = 0.0) -> float:
+    """How many times more requests it takes because those of one unit (user, session) resemble each other.
+
+    Args:
+        mean_size: requests of a unit, on average, at least 1.
+        correlation: of two requests of one unit (intraclass correlation), 0–1.
+        size_cv: standard deviation of units' numbers of requests over their mean; 0 by default, all alike.
+
+    References:
+        L. Kish, Survey Sampling (1965), § 5.4; S. M. Eldridge, D. Ashby, S. Kerry, International Journal of
+        Epidemiology 35 (2006) 1292–1300 (unequal sizes).
+
+    >>> design_effect(10, 0.1)
+    1.9
+    """
+    checks.number("mean_size", mean_size, low=1.0)
+    checks.number("size_cv", size_cv, low=0.0)
+    return 1 + ((1 + size_cv * size_cv) * mean_size - 1) * checks.share("correlation", correlation)
+
+
+def _paired_t_power(n: int, noncentrality: float, alpha: float) -> float:
+    bound = float(special.stdtrit(n - 1, 1 - alpha / 2))
+    both = special.nctdtr(n - 1, noncentrality, [bound, -bound])
+    return float(1 - both[0] + both[1])
+
+
+def _sizes(n: ArrayLike) -> NDArray[np.float64]:
+    sizes = np.asarray(n)
+    flat = numbers("n", sizes.ravel())
+    if flat.size and flat.min() < 2:
+        raise InvalidInput("n", float(flat.min()), "at least 2 units")
+    return flat.reshape(sizes.shape)
+
+
+def _rate_spreads(baseline: float, candidate: float, share: float) -> tuple[float, float]:
+    """Standard error of the difference times √n: if the rates were equal, and as they are."""
+    checks.share("baseline", baseline)
+    checks.share("candidate", candidate)
     spread = _inverse_shares(share)
     pooled = (1 - share) * baseline + share * candidate
-    without = math.sqrt(pooled * (1 - pooled) * spread)
     with_effect = math.sqrt(baseline * (1 - baseline) / (1 - share) + candidate * (1 - candidate) / share)
+    return math.sqrt(pooled * (1 - pooled) * spread), with_effect
+
+
+def _units_for_rates(baseline: float, candidate: float, share: float, alpha: float, power: float) -> float:
+    z_alpha, z_power = _quantiles(alpha, power)
+    without, with_effect = _rate_spreads(baseline, candidate, share)
     return ((z_alpha * without + z_power * with_effect) / (candidate - baseline)) ** 2
 
 
@@ -117,6 +248,9 @@ def _inverse_shares(share: float) -> float:
 
 
 def _quantiles(alpha: float, power: float) -> tuple[float, float]:
-    checks.number("alpha", alpha, low=0.0, high=0.5, above=True)
     checks.number("power", power, low=0.5, high=0.9999)
-    return float(special.ndtri(1 - alpha / 2)), float(special.ndtri(power))
+    return float(special.ndtri(1 - _alpha(alpha) / 2)), float(special.ndtri(power))
+
+
+def _alpha(alpha: float) -> float:
+    return checks.number("alpha", alpha, low=0.0, high=0.5, above=True)

@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from abswitch.errors import InvalidInput
 from abswitch.stats import MeanSummary, RateSummary, RatioSummary, Summary, relative_lift
+from abswitch.stats.lift import geometric_lift
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])
@@ -72,3 +74,31 @@ def test_bad_input_is_refused() -> None:
         relative_lift(a, a, scale="cubic")
     with pytest.raises(InvalidInput, match="alpha"):
         relative_lift(a, a, alpha=0.0)
+
+
+def test_an_end_too_large_for_a_number_is_infinite() -> None:
+    found = relative_lift(MeanSummary.of([1.0, 1.1]), MeanSummary.of([1e-9, 3.0]), scale="log", alpha=1e-6)
+    assert not found.attainable  # at this alpha the baseline cannot be told from 0 either
+    found = relative_lift(MeanSummary.of([1.0] * 9 + [1.01]), MeanSummary.of([1e-9, 3.0]), scale="log", alpha=1e-4)
+    assert found.attainable and found.high == math.inf and found.low == -1.0 and found.to_dict()["high"] is None
+
+
+def test_the_ratio_of_geometric_means_is_welch_on_logarithms() -> None:
+    rng = np.random.default_rng(7)
+    a, b = rng.lognormal(0.0, 1.0, 80), rng.lognormal(0.3, 1.2, 60)
+    found = geometric_lift(MeanSummary.of(np.log(a)), MeanSummary.of(np.log(b)))
+    want = stats.ttest_ind(np.log(b), np.log(a), equal_var=False)
+    low, high = want.confidence_interval(0.95)
+    assert math.isclose(1 + found.estimate, stats.gmean(b) / stats.gmean(a), rel_tol=1e-9)
+    assert math.isclose(found.low, math.expm1(low), rel_tol=1e-9)
+    assert math.isclose(found.high, math.expm1(high), rel_tol=1e-9)
+    assert math.isclose(found.p_value, float(want.pvalue), rel_tol=1e-9)
+    milliseconds = geometric_lift(MeanSummary.of(np.log(1000 * a)), MeanSummary.of(np.log(1000 * b)))
+    assert math.isclose(found.high, milliseconds.high, rel_tol=1e-9)
+
+
+def test_without_variation_or_number_there_is_no_geometric_lift() -> None:
+    flat = MeanSummary.of([1.0, 1.0])
+    assert "neither arm varies" in str(geometric_lift(flat, flat).why_not)
+    wild = geometric_lift(MeanSummary.of([-400.0, -401.0]), MeanSummary.of([400.0, 401.0]))
+    assert "too large" in str(wild.why_not) and math.isnan(wild.estimate)

@@ -20,6 +20,7 @@ from abswitch.stats import (
     two_proportion_z_test,
     units_needed,
 )
+from abswitch.stats.power import design_effect, power_mean, power_rate, required_pairs
 
 
 @pytest.mark.parametrize("share", [0.5, 0.2, 0.05])
@@ -70,7 +71,59 @@ def test_units_needed_grow_with_the_square() -> None:
     assert math.isclose(units_needed(600, 0.03, detectable_effect(0.03) / 2), 2400, abs_tol=1)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.1])
+@pytest.mark.parametrize("effect", [0.2, -0.3, 0.0])
+def test_power_of_means_is_that_of_statsmodels(share: float, effect: float) -> None:
+    n = np.array([[50.0, 200.0], [1000.0, 5000.0]])
+    got = power_mean(n, effect * 2.0, 2.0, share=share)
+    want = [[peer.NormalIndPower().power(effect, m * (1 - share), 0.05, share / (1 - share)) for m in row] for row in n]
+    assert got.shape == (2, 2) and np.allclose(got, want, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("baseline", "candidate", "share"), [(0.6, 0.7, 0.5), (0.05, 0.02, 0.2), (0.0, 0.01, 0.5)])
+def test_power_of_rates_and_units_are_inverse(baseline: float, candidate: float, share: float) -> None:
+    n = required_n_rate(baseline, candidate, share=share, power=0.9)
+    assert math.isclose(float(power_rate(n, baseline, candidate, share=share)), 0.9, abs_tol=2e-3)
+
+
+def test_equal_rates_are_found_as_often_as_alpha_and_certain_ones_always() -> None:
+    assert np.allclose(power_rate([10, 1000], 0.3, 0.3), 0.05)
+    assert power_rate([4, 100], 0.0, 1.0).tolist() == [1.0, 1.0]
+    assert power_rate([100], 0.0, 0.0).tolist() == [0.0]
+
+
+def test_the_design_effect_is_that_of_kish_and_of_eldridge() -> None:
+    # 1 + (10 − 1) 0.05; with unequal sizes 1 + ((1 + 0.65²) 10 − 1) 0.05
+    assert math.isclose(design_effect(10, 0.05), 1.45)
+    assert math.isclose(design_effect(10, 0.05, size_cv=0.65), 1.66125)
+    assert design_effect(1, 0.5) == 1.0 and design_effect(20, 1.0) == 20.0
+
+
+@pytest.mark.parametrize(("effect", "alpha", "power"), [(0.5, 0.05, 0.8), (1.5, 0.05, 0.9), (0.1, 0.01, 0.8)])
+def test_pairs_are_those_of_statsmodels(effect: float, alpha: float, power: float) -> None:
+    want = peer.TTestPower().solve_power(effect, alpha=alpha, power=power)
+    assert required_pairs(2 * effect, 2.0, alpha=alpha, power=power) == math.ceil(want)
+
+
+def test_clustered_requests_vary_as_the_design_effect_says() -> None:
+    rng, size, icc = np.random.default_rng(2), 8, 0.3
+    values = math.sqrt(icc) * rng.normal(size=(4000, 50, 1)) + math.sqrt(1 - icc) * rng.normal(size=(4000, 50, size))
+    assert math.isclose(values.mean(axis=(1, 2)).var() * 50 * size, design_effect(size, icc), rel_tol=0.06)
+
+
 BAD: list[Any] = [
+    lambda: power_mean([1], 0.1, 1.0),
+    lambda: power_mean([math.nan], 0.1, 1.0),
+    lambda: power_mean([10], math.inf, 1.0),
+    lambda: power_mean([10], 0.1, 0.0),
+    lambda: power_mean([10], 0.1, 1.0, alpha=0.0),
+    lambda: power_rate([10], 0.1, 1.1),
+    lambda: power_rate([10], 0.1, 0.2, share=1.0),
+    lambda: required_pairs(0.0, 1.0),
+    lambda: required_pairs(1.0, 0.0),
+    lambda: design_effect(0.5, 0.1),
+    lambda: design_effect(5, 1.1),
+    lambda: design_effect(5, 0.1, size_cv=-1.0),
     lambda: detectable_effect(-1.0),
     lambda: detectable_effect(math.nan),
     lambda: detectable_effect(1.0, alpha=0.0),

@@ -393,7 +393,7 @@ def test_json_has_documented_keys_and_no_nan() -> None:
     }  # fmt: skip
     assert set(plain["comparisons"]["exact_match"]) == {
         "method", "alpha", "baseline", "candidate", "estimate", "low", "high", "p_value", "df", "standard_error",
-        "why_not", "notes", "attainable", "relative",
+        "why_not", "notes", "attainable", "relative", "look", "e_value",
     }  # fmt: skip
     assert set(plain["comparisons"]["exact_match"]["baseline"]) == {"n", "value", "low", "high"}
 
