@@ -21,7 +21,10 @@ class SwitchingStrategyType(StrEnum):
     """How traffic moves from the stable version to the candidate."""
 
     IMMEDIATE = "immediate"
+    GRADUAL = "gradual"
+    CANARY = "canary"
     AB_TEST = "ab_test"
+    SHADOW = "shadow"
 
 
 class Residency(StrEnum):
@@ -31,6 +34,16 @@ class Residency(StrEnum):
     SLEEPING = "sleeping"
     DISCARDED = "discarded"
     COLD = "cold"
+
+
+class SwitchPath(StrEnum):
+    """How an instance last became able to serve."""
+
+    LOAD = "load"
+    ADAPTER = "adapter"
+    WAKE = "wake"
+    IN_PLACE = "in-place"
+    RESTART = "restart"
 
 
 class FinishReason(StrEnum):
@@ -343,7 +356,11 @@ class RequestRecord(NamedTuple):
         fallback: True when another version than the assigned one answered; such rows are left out of comparisons.
         admitted_mono_s: admission on the monotonic clock (orders requests against snapshots within one process).
         error_type: exception class name; None when answered.
-        prompt, output: only when the engine was asked to record text.
+        prompt, output: only when the engine was asked to record text; outputs also for both sides of a shadow pair.
+        pair_id: of a shadow's copy, the request it copies; None otherwise.
+        weights_digest: of the weights that answered; None where nobody can know them.
+        tier: residency of the serving version when the request arrived: `resident`, `sleeping`, `cold` ….
+        switch_path: how the serving instance last became able to serve, see `SwitchPath`.
     """
 
     request_id: str
@@ -368,6 +385,10 @@ class RequestRecord(NamedTuple):
     error_message: str | None
     prompt: str | None
     output: str | None
+    pair_id: str | None = None
+    weights_digest: str | None = None
+    tier: str = Residency.RESIDENT.value
+    switch_path: str = SwitchPath.LOAD.value
 
 
 class ScoreRecord(NamedTuple):

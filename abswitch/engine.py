@@ -1,4 +1,4 @@
-"""`SwitchingEngine`: the composition root and facade. Everything is put together here, and nowhere else.
+"""`SwitchingEngine`: the facade. `assembly.py` puts its parts together.
 
 The engine lives on a thread of its own; its coroutines may be awaited from any event loop (a notebook's top-level
 `await`, a server, a test), and `engine.run(...)` is the blocking form for scripts.
@@ -11,50 +11,38 @@ import atexit
 import itertools
 import multiprocessing.util  # noqa: F401 (registers its exit callback, which must be older than ours)
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import uuid4
 
 from abswitch import checks
+from abswitch.assembly import assemble
 from abswitch.clock import Clock, SystemClock
 from abswitch.domain import (
     Completion,
     LoadFacts,
-    ModelVersion,
     Sampling,
     ScoreRecord,
     SwitchingStrategyType,
     TokenChunk,
-    TransitionRecord,
     prompt_of,
 )
 from abswitch.errors import EngineClosed, InvalidInput
 from abswitch.rollout import operation as ops
+from abswitch.rollout.judging import Judge
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.strategies import Strategy, strategy_of
-from abswitch.scoring import Sample, Score, Scorer, checked, scorers_of
-from abswitch.serving.cache import ModelCache
-from abswitch.serving.dispatch import Dispatcher, Submission
-from abswitch.serving.grading import Grader
+from abswitch.scoring import Sample, Score, Scorer, checked
+from abswitch.serving.dispatch import Submission
 from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.instance import InstanceFactory, ModelInstance
-from abswitch.serving.loop import EngineLoop
-from abswitch.serving.openai import OpenAIInstance
-from abswitch.serving.registry import DynamicModelRegistry
-from abswitch.serving.router import RequestRouter
-from abswitch.serving.source import check_source
 from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, shares_of
-from abswitch.serving.switcher import ModelSwitcher
-from abswitch.serving.transition import Lease, TransitionManager
-from abswitch.serving.vllm import VllmEnginePool, vllm_backend
+from abswitch.serving.transition import Lease
 from abswitch.settings import ModelSwitchingConfig
 from abswitch.stats.plan import AnalysisPlan
-from abswitch.store.mlflow_sink import MlflowSink
-from abswitch.store.recorder import PlanRecord, Recorder
-from abswitch.store.tracking import TrackingSink
+from abswitch.store.recorder import PlanRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,57 +77,28 @@ class SwitchingEngine:
         backends: Mapping[str, InstanceFactory] | None = None,
         clock: Clock | None = None,
     ) -> None:
+        checks.flag("record_text", record_text)
         self.config = config or ModelSwitchingConfig()
         self._clock = clock or SystemClock()
-        checks.flag("record_text", record_text)
-        accepted_scorers = scorers_of(scorers)
-        self.store = Recorder(store)
-        try:
-            self.tracking = None if mlflow is None else MlflowSink(mlflow, recorder=self.store)
-        except InvalidInput:
-            self.store.close()
-            raise
-        self._loop = EngineLoop()
-        pool = VllmEnginePool()
-        transitions = TransitionManager()
-        grader = Grader(accepted_scorers, self._clock, record=self.store.score)
-        router = RequestRouter(self._clock, last_epochs=self.store.last_epochs())
-        builtin: dict[str, InstanceFactory] = {"vllm": vllm_backend(pool), "openai": OpenAIInstance}
-        cache = ModelCache(
-            builtin | dict(backends or {}),
-            max_cached_models=self.config.max_cached_models,
-            in_use=lambda key: transitions.holders(key) > 0 or router.is_routed(*key),
-        )
-        self.registry = DynamicModelRegistry(self._clock, check=_version_check(cache), keep=self.store.version)
-        self.switcher = ModelSwitcher(
-            self.registry,
-            cache,
-            router,
-            transitions,
-            self._clock,
-            journal=_journal_to(self.store),
-            record_route=self.store.route,
-            drain_timeout_s=self.config.max_transition_time_seconds,
-        )
-        self._dispatcher = Dispatcher(
-            router,
-            transitions,
-            self._clock,
-            load=_loader(self.registry, cache),
-            record=self.store.request,
-            on_answer=_grading(grader),
-            on_lost=self.switcher.instance_lost,
+        parts = self._parts = assemble(
+            self.config,
+            store=store,
+            scorers=scorers,
+            mlflow=mlflow,
             record_text=record_text,
+            backends=backends or {},
+            clock=self._clock,
         )
-        self._cache, self._router, self._transitions, self._grader = cache, router, transitions, grader
+        self.store, self.tracking = parts.store, parts.tracking
+        self.registry, self.switcher = parts.registry, parts.switcher
+        self._loop = parts.loop
         self._session, self._numbers = uuid4().hex[:16], itertools.count()
         # Also when the object is dropped or the interpreter ends without `close`: no engine process may stay behind.
         # For that, nothing handed to the finalizer may refer back to this object.
-        self._finalizer = weakref.finalize(
-            self, _shut_down, self._loop, self.switcher, self._cache, self._grader, self.tracking, self.store
-        )
+        self._finalizer = weakref.finalize(self, parts.shut_down)
         # Exit callbacks run last in, first out: so this one comes before multiprocessing ends vLLM's processes itself.
         atexit.register(self._finalizer)
+        parts.resume()
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -171,7 +130,7 @@ class SwitchingEngine:
             NoActiveVersion, PromptTooLong, InstanceDied, StreamBroken: see `abswitch.errors`.
         """
         submission = self._submission(prompt, unit_id, model_id, version, reference, request_id, sampling)
-        return await self._loop.call(self._dispatcher.complete(submission))
+        return await self._loop.call(self._parts.dispatcher.complete(submission))
 
     def stream(
         self,
@@ -189,7 +148,7 @@ class SwitchingEngine:
         Leaving the loop early ends the generation; close the generator (`contextlib.aclosing`) to end it at once.
         """
         submission = self._submission(prompt, unit_id, model_id, version, reference, request_id, sampling)
-        return self._loop.iterate(self._dispatcher.stream(submission))
+        return self._loop.iterate(self._parts.dispatcher.stream(submission))
 
     def ask(
         self, version: str, *, model_id: str | None = None, **sampling: Any
@@ -240,7 +199,7 @@ class SwitchingEngine:
         """
         self._refuse_closed()
         registered = self.registry.get(self.registry.resolve_model(model_id), version)
-        return (await self._loop.call(self._cache.ensure(registered))).instance
+        return (await self._loop.call(self._parts.readiness.prove(registered))).instance
 
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine that must run on the engine's own loop, e.g. one that uses an instance directly."""
@@ -255,7 +214,7 @@ class SwitchingEngine:
         """
         self._refuse_closed()
         registered = self.registry.get(self.registry.resolve_model(model_id), version)
-        return (await self._loop.call(self._cache.ensure(registered))).facts
+        return (await self._loop.call(self._parts.readiness.prove(registered))).facts
 
     # --- switching --------------------------------------------------------------------------------------------------
 
@@ -268,6 +227,7 @@ class SwitchingEngine:
         model_id: str | None = None,
         experiment: str | None = None,
         plan: AnalysisPlan | None = None,
+        judge: Judge | None = None,
     ) -> SwitchHandle:
         """Begin a switch to another version; returns as soon as it is accepted.
 
@@ -278,18 +238,23 @@ class SwitchingEngine:
             experiment: name that the assignment of units depends on; a fresh one by default. The same name splits
                 the same units the same way.
             plan: what will be compared and how; stored before the first request meets the candidate.
+            judge: decides each step of a canary, or looks at an A/B test every `evaluation_period_minutes`; called with
+                a `StepEvidence` on a thread of its own, answers with a `Judgement`. A canary has a default one.
 
         Raises:
             InvalidInput: unknown version, strategy or field, or a value outside its range; nothing changed.
             OperationInProgress: another operation holds the model.
-            SwitchRefused: an A/B test without an active version, or a target that is already active.
+            SwitchRefused: a comparison without an active version, a target that is already active, or too many
+                switches at once.
         """
         self._refuse_closed()
         strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
         model = self.registry.resolve_model(model_id)
         operation_id = f"op-{uuid4().hex[:12]}"
         salt = operation_id if experiment is None else checks.name("experiment", experiment)
-        await self._loop.call(self._start(model, target_version, strategy, operation_id, salt, plan))
+        if judge is not None and not callable(judge):
+            raise InvalidInput("judge", judge, "a callable that is given a StepEvidence and returns a Judgement")
+        await self._loop.call(self._start(model, target_version, strategy, operation_id, salt, plan, judge))
         return SwitchHandle(self, operation_id)
 
     async def _start(
@@ -300,11 +265,13 @@ class SwitchingEngine:
         operation_id: str,
         salt: str,
         plan: AnalysisPlan | None,
+        judge: Judge | None,
     ) -> None:
+        self.switcher.check(model_id, target, strategy)
         if plan is not None:
             record = PlanRecord(operation_id, plan.digest(), plan.to_dict(), self._clock.wall_s())
             await asyncio.wrap_future(self.store.plan(record))
-        await self.switcher.start(model_id, target, strategy, operation_id=operation_id, salt=salt)
+        await self.switcher.start(model_id, target, strategy, operation_id=operation_id, salt=salt, judge=judge)
 
     async def deploy(self, version: str, *, model_id: str | None = None) -> OperationStatus:
         """Switch to a version at once and wait until the switch ended; the short form of an immediate switch.
@@ -316,9 +283,11 @@ class SwitchingEngine:
         await handle.serving()
         return await handle.done()
 
-    async def conclude_switch(self, operation_id: str, *, promote: bool, reason: str) -> None:
-        """Decide a running switch: promote the candidate, or keep the stable version."""
-        await self.tell_switch(operation_id, ops.Conclude(promote=promote, reason=reason))
+    async def conclude_switch(
+        self, operation_id: str, *, promote: bool, reason: str, version: str | None = None
+    ) -> None:
+        """Decide a running switch: promote a candidate (`version`, of several), or keep the stable version."""
+        await self.tell_switch(operation_id, ops.Conclude(promote=promote, reason=reason, version=version))
 
     async def tell_switch(self, operation_id: str, event: ops.Event) -> None:
         """Give a command to a running switch.
@@ -353,20 +322,21 @@ class SwitchingEngine:
         return ModelStatus(
             model_id=model_id,
             active_version=self.registry.active_version(model_id),
-            shares=shares_of(self._router.snapshots.get(model_id)),
-            loaded=tuple(version for model, version in self._cache.loaded if model == model_id),
+            shares=shares_of(self._parts.router.snapshots.get(model_id)),
+            loaded=tuple(version for model, version in self._parts.cache.loaded if model == model_id),
             in_flight=len(self.in_flight(model_id)),
+            waiting=self._parts.queue.waiting(model_id),
             operation=OperationStatus.of(operations[-1], self._clock.monotonic_s()) if operations else None,
         )
 
     @property
     def scorers(self) -> tuple[str, ...]:
         """Names of the scorers applied to every answer."""
-        return self._grader.names
+        return self._parts.grader.names
 
     def in_flight(self, model_id: str | None = None) -> tuple[Lease, ...]:
         """Every request under way, oldest first."""
-        return self._transitions.in_flight(model_id)
+        return self._parts.transitions.in_flight(model_id)
 
     def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Read the evidence with SQL; everything recorded so far is included. See docs/schema.md for the tables.
@@ -388,7 +358,7 @@ class SwitchingEngine:
 
     async def scored(self) -> None:
         """Wait until every answer given so far has its scores."""
-        await self._loop.call(self._grader.idle())
+        await self._loop.call(self._parts.grader.idle())
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -421,61 +391,3 @@ class SwitchingEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _version_check(cache: ModelCache) -> Callable[[ModelVersion], None]:
-    def check(version: ModelVersion) -> None:
-        cache.check_backend(version)
-        check_source(version.config)
-
-    return check
-
-
-def _loader(registry: DynamicModelRegistry, cache: ModelCache) -> Callable[[str, str], Awaitable[ModelInstance]]:
-    async def load(model_id: str, version: str) -> ModelInstance:
-        return (await cache.ensure(registry.get(model_id, version))).instance
-
-    return load
-
-
-def _grading(grader: Grader) -> Callable[[Submission], None]:
-    def grade(answered: Submission) -> None:
-        if grader.names:
-            grader.submit(
-                Sample(
-                    request_id=answered.request_id,
-                    prompt=answered.prompt,
-                    output=answered.text,
-                    reference=answered.reference,
-                )
-            )
-
-    return grade
-
-
-def _journal_to(store: Recorder) -> Callable[[Operation, TransitionRecord], Coroutine[Any, Any, None]]:
-    async def journal(operation: Operation, transition: TransitionRecord) -> None:
-        await asyncio.wrap_future(store.transition(transition, operation))
-
-    return journal
-
-
-def _shut_down(
-    loop: EngineLoop,
-    switcher: ModelSwitcher,
-    cache: ModelCache,
-    grader: Grader,
-    tracking: TrackingSink | None,
-    store: Recorder,
-) -> None:
-    async def stop() -> None:
-        await switcher.close()
-        await grader.close()
-        await cache.close()
-
-    with ExitStack() as ends:  # each end happens even if the one before it failed
-        ends.callback(store.close)
-        if tracking is not None:
-            ends.callback(tracking.close)
-        ends.callback(loop.close)
-        loop.run(stop())

@@ -16,6 +16,7 @@ AbswitchError
 │   └── InstanceDied                   its process or server went away
 ├── RequestFailed                      one request
 │   ├── NoActiveVersion                nothing routable serves this model
+│   ├── QueueFull, QueueTimeout        nothing could serve it, and too many waited or it waited too long
 │   ├── PromptTooLong                  the prompt does not fit the version's context
 │   └── StreamBroken                   the instance died after tokens were already sent
 ├── EngineClosed                       the engine was shut down
@@ -130,6 +131,14 @@ class RequestFailed(AbswitchError):
 
 class NoActiveVersion(RequestFailed):
     """The model has no version that traffic may reach."""
+
+
+class QueueFull(RequestFailed):
+    """Nothing can serve the model right now, and as many requests as are allowed wait for it already."""
+
+
+class QueueTimeout(RequestFailed):
+    """Nothing came to serve the model in the time a request may wait."""
 
 
 class PromptTooLong(RequestFailed, ValueError):

@@ -26,6 +26,16 @@ class ModelSwitchingConfig:
     max_cached_models: int = 5
     default_switch_strategy: str = SwitchingStrategyType.IMMEDIATE
     max_transition_time_seconds: float = 300.0
+    max_concurrent_switches: int = 3
+    switch_timeout_seconds: float = 300.0
+    enable_automatic_rollback: bool = True
+    max_queue_wait_seconds: float = 60.0
+    max_queued_requests: int = 1000
+    golden_prompt_check: bool = True
+    restart_initial_seconds: float = 1.0
+    restart_max_seconds: float = 60.0
+    max_restarts: int = 5
+    restart_window_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         checks.integer("max_cached_models", self.max_cached_models, low=1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from abswitch.rollout.judging import Judgement
 from abswitch.rollout.strategies import Strategy
 
 
@@ -40,11 +41,16 @@ class Operation:
 
     Attributes:
         stable: the active version when it began; None for a model's first deployment.
+        candidate: the switch's target.
         stage: index into the strategy's stages.
-        share: the candidate's share as last committed, fraction 0–1.
+        share: of units on candidates, as last committed, fraction 0–1.
+        mirror: fraction of requests copied to the candidate, as last committed.
         epoch: grows with every phase; reports of earlier work and timers carry an older one and are dropped.
+        evaluation: how often the stage was judged.
+        exposed: traffic, or its copies, reached the candidate.
+        detached: brought back after a crash; the stable version serves, and the stage's shares are not in force.
         ending: the final phase that follows the drain under way.
-        promoted: the candidate is the active version.
+        winner: the candidate that is the active version now; None before a promotion, and after a way back.
         reason: why the last move was made, in words.
     """
 
@@ -56,12 +62,46 @@ class Operation:
     phase: Phase = Phase.PENDING
     stage: int = 0
     share: float = 0.0
+    mirror: float = 0.0
     epoch: int = 0
+    evaluation: int = 0
+    exposed: bool = False
+    detached: bool = False
     ending: Phase | None = None
-    promoted: bool = False
+    winner: str | None = None
     reason: str = "requested"
     created_s: float = 0.0
     phase_since_s: float = 0.0
+
+    @property
+    def promoted(self) -> bool:
+        """Whether a candidate is the active version."""
+        return self.winner is not None
+
+    @property
+    def arms(self) -> tuple[tuple[str, float], ...]:
+        """The candidates and their parts of the candidates' share (they sum to 1), the target first."""
+        return self.strategy.candidates(self.candidate)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The versions compared with the stable one, the target first."""
+        return tuple(version for version, _ in self.arms)
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Every version that takes part, the stable one first."""
+        return (() if self.stable is None else (self.stable,)) + self.candidates
+
+    @property
+    def stays(self) -> str | None:
+        """The version that serves the model when the operation ended as it stands."""
+        return self.stable if self.winner is None else self.winner
+
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """The versions that take part and do not stay."""
+        return tuple(version for version in self.versions if version != self.stays)
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -121,11 +161,24 @@ class StageElapsed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judged(Event):
+    """The judge answered about the stage; when it could not, the judgement says hold."""
+
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineElapsed(Event):
+    """The strategy's longest duration is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conclude(Event):
-    """A person or a verdict decides: promote the candidate, or keep the stable version."""
+    """A person or a verdict decides: promote a candidate (None: the target), or keep the stable version."""
 
     promote: bool
     reason: str
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,14 +202,21 @@ class Abort(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateLost(Event):
-    """The candidate's process or server went away."""
+    """A candidate's process or server went away."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breached(Event):
+    """A candidate that serves broke a critical limit."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drained(Event):
-    """No request holds the version that left, or the deadline passed with `left` still held (they finish on it)."""
+    """No request holds a version that left, or the deadline passed with `left` still held (they finish on it)."""
 
     left: int = 0
 
@@ -173,39 +233,46 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Load(Effect):
-    """Make the version able to serve."""
+    """Make the versions able to serve, and the stable one with them.
+
+    `instead_of` names a version that must leave first: requests wait from here on until the next `Route`.
+    """
 
     answers = (Loaded, LoadFailed)
-    version: str
+    versions: tuple[str, ...]
+    instead_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Warm(Effect):
-    """Have the version generate one real token."""
+    """Have each version generate real tokens."""
 
     answers = (Warmed, WarmFailed)
-    version: str
+    versions: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Route(Effect):
-    """Put a routing snapshot in force: the candidate at `share`, the rest stable.
+    """Put a routing snapshot in force: each of `arms` at its share, the rest stable.
 
     `active` names the version that serves the model once the operation is over; None withdraws the model's route.
+    `mirror` is the fraction of requests copied to `shadow`.
     """
 
     answers = (Routed, RouteFailed)
     active: str | None
-    candidate: str | None
-    share: float
+    arms: tuple[tuple[str, float], ...] = ()
+    share: float = 0.0
+    shadow: str | None = None
+    mirror: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Drain(Effect):
-    """Report when no request holds the version any more."""
+    """Report when no request holds any of the versions any more."""
 
     answers = (Drained,)
-    version: str | None
+    versions: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +284,24 @@ class SetTimer(Effect):
 
 
 @dataclass(frozen=True, slots=True)
-class Unpin(Effect):
-    """The operation no longer needs the version; the cache may give its memory to others."""
+class SetDeadline(Effect):
+    """Report `DeadlineElapsed` after `delay_s`, whatever phase the operation is in then."""
 
-    version: str
+    answers = (DeadlineElapsed,)
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AskJudge(Effect):
+    """Give the stage's evidence to the judge."""
+
+    answers = (Judged,)
+    stage: int
+    evaluation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unpin(Effect):
+    """The operation no longer needs the versions; the cache may give their memory to others."""
+
+    versions: tuple[str, ...]

@@ -5,14 +5,21 @@ A strategy never acts or waits; the machine in `machine.py` reads it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from itertools import pairwise
+from typing import Any, ClassVar
 
 from abswitch import checks
 from abswitch.domain import SwitchingStrategyType
 from abswitch.errors import InvalidInput
+from abswitch.rollout.judging import Guardrail
+
+_WHERE = "strategy_config"
+_MIN_S = 60.0
+_HOUR_S = 3600.0
+_EXACT = 1e-9
 
 
 class AtEnd(StrEnum):
@@ -24,76 +31,270 @@ class AtEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A candidate share (fraction 0–1) and how long it holds; None holds until somebody concludes."""
+    """What holds for a while.
+
+    Attributes:
+        share: of units on candidates, fraction 0–1.
+        hold_s: how long; None holds until somebody concludes.
+        judged: when its time is over a judge decides, instead of the next stage simply following.
+        mirror: fraction of requests whose copy goes to the candidate, unseen by users.
+    """
 
     share: float
     hold_s: float | None
+    judged: bool = False
+    mirror: float = 0.0
 
 
-class Strategy(Protocol):
-    """What the machine needs to know."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Strategy:
+    """What the machine needs to know of any strategy; the defaults are those of a plain one."""
 
-    @property
-    def type(self) -> SwitchingStrategyType:
-        """Its public name."""
+    type: ClassVar[SwitchingStrategyType]
+    at_end: ClassVar[AtEnd] = AtEnd.RETURN
+    needs_stable: ClassVar[bool] = True
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Stages in order; none means: straight to promotion."""
+        return ()
 
     @property
-    def at_end(self) -> AtEnd:
-        """What follows the last stage."""
+    def deadline_s(self) -> float | None:
+        """From the first exposure; afterwards traffic returns to the stable version. None: there is none."""
+        return None
 
     @property
-    def needs_stable(self) -> bool:
-        """Whether there must be an active version to compare with."""
+    def drains_first(self) -> bool:
+        """Whether the stable version leaves before the candidate is loaded; requests wait meanwhile."""
+        return False
+
+    def candidates(self, target: str) -> tuple[tuple[str, float], ...]:
+        """The versions compared with the stable one, and their parts of the candidates' share (they sum to 1)."""
+        return ((target, 1.0),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImmediateStrategy:
-    """All traffic moves at once, as soon as the candidate generated a real token."""
+class ImmediateStrategy(_Strategy):
+    """All traffic moves at once, as soon as the candidate generated a real token.
+
+    Args:
+        drain_first: for a machine on which the two versions do not fit together: the stable version finishes what it
+            began and leaves, then the candidate is loaded; requests that come meanwhile wait, none is lost.
+    """
 
     type: ClassVar[SwitchingStrategyType] = SwitchingStrategyType.IMMEDIATE
-    stages: ClassVar[tuple[Stage, ...]] = ()
     at_end: ClassVar[AtEnd] = AtEnd.PROMOTE
     needs_stable: ClassVar[bool] = False
+    drain_first: bool = False
+
+    def __post_init__(self) -> None:
+        checks.flag(f"{_WHERE}.drain_first", self.drain_first)
+
+    @property
+    def drains_first(self) -> bool:
+        return self.drain_first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ABTestStrategy:
-    """The candidate gets a fixed share until the test is concluded; never promoted by the clock.
+class GradualStrategy(_Strategy):
+    """The candidate's share grows by the clock until it has everything: a ramp without a judge.
+
+    A breach of the critical alert thresholds brings traffic back at any time; for a ramp that must earn each step, use
+    `CanaryStrategy`.
+
+    Args:
+        duration_minutes: of the whole ramp, in equal steps. Default 30.
+        steps: how many; 3 means 33 → 67 → 100 %.
+        percentages: explicit shares in percent, rising, the last one 100, instead of `steps`.
+        minutes: how long each of `percentages` holds, instead of `duration_minutes`.
+
+    Raises:
+        InvalidInput: a field is outside its range, or the two ways are mixed.
+    """
+
+    type: ClassVar[SwitchingStrategyType] = SwitchingStrategyType.GRADUAL
+    at_end: ClassVar[AtEnd] = AtEnd.PROMOTE
+    duration_minutes: float = 30.0
+    steps: int = 3
+    percentages: tuple[float, ...] = ()
+    minutes: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks.number(f"{_WHERE}.duration_minutes", self.duration_minutes, low=0.0, above=True)
+        checks.integer(f"{_WHERE}.steps", self.steps, low=1, high=1000)
+        object.__setattr__(self, "percentages", _numbers("percentages", self.percentages, high=100.0))
+        object.__setattr__(self, "minutes", _numbers("minutes", self.minutes))
+        shares = self.percentages
+        if shares and (shares[-1] != 100.0 or any(b <= a for a, b in pairwise(shares))):
+            raise InvalidInput(f"{_WHERE}.percentages", shares, "rising numbers, the last one 100")
+        if self.minutes and len(self.minutes) != len(shares):
+            raise InvalidInput(f"{_WHERE}.minutes", self.minutes, f"one for each of percentages ({len(shares)})")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        shares = self.percentages or tuple(100.0 * (step + 1) / self.steps for step in range(self.steps))
+        each = (self.duration_minutes / len(shares),) * len(shares)
+        return tuple(Stage(s / 100.0, m * _MIN_S) for s, m in zip(shares, self.minutes or each, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryStrategy(_Strategy):
+    """The candidate starts small and earns every step: a judge looks at its evidence and says advance, hold or back.
+
+    It is never promoted by the clock, and never without evidence.
+
+    Args:
+        initial_percentage: share of the first step, in percent. Default 5.
+        step_percentage: how much each further step adds, in percent. Default 15.
+        evaluation_period_minutes: how long a step holds before it is judged, and before it is judged again.
+        max_error_rate_threshold: the candidate's share of failed requests (fraction 0–1) that is still accepted.
+        min_requests: answers of the candidate in a step, below which it is not judged good.
+        max_duration_hours: afterwards traffic returns to the stable version, whatever was found. Default 24.
+        guardrails: further limits, see `Guardrail`; all must hold.
+
+    Raises:
+        InvalidInput: a field is outside its range, or the steps do not fit into `max_duration_hours`.
+    """
+
+    type: ClassVar[SwitchingStrategyType] = SwitchingStrategyType.CANARY
+    at_end: ClassVar[AtEnd] = AtEnd.PROMOTE
+    initial_percentage: float = 5.0
+    step_percentage: float = 15.0
+    evaluation_period_minutes: float = 15.0
+    max_error_rate_threshold: float = 0.05
+    min_requests: int = 50
+    max_duration_hours: float = 24.0
+    guardrails: tuple[Guardrail, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, high in (("initial_percentage", 100.0), ("step_percentage", 100.0)):
+            checks.number(f"{_WHERE}.{name}", getattr(self, name), low=0.0, high=high, above=True)
+        for name in ("evaluation_period_minutes", "max_duration_hours"):
+            checks.number(f"{_WHERE}.{name}", getattr(self, name), low=0.0, above=True)
+        checks.share(f"{_WHERE}.max_error_rate_threshold", self.max_error_rate_threshold)
+        checks.integer(f"{_WHERE}.min_requests", self.min_requests, low=1)
+        object.__setattr__(self, "guardrails", Guardrail.all_of(f"{_WHERE}.guardrails", self.guardrails))
+        needed = len(self.stages) * self.evaluation_period_minutes / 60.0
+        if self.max_duration_hours < needed:
+            raise InvalidInput(
+                f"{_WHERE}.max_duration_hours",
+                self.max_duration_hours,
+                f"at least {needed:g}: {len(self.stages)} step(s) of {self.evaluation_period_minutes:g} minutes",
+            )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        hold_s = self.evaluation_period_minutes * _MIN_S
+        shares = [self.initial_percentage]
+        while shares[-1] + self.step_percentage < 100.0 - _EXACT:
+            shares.append(shares[-1] + self.step_percentage)
+        return tuple(Stage(share / 100.0, hold_s, judged=True) for share in shares)
+
+    @property
+    def deadline_s(self) -> float | None:
+        return self.max_duration_hours * _HOUR_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ABTestStrategy(_Strategy):
+    """The candidates get fixed shares until the test is concluded; never promoted by the clock.
 
     Args:
         traffic_percentage: the candidate's share in percent, above 0 and at most 100. Default 50, which gives the most
-            evidence per request.
+            evidence per request of two arms; with `arms`, their sum.
         test_duration_hours: afterwards traffic returns to the stable version; None (the default) waits for
             `promote` or `keep`.
+        arms: several candidates at once: version → share in percent; the stable version takes the rest. The switch's
+            target must be one of them.
+        evaluation_period_minutes: how often a judge given to `start_switch` looks; None (the default) never.
+
+    Raises:
+        InvalidInput: a field is outside its range, or the shares exceed 100 %.
+    """
+
+    type: ClassVar[SwitchingStrategyType] = SwitchingStrategyType.AB_TEST
+    traffic_percentage: float | None = None
+    test_duration_hours: float | None = None
+    arms: tuple[tuple[str, float], ...] = ()
+    evaluation_period_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arms", _arms(self.arms))
+        total = sum(share for _, share in self.arms) if self.arms else None
+        given = self.traffic_percentage
+        if given is None:
+            given = 50.0 if total is None else total
+        checks.number(f"{_WHERE}.traffic_percentage", given, low=0.0, high=100.0, above=True)
+        if total is not None and abs(total - given) > _EXACT:
+            raise InvalidInput(f"{_WHERE}.traffic_percentage", given, f"the sum of arms ({total:g}), or left out")
+        object.__setattr__(self, "traffic_percentage", float(given))
+        for name in ("test_duration_hours", "evaluation_period_minutes"):
+            if getattr(self, name) is not None:
+                checks.number(f"{_WHERE}.{name}", getattr(self, name), low=0.0, above=True)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        assert self.traffic_percentage is not None, "set when it was made"
+        share = self.traffic_percentage / 100.0
+        if self.evaluation_period_minutes is not None:
+            return (Stage(share, self.evaluation_period_minutes * _MIN_S, judged=True),)
+        return (Stage(share, None if self.test_duration_hours is None else self.test_duration_hours * _HOUR_S),)
+
+    @property
+    def deadline_s(self) -> float | None:
+        judged = self.evaluation_period_minutes is not None and self.test_duration_hours is not None
+        return self.test_duration_hours * _HOUR_S if judged and self.test_duration_hours else None
+
+    def candidates(self, target: str) -> tuple[tuple[str, float], ...]:
+        if not self.arms:
+            return ((target, 1.0),)
+        if target not in dict(self.arms):
+            raise InvalidInput(f"{_WHERE}.arms", tuple(dict(self.arms)), f"arms that include the target {target!r}")
+        total = sum(share for _, share in self.arms)
+        first = [arm for arm in self.arms if arm[0] == target]
+        return tuple((v, share / total) for v, share in first + [arm for arm in self.arms if arm[0] != target])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowStrategy(_Strategy):
+    """The candidate answers copies of requests; users never see its answers, which are kept beside theirs.
+
+    Copies never delay a request: above `max_in_flight` copies, further ones are left out and counted.
+
+    Args:
+        mirror_percentage: how many requests are copied, in percent. Default 100.
+        test_duration_hours: afterwards the copying ends; None waits for `promote` or `keep`.
+        keep_outputs: store both answers of each pair (also where the engine stores no text otherwise).
+        max_in_flight: copies under way at most.
 
     Raises:
         InvalidInput: a field is outside its range.
     """
 
-    type: ClassVar[SwitchingStrategyType] = SwitchingStrategyType.AB_TEST
-    at_end: ClassVar[AtEnd] = AtEnd.RETURN
-    needs_stable: ClassVar[bool] = True
-    traffic_percentage: float = 50.0
+    type: ClassVar[SwitchingStrategyType] = SwitchingStrategyType.SHADOW
+    mirror_percentage: float = 100.0
     test_duration_hours: float | None = None
+    keep_outputs: bool = True
+    max_in_flight: int = 16
 
     def __post_init__(self) -> None:
-        checks.number("strategy_config.traffic_percentage", self.traffic_percentage, low=0.0, high=100.0, above=True)
+        checks.number(f"{_WHERE}.mirror_percentage", self.mirror_percentage, low=0.0, high=100.0, above=True)
         if self.test_duration_hours is not None:
-            checks.number("strategy_config.test_duration_hours", self.test_duration_hours, low=0.0, above=True)
+            checks.number(f"{_WHERE}.test_duration_hours", self.test_duration_hours, low=0.0, above=True)
+        checks.flag(f"{_WHERE}.keep_outputs", self.keep_outputs)
+        checks.integer(f"{_WHERE}.max_in_flight", self.max_in_flight, low=1)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        hold_s = None if self.test_duration_hours is None else self.test_duration_hours * 3600.0
-        return (Stage(self.traffic_percentage / 100.0, hold_s),)
+        hold_s = None if self.test_duration_hours is None else self.test_duration_hours * _HOUR_S
+        return (Stage(0.0, hold_s, mirror=self.mirror_percentage / 100.0),)
 
 
-_BY_TYPE: Mapping[SwitchingStrategyType, type[ImmediateStrategy] | type[ABTestStrategy]] = {
-    SwitchingStrategyType.IMMEDIATE: ImmediateStrategy,
-    SwitchingStrategyType.AB_TEST: ABTestStrategy,
+Strategy = ImmediateStrategy | GradualStrategy | CanaryStrategy | ABTestStrategy | ShadowStrategy
+
+STRATEGIES: Mapping[SwitchingStrategyType, type[Strategy]] = {
+    cls.type: cls for cls in (ImmediateStrategy, GradualStrategy, CanaryStrategy, ABTestStrategy, ShadowStrategy)
 }
 
 
@@ -109,12 +310,35 @@ def strategy_of(
     kind = SwitchingStrategyType(
         checks.one_of("strategy_type", strategy_type, (t.value for t in SwitchingStrategyType))
     )
-    cls = _BY_TYPE[kind]
+    cls = STRATEGIES[kind]
     if isinstance(strategy_config, cls):
         return strategy_config
     if strategy_config is None:
         return cls()
     if not isinstance(strategy_config, Mapping):
-        raise InvalidInput("strategy_config", strategy_config, f"a dictionary, or a {cls.__name__}")
-    checks.known_fields("strategy_config", strategy_config, (f.name for f in fields(cls)))
+        raise InvalidInput(_WHERE, strategy_config, f"a dictionary, or a {cls.__name__}")
+    checks.known_fields(_WHERE, strategy_config, (f.name for f in fields(cls)))
     return cls(**strategy_config)
+
+
+def _numbers(name: str, given: object, *, high: float = float("inf")) -> tuple[float, ...]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InvalidInput(f"{_WHERE}.{name}", given, "a list of numbers")
+    return tuple(checks.number(f"{_WHERE}.{name}", one, low=0.0, high=high, above=True) for one in given)
+
+
+def _arms(given: object) -> tuple[tuple[str, float], ...]:
+    where = f"{_WHERE}.arms"
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        if not all(isinstance(one, Sequence) and len(one) == 2 for one in given):
+            raise InvalidInput(where, given, "a dictionary version → share in percent")
+        given = dict(given)
+    if not isinstance(given, Mapping):
+        raise InvalidInput(where, given, "a dictionary version → share in percent")
+    arms = tuple(
+        (checks.name(f"{where} (a version)", version), checks.number(f"{where}.{version}", share, low=0.0, above=True))
+        for version, share in given.items()
+    )
+    if sum(share for _, share in arms) > 100.0 + _EXACT:
+        raise InvalidInput(where, dict(arms), "shares that sum to at most 100")
+    return arms

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from abswitch.domain import LoadFacts, ModelVersion, VersionKey
+from abswitch.domain import LoadFacts, ModelVersion, SwitchPath, VersionKey
 from abswitch.errors import EngineClosed, InvalidInput, LoadFailed
 from abswitch.serving.instance import InstanceFactory, ModelInstance
 
@@ -33,6 +33,8 @@ class CachedVersion:
 
     instance: ModelInstance
     facts: LoadFacts
+    path: SwitchPath = SwitchPath.LOAD
+    weights_digest: str | None = None
 
 
 class ModelCache:

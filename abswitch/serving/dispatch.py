@@ -6,6 +6,8 @@ answered by a version that was routable at the very moment it was admitted.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -18,12 +20,20 @@ from abswitch.domain import (
     ModelVersion,
     Prompt,
     RequestRecord,
+    Residency,
     TokenChunk,
+    VersionKey,
 )
-from abswitch.errors import InstanceDied, InstanceNotRunning, RequestFailed, StreamBroken
+from abswitch.errors import InstanceDied, InstanceNotRunning, NoActiveVersion, RequestFailed, StreamBroken
+from abswitch.serving.cache import CachedVersion
 from abswitch.serving.instance import ModelInstance
-from abswitch.serving.router import PINNED, RequestRouter, RoutedArm, RouteSnapshot
+from abswitch.serving.queueing import AdmissionQueue
+from abswitch.serving.router import PINNED, SHADOW, RequestRouter, RoutedArm, RouteSnapshot
 from abswitch.serving.transition import Lease, TransitionManager
+
+log = logging.getLogger(__name__)
+_DEATHS_ENDURED = 4
+"""A request that met this many dead instances is more likely their cause than their victim."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +44,10 @@ class Submission:
         overrides: sampling fields that differ from the version's defaults.
         version: ask this version whatever the route says (arm `pinned`).
         reference: the right answer, for scorers.
+        copy_of: of a shadow's copy, the request it copies.
+        keep_output: its row carries the answer even where no text is recorded otherwise.
+        tier: residency, at arrival, of what was to serve it.
+        deaths: how many instances died under it.
         last: the latest chunk; the answer is whole when it carries a finish reason.
         record: the row of evidence, once it ended.
     """
@@ -46,6 +60,10 @@ class Submission:
     submitted_mono_s: float
     version: str | None = None
     reference: str | None = None
+    copy_of: str | None = None
+    keep_output: bool = False
+    tier: Residency = Residency.RESIDENT
+    deaths: int = 0
     served_by: str | None = None
     fallback: bool = False
     first_token_mono_s: float | None = None
@@ -99,33 +117,41 @@ class Dispatcher:
     """Serves requests from the current snapshot. Lives on the engine's loop.
 
     Args:
-        load: the instance of a version that a request names itself, loaded when needed.
+        queue: where requests wait while nothing can serve them.
+        load: brings up the version that a request names itself.
+        residency: how much of a version is loaded now.
         record: takes one row per admitted request; must not block.
-        on_answer: told of every whole answer, for scoring; must not block.
+        on_answer: told of every whole answer to a user, for scoring; must not block.
         on_lost: told when an instance died: (model_id, instance, reason).
         record_text: whether rows carry prompt and output.
     """
 
     def __init__(
         self,
+        queue: AdmissionQueue,
         router: RequestRouter,
         transitions: TransitionManager,
         clock: Clock,
         *,
-        load: Callable[[str, str], Awaitable[ModelInstance]],
+        load: Callable[[str, str], Awaitable[CachedVersion]],
+        residency: Callable[[VersionKey], Residency],
         record: Callable[[RequestRecord], None],
         on_answer: Callable[[Submission], None],
         on_lost: Callable[[str, ModelInstance, str], None],
         record_text: bool,
     ) -> None:
+        self._queue = queue
         self._router = router
         self._transitions = transitions
         self._clock = clock
         self._load = load
+        self._residency = residency
         self._record = record
         self._on_answer = on_answer
         self._on_lost = on_lost
         self._record_text = record_text
+        self._copies: set[asyncio.Task[None]] = set()
+        self.copies_left_out = 0
 
     async def complete(self, submission: Submission) -> Completion:
         """Serve one request to its end; errors as in `stream`."""
@@ -140,14 +166,16 @@ class Dispatcher:
         This is the hot path: one generator around the instance's own, and per token no call but the instance's.
 
         Raises:
-            NoActiveVersion: nothing serves the model; no row, as nothing was admitted.
+            NoActiveVersion, QueueFull, QueueTimeout: nothing serves the model; no row, as nothing was admitted.
             PromptTooLong: the prompt does not fit.
-            InstanceDied: the instance died before its first token and no other version could take over.
+            InstanceDied: the instance died before its first token and no other could take over.
             StreamBroken: it died later; what had been delivered is in `text`.
         """
-        pinned = None if submission.version is None else await self._load(submission.model_id, submission.version)
-        snapshot, arm = self._admit(submission, pinned)
-        leases = [self._hold(submission, arm)]
+        snapshot, arm = await self._admission(submission)
+        # From here to the lease there is no `await`: the arm is routable at the very moment the request is admitted.
+        lease = first = self._hold(submission, arm)
+        if snapshot is not None and snapshot.mirror is not None:
+            self._mirror(submission, snapshot)
         serving = arm
         error: BaseException | None = None
         texts = submission.texts
@@ -163,24 +191,37 @@ class Dispatcher:
                             yield chunk
                     return
                 except (InstanceDied, InstanceNotRunning) as death:
-                    serving = self._after_death(submission, snapshot, serving, death)
-                    leases.append(self._hold(submission, serving))
+                    self._transitions.release(lease)
+                    serving = await self._after_death(submission, snapshot, serving, death)
+                    lease = self._hold(submission, serving)
         except BaseException as caught:
             error = caught
             raise
         finally:
-            for lease in leases:
-                self._transitions.release(lease)
-            submission.record = self._row(submission, snapshot, arm, leases[0], error)
+            self._transitions.release(lease)
+            submission.record = self._row(submission, snapshot, arm, serving, first, error)
             self._record(submission.record)
-            if submission.finish_reason is not None:
+            if submission.finish_reason is not None and submission.copy_of is None:
                 self._on_answer(submission)
 
-    def _admit(self, submission: Submission, pinned: ModelInstance | None) -> tuple[RouteSnapshot | None, RoutedArm]:
-        if pinned is not None:
-            return None, RoutedArm(PINNED, pinned.version.version, pinned, 1.0)
-        snapshot = self._router.snapshot(submission.model_id)
+    async def _admission(self, submission: Submission) -> tuple[RouteSnapshot | None, RoutedArm]:
+        if submission.copy_of is not None:
+            snapshot = self._router.current(submission.model_id)
+            if snapshot is None or snapshot.mirror is None:
+                raise NoActiveVersion("the shadow ended before its copy was admitted")
+            return snapshot, snapshot.mirror.arm
+        if submission.version is not None:
+            return None, await self._pinned(submission, submission.version)
+        snapshot = self._router.current(submission.model_id)
+        if snapshot is None:
+            submission.tier = Residency.COLD
+            snapshot = await self._queue.route(submission.model_id)
         return snapshot, snapshot.choose(submission.unit_id)
+
+    async def _pinned(self, submission: Submission, version: str) -> RoutedArm:
+        submission.tier = self._residency((submission.model_id, version))
+        cached = await self._load(submission.model_id, version)
+        return RoutedArm(PINNED, version, cached.instance, 1.0, cached.path, cached.weights_digest)
 
     def _hold(self, submission: Submission, arm: RoutedArm) -> Lease:
         lease = Lease(
@@ -202,18 +243,18 @@ class Dispatcher:
             sampling=version.config.sampling.merged(submission.overrides),
         )
 
-    def _after_death(
+    async def _after_death(
         self,
         submission: Submission,
         admitted: RouteSnapshot | None,
         dead: RoutedArm,
         death: InstanceDied | InstanceNotRunning,
     ) -> RoutedArm:
-        """The arm that may still answer: the stable version as routed now, once, if no token was sent.
+        """The arm that may still answer a request without a token: the stable one, restarted if that is what died.
 
         Raises:
-            StreamBroken: tokens were sent; another version must not go on with them.
-            InstanceDied, InstanceNotRunning: there is no other version.
+            StreamBroken: tokens were sent; another instance must not go on with them.
+            InstanceDied, InstanceNotRunning: there is no other, or too many died under this request.
         """
         self._on_lost(submission.model_id, dead.instance, str(death))
         if submission.last is not None:
@@ -221,17 +262,65 @@ class Dispatcher:
                 f"version {dead.version!r} died after {submission.last.output_tokens} token(s): {death}",
                 text=submission.text,
             ) from death
-        current = self._router.snapshots.get(submission.model_id) if admitted is not None else None
-        if current is None or submission.fallback or current.stable.version == dead.version:
+        submission.deaths += 1
+        if submission.deaths >= _DEATHS_ENDURED or submission.copy_of is not None:
             raise death
         submission.fallback = True
+        if admitted is None:
+            return await self._pinned(submission, dead.version)
+        current = self._router.current(submission.model_id)
+        while current is None or current.stable.instance is dead.instance:
+            try:
+                current = await self._queue.route(submission.model_id, newer_than=current.epoch if current else 0)
+            except RequestFailed as nothing:
+                raise death from nothing
         return current.stable
+
+    # --- copies -----------------------------------------------------------------------------------------------------
+
+    def _mirror(self, submission: Submission, snapshot: RouteSnapshot) -> None:
+        mirror = snapshot.mirror
+        if mirror is None or submission.copy_of is not None or not snapshot.is_mirrored(submission.request_id):
+            return
+        if len(self._copies) >= mirror.max_in_flight:
+            self.copies_left_out += 1
+            return
+        submission.keep_output = mirror.keep_outputs
+        copy = Submission(
+            request_id=f"{submission.request_id}-{SHADOW}",
+            model_id=submission.model_id,
+            prompt=submission.prompt,
+            unit_id=submission.unit_id,
+            overrides=submission.overrides,
+            submitted_mono_s=self._clock.monotonic_s(),
+            reference=submission.reference,
+            copy_of=submission.request_id,
+            keep_output=mirror.keep_outputs,
+        )
+        task = asyncio.get_running_loop().create_task(self._copy(copy), name=copy.request_id)
+        self._copies.add(task)
+        task.add_done_callback(self._copies.discard)
+
+    async def _copy(self, copy: Submission) -> None:
+        try:
+            await self.complete(copy)
+        except Exception as error:  # its row says the same; a shadow's failure is nobody else's
+            log.debug("copy %s: %s", copy.request_id, error)
+
+    async def close(self) -> None:
+        """End the copies under way."""
+        for task in tuple(self._copies):
+            task.cancel()
+        await asyncio.gather(*self._copies, return_exceptions=True)
+
+    # --- evidence ---------------------------------------------------------------------------------------------------
 
     def _row(
         self,
         submission: Submission,
         snapshot: RouteSnapshot | None,
         arm: RoutedArm,
+        serving: RoutedArm,
         lease: Lease,
         error: BaseException | None,
     ) -> RequestRecord:
@@ -261,7 +350,11 @@ class Dispatcher:
             error_type=error_type,
             error_message=error_message,
             prompt=prompt_text(submission.prompt) if self._record_text else None,
-            output=submission.text if self._record_text else None,
+            output=submission.text if self._record_text or submission.keep_output else None,
+            pair_id=submission.copy_of,
+            weights_digest=serving.weights_digest,
+            tier=submission.tier.value,
+            switch_path=serving.path.value,
         )
 
 

@@ -18,7 +18,9 @@ class Switches(Protocol):
 
     async def wait_for_switch(self, operation_id: str, until: Callable[[Operation], bool]) -> None: ...
 
-    async def conclude_switch(self, operation_id: str, *, promote: bool, reason: str) -> None: ...
+    async def conclude_switch(
+        self, operation_id: str, *, promote: bool, reason: str, version: str | None = None
+    ) -> None: ...
 
     async def tell_switch(self, operation_id: str, event: ops.Event) -> None: ...
 
@@ -38,12 +40,14 @@ class SwitchHandle:
         return self._engine.operation_status(self.operation_id)
 
     async def serving(self) -> OperationStatus:
-        """Wait until traffic reaches the candidate.
+        """Wait until traffic, or its copies, reach the candidate.
 
         Raises:
             SwitchFailed: it ended before that; the message says why and what serves.
         """
-        status = await self._wait(lambda o: o.share > 0 and o.phase not in (Phase.SHIFTING, Phase.PROMOTING))
+        status = await self._wait(
+            lambda o: (o.share > 0 or o.mirror > 0) and o.phase not in (Phase.SHIFTING, Phase.PROMOTING)
+        )
         if status.phase in (Phase.FAILED, Phase.ABORTED, Phase.ROLLED_BACK):
             raise SwitchFailed(status.operation_id, status.phase, status.reason, status.stable)
         return status
@@ -52,12 +56,15 @@ class SwitchHandle:
         """Wait until it ended, however it ended; `status.phase` says how."""
         return await self._wait(lambda o: o.phase.is_final)
 
-    async def promote(self, reason: str = "promoted by hand") -> OperationStatus:
+    async def promote(self, reason: str = "promoted by hand", *, version: str | None = None) -> OperationStatus:
         """Make the candidate the active version; returns when the old one has finished what it began.
 
         New requests go to the candidate long before that, within milliseconds of the call.
+
+        Args:
+            version: of several candidates, the one meant; the switch's target by default.
         """
-        await self._engine.conclude_switch(self.operation_id, promote=True, reason=reason)
+        await self._engine.conclude_switch(self.operation_id, promote=True, reason=reason, version=version)
         return await self.done()
 
     async def keep(self, reason: str = "kept by hand") -> OperationStatus:

@@ -11,7 +11,7 @@ from typing import Any
 
 from abswitch import checks
 from abswitch.clock import Clock
-from abswitch.domain import EMPTY, ModelConfig, ModelVersion
+from abswitch.domain import EMPTY, ModelConfig, ModelVersion, VersionKey
 from abswitch.errors import DuplicateVersion, InvalidInput, UnknownModel, UnknownVersion
 
 
@@ -50,7 +50,22 @@ class DynamicModelRegistry:
         self._check = check
         self._keep = keep
         self._models: dict[str, _Model] = {}
+        self._restored: set[VersionKey] = set()
         self._lock = threading.Lock()
+
+    def restore(self, versions: Iterable[ModelVersion], activations: Iterable[tuple[str, Activation]] = ()) -> None:
+        """Take over what an earlier process knew, as it was; nothing is checked or loaded.
+
+        Args:
+            activations: (model, entry of its history), oldest first.
+        """
+        with self._lock:
+            for version in versions:
+                self._models.setdefault(version.model_id, _Model()).versions[version.version] = version
+                self._restored.add(version.key)
+            for model_id, entry in activations:
+                if model_id in self._models:
+                    self._models[model_id].history.append(entry)
 
     def register_model(
         self,
@@ -67,10 +82,10 @@ class DynamicModelRegistry:
             metadata: anything worth keeping beside it; JSON values.
 
         Returns:
-            The model's id.
+            The model's id. A version of an earlier process may be registered again as it was: it is the same one.
 
         Raises:
-            DuplicateVersion: the model already has that version.
+            DuplicateVersion: the model already has that version, or had another one of that name in an earlier process.
             BadModelSource: the folder is missing, has no config, only pickled weights, or wants to run its own code.
             InvalidInput: any other malformed value.
         """
@@ -84,6 +99,8 @@ class DynamicModelRegistry:
             metadata=MappingProxyType(dict(metadata)),
             registered_at_s=self._clock.wall_s(),
         )
+        if self._is_restored(candidate):
+            return config.model_id
         self._refuse_duplicate(candidate)
         self._check(candidate)
         with self._lock:
@@ -91,6 +108,21 @@ class DynamicModelRegistry:
             self._keep(candidate)
             self._models.setdefault(config.model_id, _Model()).versions[version] = candidate
         return config.model_id
+
+    def _is_restored(self, candidate: ModelVersion) -> bool:
+        if candidate.key not in self._restored:
+            return False
+        was = self._models[candidate.model_id].versions[candidate.version].config.to_dict()
+        now = candidate.config.to_dict()
+        changed = [name for name in now if now[name] != was.get(name)]
+        if changed:
+            raise DuplicateVersion(
+                "version",
+                candidate.version,
+                f"a name not yet taken: an earlier process registered this one with another {', '.join(changed)}, and "
+                f"what was recorded under it would be mixed up",
+            )
+        return True
 
     def _refuse_duplicate(self, candidate: ModelVersion) -> None:
         model = self._models.get(candidate.model_id)

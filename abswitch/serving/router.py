@@ -5,30 +5,57 @@ Choosing an arm is a pure function of the snapshot and the unit. See `rollout/as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import accumulate
 
 from abswitch.clock import Clock
-from abswitch.domain import EMPTY, RouteRecord
+from abswitch.domain import EMPTY, RouteRecord, SwitchPath
 from abswitch.errors import NoActiveVersion
 from abswitch.rollout.assignment import salted, unit_fraction
 from abswitch.serving.instance import ModelInstance
 
 STABLE = "stable"
 CANDIDATE = "candidate"
+"""The arm of the candidate; of several, the second is `candidate-2`, and so on."""
+SHADOW = "shadow"
+"""The arm of copies that users never see."""
 PINNED = "pinned"
 """The arm name of requests that name their version themselves; they are never part of a comparison."""
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedArm:
-    """One arm of a snapshot: the instance behind it and its share of units (fraction 0–1)."""
+    """One arm of a snapshot: the instance behind it and its share of units (fraction 0–1).
+
+    A shadow arm's share is the fraction of requests copied to it.
+    """
 
     name: str
     version: str
     instance: ModelInstance
     share: float
+    path: SwitchPath = SwitchPath.LOAD
+    weights_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirror:
+    """Copies of requests for an arm that users never see.
+
+    Attributes:
+        keep_outputs: rows of both sides carry their answers.
+        max_in_flight: copies under way at most; further ones are left out.
+    """
+
+    arm: RoutedArm
+    keep_outputs: bool = True
+    max_in_flight: int = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,38 +64,53 @@ class RouteSnapshot:
 
     Attributes:
         epoch: 1, 2, 3, … within the model.
-        candidate: None outside operations and when nothing may reach it.
+        candidates: none outside operations and when nothing may reach them.
         committed_mono_s: when the snapshot came into force.
     """
 
     model_id: str
     epoch: int
     stable: RoutedArm
-    candidate: RoutedArm | None = None
+    candidates: tuple[RoutedArm, ...] = ()
+    mirror: Mirror | None = None
     operation_id: str | None = None
     step: int = 0
     salt: str = ""
     committed_at_s: float = 0.0
     committed_mono_s: float = 0.0
     _state: blake2b = field(init=False, repr=False, compare=False)
+    _segments: tuple[tuple[float, float, RoutedArm], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_state", salted(self.salt))
+        object.__setattr__(self, "_segments", _segments(self.candidates))
 
     @property
     def arms(self) -> tuple[RoutedArm, ...]:
-        """The arms that traffic may reach."""
-        return tuple(arm for arm in (self.candidate, self.stable) if arm is not None and arm.share > 0.0)
+        """The arms that users' traffic may reach."""
+        return tuple(arm for arm in (*self.candidates, self.stable) if arm.share > 0.0)
 
     def choose(self, unit_id: str) -> RoutedArm:
-        """The unit's arm: the candidate below its share, the stable version above."""
-        candidate = self.candidate
-        if candidate is not None and unit_fraction(self._state, unit_id) < candidate.share:
-            return candidate
+        """The unit's arm.
+
+        Each candidate owns a fixed part of the units and is given the first of them, up to its share; so a higher share
+        keeps every unit where it was, however many candidates there are. The stable version takes the rest.
+        """
+        if self._segments:
+            fraction = unit_fraction(self._state, unit_id)
+            for low, high, arm in self._segments:
+                if low <= fraction < high:
+                    return arm
         return self.stable
 
+    def is_mirrored(self, request_id: str) -> bool:
+        """Whether the request is copied to the shadow; independent of the arm its unit is in."""
+        mirror = self.mirror
+        return mirror is not None and unit_fraction(self._state, f"{SHADOW}\0{request_id}") < mirror.arm.share
+
     def records(self) -> tuple[RouteRecord, ...]:
-        """The snapshot as rows of evidence, one per arm that traffic may reach."""
+        """The snapshot as rows of evidence, one per arm that traffic, or its copies, may reach."""
+        shadow = () if self.mirror is None else (self.mirror.arm,)
         return tuple(
             RouteRecord(
                 model_id=self.model_id,
@@ -81,8 +123,23 @@ class RouteSnapshot:
                 committed_at_s=self.committed_at_s,
                 committed_mono_s=self.committed_mono_s,
             )
-            for arm in self.arms
+            for arm in (*self.arms, *shadow)
         )
+
+
+def _segments(candidates: Sequence[RoutedArm]) -> tuple[tuple[float, float, RoutedArm], ...]:
+    total = sum(arm.share for arm in candidates)
+    if total <= 0.0:
+        return ()
+    *lows, _ = accumulate((arm.share / total for arm in candidates), initial=0.0)
+    if total > 1.0 - _ROUNDING:  # everything is taken: no unit may fall between two parts
+        return tuple(zip(lows, (*lows[1:], math.inf), candidates, strict=True))
+    return tuple((low, low + arm.share, arm) for low, arm in zip(lows, candidates, strict=True))
+
+
+def candidate_name(index: int) -> str:
+    """The arm name of the candidate at a position, the target being 0."""
+    return CANDIDATE if not index else f"{CANDIDATE}-{index + 1}"
 
 
 class RequestRouter:
@@ -96,6 +153,7 @@ class RequestRouter:
         self._clock = clock
         self._snapshots: dict[str, RouteSnapshot] = {}
         self._epochs: dict[str, int] = dict(last_epochs)
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     def snapshot(self, model_id: str) -> RouteSnapshot:
         """The snapshot in force.
@@ -111,22 +169,30 @@ class RequestRouter:
             )
         return snapshot
 
+    def current(self, model_id: str) -> RouteSnapshot | None:
+        """The snapshot in force, or None when nothing serves the model."""
+        return self._snapshots.get(model_id)
+
     @property
     def snapshots(self) -> Mapping[str, RouteSnapshot]:
         """All snapshots in force, by model."""
         return dict(self._snapshots)
 
     def is_routed(self, model_id: str, version: str) -> bool:
-        """Whether traffic may reach the version now."""
+        """Whether traffic, or its copies, may reach the version now."""
         snapshot = self._snapshots.get(model_id)
-        return snapshot is not None and any(arm.version == version for arm in snapshot.arms)
+        if snapshot is None:
+            return False
+        shadowed = snapshot.mirror is not None and snapshot.mirror.arm.version == version
+        return shadowed or any(arm.version == version for arm in snapshot.arms)
 
     def commit(
         self,
         model_id: str,
         *,
-        stable: tuple[str, ModelInstance],
-        candidate: tuple[str, ModelInstance, float] | None = None,
+        stable: RoutedArm,
+        candidates: tuple[RoutedArm, ...] = (),
+        mirror: Mirror | None = None,
         operation_id: str | None = None,
         step: int = 0,
         salt: str = "",
@@ -134,50 +200,71 @@ class RequestRouter:
         """Replace the model's snapshot; every later request sees the new one.
 
         Args:
-            stable: version and instance that take what the candidate does not.
-            candidate: version, instance and share (fraction 0–1).
-            salt: names the experiment; the same salt assigns the same units to the candidate.
+            stable: takes what the candidates do not; its share is worked out here.
+            candidates: with their shares of all units, fractions that sum to at most 1.
+            salt: names the experiment; the same salt assigns the same units to the candidates.
         """
-        share = candidate[2] if candidate else 0.0
-        epoch = self._next_epoch(model_id)
         snapshot = RouteSnapshot(
             model_id=model_id,
-            epoch=epoch,
-            stable=RoutedArm(STABLE, *stable, 1.0 - share),
-            candidate=RoutedArm(CANDIDATE, candidate[0], candidate[1], share) if candidate else None,
+            epoch=self._next_epoch(model_id),
+            stable=replace(stable, share=max(0.0, 1.0 - sum(arm.share for arm in candidates))),
+            candidates=candidates,
+            mirror=mirror,
             operation_id=operation_id,
             step=step,
             salt=salt,
             committed_at_s=self._clock.wall_s(),
             committed_mono_s=self._clock.monotonic_s(),
         )
-        self._snapshots[model_id] = snapshot
-        return snapshot
+        return self._put(snapshot)
 
-    def replace_instance(self, model_id: str, version: str, instance: ModelInstance) -> RouteSnapshot | None:
-        """Put a restarted instance in the place of the one that died; None when the version is not routed."""
+    def replace_instance(self, model_id: str, renewed: RoutedArm) -> RouteSnapshot | None:
+        """Put a restarted instance in the place of the one that died; None when the version is not routed.
+
+        Args:
+            renewed: its version says which arms are meant; names and shares stay as they are.
+        """
         current = self._snapshots.get(model_id)
-        if current is None or not self.is_routed(model_id, version):
+        if current is None or not self.is_routed(model_id, renewed.version):
             return None
-        renewed = replace(
+        mirror = current.mirror
+        snapshot = replace(
             current,
             epoch=self._next_epoch(model_id),
-            stable=_renewed(current.stable, version, instance),
-            candidate=_renewed(current.candidate, version, instance) if current.candidate else None,
+            stable=_renewed(current.stable, renewed),
+            candidates=tuple(_renewed(arm, renewed) for arm in current.candidates),
+            mirror=None if mirror is None else replace(mirror, arm=_renewed(mirror.arm, renewed)),
             committed_at_s=self._clock.wall_s(),
             committed_mono_s=self._clock.monotonic_s(),
         )
-        self._snapshots[model_id] = renewed
-        return renewed
+        return self._put(snapshot)
+
+    def withdraw(self, model_id: str) -> None:
+        """Let nothing serve the model any more; who waits for a change is told."""
+        self._snapshots.pop(model_id, None)
+        self.tell(model_id)
+
+    def changed(self, model_id: str) -> asyncio.Future[None]:
+        """Done at the next change of the model's snapshot; cancel it when it is no longer wanted."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(model_id, []).append(future)
+        return future
+
+    def _put(self, snapshot: RouteSnapshot) -> RouteSnapshot:
+        self._snapshots[snapshot.model_id] = snapshot
+        self.tell(snapshot.model_id)
+        return snapshot
+
+    def tell(self, model_id: str) -> None:
+        """Wake who waits for a change of the model's snapshot."""
+        for future in self._waiting.pop(model_id, ()):
+            if not future.done():
+                future.set_result(None)
 
     def _next_epoch(self, model_id: str) -> int:
         self._epochs[model_id] = self._epochs.get(model_id, 0) + 1
         return self._epochs[model_id]
 
-    def withdraw(self, model_id: str) -> None:
-        """Let nothing serve the model any more."""
-        self._snapshots.pop(model_id, None)
 
-
-def _renewed(arm: RoutedArm, version: str, instance: ModelInstance) -> RoutedArm:
-    return replace(arm, instance=instance) if arm.version == version else arm
+def _renewed(arm: RoutedArm, renewed: RoutedArm) -> RoutedArm:
+    return replace(renewed, name=arm.name, share=arm.share) if arm.version == renewed.version else arm

@@ -15,7 +15,10 @@ class OperationStatus:
     """One switch as it stands.
 
     Attributes:
-        share: the candidate's share of units, fraction 0–1.
+        candidate: the switch's target; `candidates` has every version that is compared with the stable one.
+        share: the candidates' share of units, fraction 0–1.
+        mirror: fraction of requests copied to the candidate, unseen by users.
+        detached: taken over after a crash: the shares are not in force until it is resumed.
         age_s: seconds since it was accepted.
         in_phase_s: seconds since the last move; of a finished operation, since its end.
     """
@@ -25,11 +28,16 @@ class OperationStatus:
     strategy: str
     stable: str | None
     candidate: str
+    candidates: tuple[str, ...]
     phase: str
     finished: bool
     stage: int
+    stages: int
     share: float
+    mirror: float
     promoted: bool
+    winner: str | None
+    detached: bool
     reason: str
     age_s: float
     in_phase_s: float
@@ -43,18 +51,23 @@ class OperationStatus:
             strategy=operation.strategy.type.value,
             stable=operation.stable,
             candidate=operation.candidate,
+            candidates=operation.candidates,
             phase=operation.phase.value,
             finished=operation.phase.is_final,
             stage=operation.stage,
+            stages=len(operation.strategy.stages),
             share=operation.share,
+            mirror=operation.mirror,
             promoted=operation.promoted,
+            winner=operation.winner,
+            detached=operation.detached,
             reason=operation.reason,
             age_s=now_s - operation.created_s,
             in_phase_s=now_s - operation.phase_since_s,
         )
 
     def __str__(self) -> str:
-        way = f"{self.stable or 'nothing'} → {self.candidate}"
+        way = f"{self.stable or 'nothing'} → {', '.join(self.candidates)}"
         return f"{self.operation_id} {self.strategy} {way}: {self.phase} at {self.share:.0%} ({self.reason})"
 
 
@@ -65,6 +78,7 @@ class ModelStatus:
     Attributes:
         shares: version → fraction of units 0–1; empty when nothing serves.
         loaded: versions held in memory, least recently used first.
+        waiting: requests that wait because nothing can serve them right now.
     """
 
     model_id: str
@@ -72,6 +86,7 @@ class ModelStatus:
     shares: Mapping[str, float]
     loaded: tuple[str, ...]
     in_flight: int
+    waiting: int
     operation: OperationStatus | None
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
-"""`ModelSwitcher`: the controller. One inbox, one loop; it feeds the pure machine and carries out what it asks for.
+"""`ModelSwitcher`: the controller. One inbox, one loop; it feeds the pure machine and has its effects carried out.
 
-Order of every move: event → `step` → journal (durable) → effects. Effects that take time run as tasks and answer with
-an event that carries the operation's epoch; answers that come after the operation moved on are dropped by the machine.
+Order of every move: event → `step` → journal (durable) → effects. One exception, on purpose: a move back to the stable
+version is made even when the journal cannot be written, because the stable version is what a restart would find too.
 """
 
 from __future__ import annotations
@@ -9,32 +9,53 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from uuid import uuid4
 
-from abswitch.clock import Clock, Timer
-from abswitch.domain import GenerationRequest, RouteRecord, TransitionRecord
+from abswitch.clock import Clock
+from abswitch.domain import RouteRecord, TransitionRecord
 from abswitch.errors import (
+    AbswitchError,
     InvalidInput,
-    LoadFailed,
     OperationFinished,
     OperationInProgress,
     SwitchRefused,
 )
 from abswitch.rollout import operation as ops
+from abswitch.rollout.judging import Judge, Judgement
 from abswitch.rollout.machine import step
-from abswitch.rollout.operation import Effect, Event, Operation
-from abswitch.rollout.strategies import Strategy
+from abswitch.rollout.operation import Event, Operation, Phase
+from abswitch.rollout.strategies import ImmediateStrategy, Strategy
+from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import ModelCache
+from abswitch.serving.effects import Effects
 from abswitch.serving.instance import ModelInstance
+from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
+from abswitch.serving.revival import Reviver
 from abswitch.serving.router import RequestRouter
 from abswitch.serving.transition import TransitionManager
 
 log = logging.getLogger(__name__)
-WARM_PROMPT = "1"
+_ROUTES_SOON = frozenset({Phase.PENDING, Phase.LOADING, Phase.WARMING, Phase.PROMOTING, Phase.ROLLING_BACK})
+_SAFE = frozenset({Phase.ROLLING_BACK, Phase.ROLLED_BACK, Phase.ABORTED, Phase.FAILED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """What a move makes durable before its effects.
+
+    Attributes:
+        operation: as it is after the move.
+        salt: what the assignment of its units depends on.
+        active: the version that serves the model once the move's effects are carried out.
+    """
+
+    operation: Operation
+    transition: TransitionRecord
+    salt: str
+    active: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,97 +75,171 @@ class ModelSwitcher:
     """Owner of operations. Lives on the engine's loop; `operations` may be read from any thread.
 
     Args:
-        journal: makes a transition durable; awaited before its effects are carried out.
+        journal: makes a move durable, at once; raises when it cannot.
+        judge: the judgement on an operation's stage, given the judge it was started with.
         record_route: takes the rows of a snapshot as it comes into force.
+        on_move: told of every operation as it moves; must not block.
         drain_timeout_s: how long a drain waits before the operation ends with requests still finishing.
+        load_timeout_s: how long candidates may take to load and to generate.
+        max_running: operations of different models under way at most.
+        restarts: limits of restarting what died.
+        fall_back: whether an active version that is broken gives way to the last good one by itself.
     """
 
     def __init__(
         self,
         registry: DynamicModelRegistry,
         cache: ModelCache,
+        readiness: Readiness,
         router: RequestRouter,
         transitions: TransitionManager,
         clock: Clock,
         *,
-        journal: Callable[[Operation, TransitionRecord], Awaitable[None]],
+        journal: Callable[[JournalEntry], None],
+        judge: Callable[[Operation, Judge | None], Awaitable[Judgement]],
         record_route: Callable[[RouteRecord], None],
+        on_move: Callable[[Operation], None] = lambda _: None,
         drain_timeout_s: float,
+        load_timeout_s: float = 300.0,
+        max_running: int = 3,
+        restarts: RestartPolicy | None = None,
+        fall_back: bool = True,
     ) -> None:
         self._registry = registry
         self._cache = cache
         self._router = router
-        self._transitions = transitions
         self._clock = clock
         self._journal = journal
-        self._record_route = record_route
-        self._drain_timeout_s = drain_timeout_s
+        self._judge = judge
+        self._on_move = on_move
+        self._max_running = max_running
+        self._fall_back = fall_back
         self._operations: dict[str, Operation] = {}
         self._salts: dict[str, str] = {}
+        self._judges: dict[str, Judge] = {}
         self._sequence: Counter[str] = Counter()
         self._running: dict[str, str] = {}
-        self._timers: dict[str, Timer] = {}
-        self._tasks: dict[str, set[asyncio.Task[None]]] = {}
+        self._fallen: dict[str, set[str]] = {}
         self._changed = asyncio.Condition()
         self._inbox: asyncio.Queue[tuple[str, Event, asyncio.Future[Operation] | None]] = asyncio.Queue()
         self._controller: asyncio.Task[None] | None = None
+        self._starting: set[asyncio.Task[None]] = set()
         self._last_duration_s: float | None = None
+        self._reviver = Reviver(
+            registry,
+            readiness,
+            router,
+            clock,
+            policy=restarts or RestartPolicy(),
+            record_route=record_route,
+            is_switching=lambda model_id: model_id in self._running,
+            give_up=self._broken,
+        )
+        self._effects = Effects(
+            registry,
+            cache,
+            readiness,
+            router,
+            transitions,
+            self._reviver,
+            clock,
+            answer=self._put,
+            current=lambda operation_id: self._operations[operation_id],
+            salt=lambda operation_id: self._salts[operation_id],
+            ask_judge=lambda operation: self._judge(operation, self._judges.get(operation.operation_id)),
+            record_route=record_route,
+            drain_timeout_s=drain_timeout_s,
+            load_timeout_s=load_timeout_s,
+        )
 
     # --- what callers ask -------------------------------------------------------------------------------------------
 
     async def start(
-        self, model_id: str, target_version: str, strategy: Strategy, *, operation_id: str, salt: str
+        self,
+        model_id: str,
+        target_version: str,
+        strategy: Strategy,
+        *,
+        operation_id: str,
+        salt: str,
+        judge: Judge | None = None,
     ) -> Operation:
         """Accept a switch and begin it.
 
         Args:
             operation_id: a fresh, unique name.
             salt: what the assignment of units depends on; the same salt gives the same split.
+            judge: decides the steps that want a judgement.
 
         Raises:
             UnknownModel, UnknownVersion, InvalidInput: the request makes no sense.
             OperationInProgress: another operation holds the model.
-            SwitchRefused: the strategy compares with an active version and there is none, or the target is active.
+            SwitchRefused: the strategy compares with an active version and there is none, the target is active, or too
+                many operations are under way.
         """
-        self._registry.get(model_id, target_version)
-        self._refuse_second(model_id)
-        stable = self._registry.active_version(model_id)
-        _refuse_senseless(model_id, stable, target_version, strategy)
         now_s = self._clock.monotonic_s()
         operation = Operation(
             operation_id=operation_id,
             model_id=model_id,
-            stable=stable,
+            stable=self.check(model_id, target_version, strategy),
             candidate=target_version,
             strategy=strategy,
             created_s=now_s,
             phase_since_s=now_s,
         )
         self._hold(operation, salt)
+        if judge is not None:
+            self._judges[operation_id] = judge
         try:
             return await self.tell(operation_id, ops.Start())
         except BaseException:
             self._forget(operation)  # it never began: nothing was journalled, nothing is loaded
             raise
 
+    def check(self, model_id: str, target_version: str, strategy: Strategy) -> str | None:
+        """Refuse what `start` would refuse; returns the stable version."""
+        self._registry.get(model_id, target_version)
+        for version, _ in strategy.candidates(target_version):
+            self._registry.get(model_id, version)
+        holder = self._running.get(model_id)
+        if holder is not None:
+            raise OperationInProgress(model_id, holder, self._operations[holder].phase)
+        if len(self._running) >= self._max_running:
+            raise SwitchRefused(
+                f"{len(self._running)} operations are under way ({', '.join(self._running.values())}), and "
+                f"max_concurrent_switches is {self._max_running}"
+            )
+        stable = self._registry.active_version(model_id)
+        if stable == target_version and not strategy.needs_stable and self._router.current(model_id) is None:
+            return None  # it was active in an earlier process and serves nothing yet: deploying it is a beginning
+        _refuse_senseless(model_id, stable, target_version, strategy)
+        return stable
+
     def _hold(self, operation: Operation, salt: str) -> None:
         self._operations[operation.operation_id] = operation
         self._salts[operation.operation_id] = salt
         self._running[operation.model_id] = operation.operation_id
-        for version in filter(None, (operation.stable, operation.candidate)):
+        for version in operation.versions:
             self._cache.pin((operation.model_id, version))
 
     def _forget(self, operation: Operation) -> None:
-        if self._operations[operation.operation_id].phase is not ops.Phase.PENDING:
+        if self._operations[operation.operation_id].phase is not Phase.PENDING:
             return
         del self._operations[operation.operation_id], self._running[operation.model_id]
-        for version in filter(None, (operation.stable, operation.candidate)):
+        self._judges.pop(operation.operation_id, None)
+        for version in operation.versions:
             self._cache.unpin((operation.model_id, version))
 
-    def _refuse_second(self, model_id: str) -> None:
-        holder = self._running.get(model_id)
-        if holder is not None:
-            raise OperationInProgress(model_id, holder, self._operations[holder].phase)
+    def adopt(self, operation: Operation, salt: str, sequence: int) -> None:
+        """Take over an operation of an earlier process, as `rollout.recovery` left it."""
+        self._sequence[operation.operation_id] = sequence
+        if not operation.phase.is_final and operation.model_id in self._running:
+            raise OperationInProgress(operation.model_id, self._running[operation.model_id], operation.phase)
+        if operation.phase.is_final:
+            self._operations[operation.operation_id] = operation
+            self._salts[operation.operation_id] = salt
+        else:
+            self._hold(operation, salt)
 
     async def tell(self, operation_id: str, event: Event) -> Operation:
         """Put an event into the inbox and wait until the controller took it; returns the operation after it.
@@ -195,50 +290,111 @@ class ModelSwitcher:
         """Every operation of this engine, oldest first."""
         return dict(self._operations)
 
+    def running(self, model_id: str) -> Operation | None:
+        """The operation that holds the model."""
+        operation_id = self._running.get(model_id)
+        return None if operation_id is None else self._operations[operation_id]
+
     def get_switcher_stats(self) -> SwitcherStats:
         """Counts of operations by how they ended."""
         phases = Counter(operation.phase for operation in self.operations.values())
         return SwitcherStats(
             started=len(self._operations),
             running=len(self._running),
-            succeeded=phases[ops.Phase.SUCCEEDED],
-            rolled_back=phases[ops.Phase.ROLLED_BACK],
-            aborted=phases[ops.Phase.ABORTED],
-            failed=phases[ops.Phase.FAILED],
+            succeeded=phases[Phase.SUCCEEDED],
+            rolled_back=phases[Phase.ROLLED_BACK],
+            aborted=phases[Phase.ABORTED],
+            failed=phases[Phase.FAILED],
             last_duration_s=self._last_duration_s,
         )
 
+    # --- what the machine room reports ------------------------------------------------------------------------------
+
+    def expected(self, model_id: str) -> str | None:
+        """Why requests for a model that nothing serves may wait; begins to load its active version where that is all.
+
+        None when there is nothing to wait for.
+        """
+        told = self._reviver.expected(model_id)
+        if told is not None:
+            return told
+        operation = self.running(model_id)
+        if operation is not None and operation.phase in _ROUTES_SOON:
+            return f"operation {operation.operation_id} is {operation.phase}"
+        active = self._registry.active_version(model_id)
+        if active is None or self._router.current(model_id) is not None or self.failure(model_id) is not None:
+            return None
+        self._reviver.bring_up(model_id, active)
+        return self._reviver.expected(model_id)
+
+    def bring_up(self, model_id: str) -> None:
+        """Have the model's active version serve, if it does not; in the background."""
+        self.expected(model_id)
+
+    def failure(self, model_id: str) -> str | None:
+        """Why nothing serves the model although it has an active version; None when nothing failed lately."""
+        return self._reviver.failure(model_id)
+
     def instance_lost(self, model_id: str, instance: ModelInstance, reason: str) -> None:
-        """An instance died: forget it, tell the operation whose candidate it was, and bring the stable one back."""
+        """An instance died or hangs: forget it, tell the operation whose candidate it was, restart a stable one."""
         version = instance.version.version
         cached = self._cache.loaded.get((model_id, version))
         if cached is None or cached.instance is not instance:
             return  # every request on it reports the same death; the first one was enough
         log.warning("version %s of model %s was lost: %s", version, model_id, reason)
-        operation_id = self._running.get(model_id, "")
-        is_candidate = bool(operation_id) and self._operations[operation_id].candidate == version
         self._cache.evict((model_id, version))
-        if is_candidate:
-            self._put(operation_id, ops.CandidateLost(reason=f"version {version!r} was lost: {reason}"))
+        operation = self.running(model_id)
+        if operation is not None and version in operation.candidates:
+            self._put(operation.operation_id, ops.CandidateLost(reason=f"version {version!r} was lost: {reason}"))
         elif self._router.is_routed(model_id, version):
-            self._keep(operation_id, asyncio.get_running_loop().create_task(self._revive(model_id, version)))
+            self._reviver.restart(model_id, version, reason)
 
-    async def _revive(self, model_id: str, version: str) -> None:
-        cached = await self._cache.ensure(self._registry.get(model_id, version))
-        snapshot = self._router.replace_instance(model_id, version, cached.instance)
-        for row in snapshot.records() if snapshot else ():
-            self._record_route(row)
+    def breached(self, model_id: str, version: str, reason: str) -> None:
+        """A version broke a critical limit: roll its operation back, or give way to the last good version."""
+        operation = self.running(model_id)
+        if operation is not None and version in operation.candidates:
+            self._put(operation.operation_id, ops.Breached(reason=reason))
+        elif operation is None and self._registry.active_version(model_id) == version:
+            self._retreat(model_id, version, reason)
+
+    def _broken(self, model_id: str, version: str, reason: str) -> None:
+        if not self._retreat(model_id, version, reason):
+            log.error("model %s: nothing serves it any more: version %s: %s", model_id, version, reason)
+            self._reviver.failed(model_id, reason)
+
+    def _retreat(self, model_id: str, version: str, reason: str) -> bool:
+        """Go back to the last version that was good; False when there is none, or that is not wanted."""
+        fallen = self._fallen.setdefault(model_id, set())
+        fallen.add(version)
+        history = (one.version for one in reversed(self._registry.history(model_id)))
+        good = next((one for one in history if one is not None and one not in fallen), None)
+        if good is None or not self._fall_back:
+            return False
+        operation_id = f"op-{uuid4().hex[:12]}"
+        self._reviver.expect(model_id, f"operation {operation_id} goes back to version {good!r}")
+        log.error("model %s: back from version %s to %s: %s", model_id, version, good, reason)
+        task = asyncio.get_running_loop().create_task(self._start_retreat(model_id, good, operation_id))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+        return True
+
+    async def _start_retreat(self, model_id: str, good: str, operation_id: str) -> None:
+        try:
+            await self.start(model_id, good, ImmediateStrategy(), operation_id=operation_id, salt=operation_id)
+        except AbswitchError as refused:
+            self._reviver.settled(model_id)
+            log.error("model %s: the way back to version %s was refused: %s", model_id, good, refused)
 
     async def close(self) -> None:
         """Stop the controller; operations stay where they are."""
-        for timer in self._timers.values():
-            timer.cancel()
-        tasks = [task for of_one in self._tasks.values() for task in of_one]
+        tasks = list(self._starting)
         if self._controller is not None:
             tasks.append(self._controller)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._effects.close()
+        await self._reviver.close()
 
     # --- the controller ---------------------------------------------------------------------------------------------
 
@@ -263,163 +419,73 @@ class ModelSwitcher:
 
     async def _take(self, before: Operation, event: Event) -> Operation:
         if before.phase.is_final:
-            if event.epoch is None:
+            if isinstance(event, _COMMANDS):
                 raise OperationFinished(before.operation_id, before.phase)
-            return before
+            return before  # late news of something that is over
         after, effects = step(before, event, self._clock.monotonic_s())
         if after is before:
             return before
-        await self._journal(after, self._transition(before, event, after))
+        self._write_down(before, event, after)
         self._operations[after.operation_id] = after
-        self._drop_timer(after)
+        self._effects.moved(after)
+        self._on_move(after)
         if after.phase.is_final:
             self._end(after)
         log.info("%s: %s → %s (%s)", after.operation_id, before.phase, after.phase, after.reason)
         for effect in effects:
-            self._carry_out(after, effect)
+            self._effects.carry_out(after, effect)
         async with self._changed:
             self._changed.notify_all()
         return after
 
-    def _transition(self, before: Operation, event: Event, after: Operation) -> TransitionRecord:
-        self._sequence[after.operation_id] += 1
-        return TransitionRecord(
-            operation_id=after.operation_id,
-            sequence=self._sequence[after.operation_id],
-            model_id=after.model_id,
-            event=type(event).__name__,
-            phase_from=before.phase.value,
-            phase_to=after.phase.value,
-            step=after.stage,
-            share=after.share,
-            reason=after.reason,
-            at_s=self._clock.wall_s(),
+    def _write_down(self, before: Operation, event: Event, after: Operation) -> None:
+        sequence = self._sequence[after.operation_id] + 1
+        entry = JournalEntry(
+            operation=after,
+            transition=_transition(sequence, before, event, after, self._clock.wall_s()),
+            salt=self._salts[after.operation_id],
+            active=_active(after),
         )
+        try:
+            self._journal(entry)
+        except Exception as error:
+            if after.phase not in _SAFE:
+                raise
+            log.critical("%s: %s is not in the journal: %s", after.operation_id, after.phase, error)
+        self._sequence[after.operation_id] = sequence
 
     def _end(self, operation: Operation) -> None:
         self._running.pop(operation.model_id, None)
+        self._judges.pop(operation.operation_id, None)
         self._last_duration_s = self._clock.monotonic_s() - operation.created_s
-        stays = operation.candidate if operation.promoted else operation.stable
-        if stays is not None:
-            self._cache.unpin((operation.model_id, stays))
+        if operation.stays is not None:
+            self._cache.unpin((operation.model_id, operation.stays))
+            if operation.promoted:  # somebody wants it again
+                self._fallen.get(operation.model_id, set()).discard(operation.stays)
 
-    def _drop_timer(self, operation: Operation) -> None:
-        timer = self._timers.pop(operation.operation_id, None)
-        if timer is not None:
-            timer.cancel()
 
-    # --- effects ----------------------------------------------------------------------------------------------------
+_COMMANDS = (ops.Start, ops.Conclude, ops.Pause, ops.Resume, ops.Abort)
 
-    def _carry_out(self, operation: Operation, effect: Effect) -> None:
-        match effect:
-            case ops.Load(version):
-                self._run(operation, self._load(operation, version))
-            case ops.Warm(version):
-                self._run(operation, self._warm(operation, version))
-            case ops.Drain(version):
-                self._run(operation, self._drain(operation, version))
-            case ops.Route():
-                self._route(operation, effect)
-            case ops.SetTimer(delay_s):
-                self._timers[operation.operation_id] = self._clock.call_later(
-                    delay_s, lambda: self._put(operation.operation_id, ops.StageElapsed(epoch=operation.epoch))
-                )
-            case ops.Unpin(version):
-                self._cache.unpin((operation.model_id, version))
-                self._run(operation, self._cache.trim())
 
-    def _run(self, operation: Operation, work: Coroutine[Any, Any, None]) -> None:
-        self._keep(operation.operation_id, asyncio.get_running_loop().create_task(work))
+def _transition(sequence: int, before: Operation, event: Event, after: Operation, at_s: float) -> TransitionRecord:
+    return TransitionRecord(
+        operation_id=after.operation_id,
+        sequence=sequence,
+        model_id=after.model_id,
+        event=type(event).__name__,
+        phase_from=before.phase.value,
+        phase_to=after.phase.value,
+        step=after.stage,
+        share=after.share,
+        reason=after.reason,
+        at_s=at_s,
+    )
 
-    def _keep(self, owner: str, task: asyncio.Task[None]) -> None:
-        of_one = self._tasks.setdefault(owner, set())
-        of_one.add(task)
-        task.add_done_callback(of_one.discard)
 
-    def _answer(self, operation: Operation, event: Event) -> None:
-        self._put(operation.operation_id, replace(event, epoch=operation.epoch))
-
-    async def _load(self, operation: Operation, version: str) -> None:
-        try:
-            await self._cache.ensure(self._registry.get(operation.model_id, version))
-            if operation.stable is not None:
-                await self._cache.ensure(self._registry.get(operation.model_id, operation.stable))
-        except LoadFailed as failure:
-            self._answer(operation, ops.LoadFailed(reason=str(failure)))
-        except Exception as error:
-            self._answer(operation, ops.LoadFailed(reason=f"{type(error).__name__}: {error}"))
-        else:
-            self._answer(operation, ops.Loaded())
-
-    async def _warm(self, operation: Operation, version: str) -> None:
-        try:
-            tokens = await self._first_token(operation, version)
-        except Exception as error:
-            self._answer(operation, ops.WarmFailed(reason=f"no first token: {type(error).__name__}: {error}"))
-            return
-        if tokens:
-            self._answer(operation, ops.Warmed())
-        else:
-            self._answer(operation, ops.WarmFailed(reason="the candidate loaded but generated no token"))
-
-    async def _first_token(self, operation: Operation, version: str) -> int:
-        registered = self._registry.get(operation.model_id, version)
-        cached = await self._cache.ensure(registered)
-        request = GenerationRequest(
-            request_id=f"{operation.operation_id}-warm-{operation.epoch}",
-            prompt=WARM_PROMPT,
-            sampling=registered.config.sampling.merged({"max_tokens": 1, "ignore_eos": True, "stop": ()}),
-        )
-        tokens = 0
-        async with aclosing(cached.instance.generate(request)) as chunks:
-            async for chunk in chunks:
-                tokens = chunk.output_tokens
-        return tokens
-
-    async def _drain(self, operation: Operation, version: str | None) -> None:
-        left = 0
-        if version is not None:
-            left = await self._transitions.drain((operation.model_id, version), self._drain_timeout_s)
-        self._answer(operation, ops.Drained(left=left))
-
-    def _route(self, operation: Operation, route: ops.Route) -> None:
-        wanted = [v for v in (route.active, route.candidate) if v is not None]
-        if all((operation.model_id, version) in self._cache.loaded for version in wanted):
-            self._commit(operation, route)  # at once: a pointer flip between two loaded versions waits for nothing
-        else:
-            self._run(operation, self._reload_and_commit(operation, route, wanted))
-
-    async def _reload_and_commit(self, operation: Operation, route: ops.Route, wanted: list[str]) -> None:
-        try:
-            for version in wanted:
-                await self._cache.ensure(self._registry.get(operation.model_id, version))
-        except Exception as error:
-            self._answer(operation, ops.RouteFailed(reason=str(error)))
-            return
-        if self._operations[operation.operation_id].epoch == operation.epoch:  # not aborted meanwhile
-            self._commit(operation, route)
-
-    def _commit(self, operation: Operation, route: ops.Route) -> None:
-        model_id = operation.model_id
-        if route.active is None:
-            self._router.withdraw(model_id)
-        else:
-            loaded = self._cache.loaded
-            candidate = None
-            if route.candidate is not None:
-                candidate = (route.candidate, loaded[model_id, route.candidate].instance, route.share)
-            snapshot = self._router.commit(
-                model_id,
-                stable=(route.active, loaded[model_id, route.active].instance),
-                candidate=candidate,
-                operation_id=operation.operation_id if candidate else None,
-                step=operation.stage,
-                salt=self._salts[operation.operation_id],
-            )
-            for row in snapshot.records():
-                self._record_route(row)
-        self._registry.activate(model_id, route.active, operation.operation_id)
-        self._answer(operation, ops.Routed())
+def _active(operation: Operation) -> str | None:
+    """The version that a restart lets serve: a promotion counts from the moment its route was in force."""
+    routed = operation.phase in (Phase.DRAINING, Phase.SUCCEEDED)
+    return operation.winner if routed and operation.promoted else operation.stable
 
 
 def _refuse_senseless(model_id: str, stable: str | None, target: str, strategy: Strategy) -> None:
@@ -428,5 +494,6 @@ def _refuse_senseless(model_id: str, stable: str | None, target: str, strategy: 
             f"{strategy.type} compares with the active version, and model {model_id!r} has none; "
             f"deploy one first with strategy_type=SwitchingStrategyType.IMMEDIATE"
         )
-    if stable == target:
-        raise SwitchRefused(f"version {target!r} is already the active version of model {model_id!r}")
+    for version in dict(strategy.candidates(target)):
+        if stable == version:
+            raise SwitchRefused(f"version {version!r} is already the active version of model {model_id!r}")

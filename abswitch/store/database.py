@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abswitch.errors import InvalidInput, StoreError
+from abswitch.store.migrations import MIGRATIONS, migrate
 
 if TYPE_CHECKING:
     import duckdb
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MEMORY = ":memory:"
 
 _CONFIG = {
@@ -148,7 +149,7 @@ class Database:
             if tables and "meta" not in tables:
                 raise StoreError(f"{self.name} is a database of something else (it has {', '.join(sorted(tables))})")
             if tables:
-                self._check_version(connection.execute("SELECT schema_version FROM meta").fetchall())
+                self._bring_up_to_date(connection)
             else:
                 _create(connection)
         except BaseException:
@@ -158,9 +159,12 @@ class Database:
         finally:
             connection.close()
 
-    def _check_version(self, rows: list[tuple[Any, ...]]) -> None:
+    def _bring_up_to_date(self, connection: duckdb.DuckDBPyConnection) -> None:
+        rows = connection.execute("SELECT schema_version FROM meta").fetchall()
         found = rows[0][0] if rows else None
-        if found != SCHEMA_VERSION:
+        if found is not None and found in MIGRATIONS:
+            migrate(connection, found, SCHEMA_VERSION)
+        elif found != SCHEMA_VERSION:
             raise StoreError(
                 f"{self.name} has schema version {found}, this abswitch writes {SCHEMA_VERSION}; "
                 "open it with the abswitch that made it, or begin a new file"

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from abswitch import checks
-from abswitch.domain import ModelVersion, RequestRecord, RouteRecord, ScoreRecord, TransitionRecord
+from abswitch.domain import ModelConfig, ModelVersion, RequestRecord, RouteRecord, ScoreRecord, TransitionRecord
 from abswitch.errors import InvalidInput, StoreError
 from abswitch.rollout.operation import Operation
 from abswitch.store.database import Database
@@ -182,6 +183,21 @@ class Recorder:
         """`query` as plain tuples, without pandas; for the store's own modules."""
         self.flush()
         return self._database.rows(sql, params)
+
+    def versions(self) -> list[ModelVersion]:
+        """Every version that was ever registered, in order of registration."""
+        rows = self.rows(
+            "SELECT version, config, metadata, registered_at_s FROM model_versions ORDER BY registered_at_s"
+        )
+        return [
+            ModelVersion(
+                version=version,
+                config=ModelConfig.of(json.loads(config)),
+                metadata=MappingProxyType(json.loads(metadata)),
+                registered_at_s=at_s,
+            )
+            for version, config, metadata, at_s in rows
+        ]
 
     def last_epochs(self) -> dict[str, int]:
         """The highest routing epoch recorded for each model; a new process goes on from there."""

@@ -95,7 +95,11 @@ CREATE TABLE IF NOT EXISTS requests (
     error_type       VARCHAR,                 -- NULL: answered
     error_message    VARCHAR,
     prompt           VARCHAR,                 -- only where the engine was asked to record text
-    output           VARCHAR
+    output           VARCHAR,                 -- the same; also for both sides of a shadow pair
+    pair_id          VARCHAR,                 -- of a shadow's copy: the request it copies
+    weights_digest   VARCHAR,                 -- of the weights that answered; NULL: not known
+    tier             VARCHAR NOT NULL,        -- residency of the serving version at arrival
+    switch_path      VARCHAR NOT NULL         -- how its instance last became able to serve: load, wake, ...
 );
 
 -- One row per scorer and answer.

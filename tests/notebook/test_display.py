@@ -11,7 +11,8 @@ from tests.experiments.test_report import Page
 def operation(**changes: object) -> OperationStatus:
     fields: dict[str, object] = {
         "operation_id": "op-1", "model_id": "bot", "strategy": "ab_test", "stable": "v1", "candidate": "v2",
-        "phase": "evaluating", "finished": False, "stage": 0, "share": 0.25, "promoted": False, "reason": EVIL,
+        "candidates": ("v2",), "phase": "evaluating", "finished": False, "stage": 0, "stages": 1, "share": 0.25,
+        "mirror": 0.0, "promoted": False, "winner": None, "detached": False, "reason": EVIL,
         "age_s": 3.0, "in_phase_s": 1.0,
     }  # fmt: skip
     return OperationStatus(**{**fields, **changes})  # type: ignore[arg-type]  # a dictionary of its own fields
@@ -24,9 +25,12 @@ def status() -> SwitchingStatus:
         shares={"v1": 0.75, "v2": 0.25},
         loaded=("v1", "v2"),
         in_flight=1234,
+        waiting=0,
         operation=operation(),
     )
-    idle = ModelStatus(model_id="cold", active_version=None, shares={}, loaded=(), in_flight=0, operation=None)
+    idle = ModelStatus(
+        model_id="cold", active_version=None, shares={}, loaded=(), in_flight=0, waiting=0, operation=None
+    )
     return SwitchingStatus(models=(serving, idle))
 
 
@@ -55,7 +59,7 @@ def test_an_operation_shows_how_traffic_is_split() -> None:
 
 def test_a_first_deployment_has_no_stable_version() -> None:
     assert "nothing 100%" in Page(split_bar(None, "v1", 0.0)).text
-    assert "nothing → v1" in SwitchView(operation(stable=None, candidate="v1")).to_text()
+    assert "nothing → v1" in SwitchView(operation(stable=None, candidates=("v1",))).to_text()
 
 
 async def test_verdict_and_result(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,16 @@ import pytest
 
 from abswitch.domain import SwitchingStrategyType
 from abswitch.errors import InvalidInput
-from abswitch.rollout.strategies import ABTestStrategy, ImmediateStrategy, Stage, strategy_of
+from abswitch.rollout.judging import Guardrail
+from abswitch.rollout.strategies import (
+    ABTestStrategy,
+    CanaryStrategy,
+    GradualStrategy,
+    ImmediateStrategy,
+    ShadowStrategy,
+    Stage,
+    strategy_of,
+)
 
 
 def test_the_documented_dictionary_is_accepted() -> None:
@@ -22,7 +31,7 @@ def test_a_typed_strategy_passes_through() -> None:
     assert strategy_of(SwitchingStrategyType.IMMEDIATE) == ImmediateStrategy()
 
 
-@pytest.mark.parametrize("share", [-1, 0, 100.1, math.nan, math.inf, True, "50", None])
+@pytest.mark.parametrize("share", [-1, 0, 100.1, math.nan, math.inf, True, "50"])
 def test_a_percentage_outside_0_to_100_is_named(share: Any) -> None:
     with pytest.raises(InvalidInput, match="strategy_config.traffic_percentage") as caught:
         strategy_of("ab_test", {"traffic_percentage": share})
@@ -44,10 +53,113 @@ def test_an_immediate_switch_takes_no_fields() -> None:
 
 @pytest.mark.parametrize("kind", ["blue_green", "", 3, None])
 def test_an_unknown_strategy_is_named_with_those_there_are(kind: Any) -> None:
-    with pytest.raises(InvalidInput, match="immediate, ab_test"):
+    with pytest.raises(InvalidInput, match="immediate, gradual, canary, ab_test, shadow"):
         strategy_of(kind)
 
 
 def test_a_configuration_must_be_a_dictionary_or_of_the_right_type() -> None:
     with pytest.raises(InvalidInput, match="strategy_config"):
         strategy_of("ab_test", ImmediateStrategy())
+
+
+def shares(strategy: GradualStrategy | CanaryStrategy) -> list[float]:
+    return [round(stage.share, 4) for stage in strategy.stages]
+
+
+def test_a_gradual_ramp_in_equal_steps() -> None:
+    strategy = strategy_of("gradual", {"duration_minutes": 30, "steps": 3})
+    assert isinstance(strategy, GradualStrategy)
+    assert shares(strategy) == [0.3333, 0.6667, 1.0]
+    assert {stage.hold_s for stage in strategy.stages} == {600.0}
+
+
+def test_a_gradual_ramp_with_shares_and_times_of_its_own() -> None:
+    strategy = GradualStrategy(percentages=(1, 10, 100), minutes=(5, 10, 1))
+    assert shares(strategy) == [0.01, 0.1, 1.0]
+    assert [stage.hold_s for stage in strategy.stages] == [300.0, 600.0, 60.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"duration_minutes": 0}, "duration_minutes"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"percentages": [50, 20, 100]}, "percentages"),
+        ({"percentages": [20, 50]}, "percentages"),
+        ({"percentages": "20, 100"}, "percentages"),
+        ({"percentages": [20, 100], "minutes": [1]}, "minutes"),
+        ({"minutes": [1]}, "minutes"),
+        ({"percentages": [20, math.nan, 100]}, "percentages"),
+    ],
+)
+def test_a_ramp_that_makes_no_sense_is_refused(given: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        strategy_of("gradual", given)
+    assert caught.value.field == f"strategy_config.{field}"
+
+
+def test_the_documented_canary() -> None:
+    strategy = strategy_of(
+        "canary",
+        {
+            "initial_percentage": 5,
+            "step_percentage": 15,
+            "evaluation_period_minutes": 15,
+            "max_error_rate_threshold": 0.05,
+            "guardrails": [{"metric": "latency_p95_s", "max_ratio": 1.2}],
+        },
+    )
+    assert isinstance(strategy, CanaryStrategy)
+    assert shares(strategy) == [0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95]
+    assert all(stage.judged and stage.hold_s == 900.0 for stage in strategy.stages)
+    assert strategy.guardrails == (Guardrail(metric="latency_p95_s", max_ratio=1.2),)
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"initial_percentage": 0}, "strategy_config.initial_percentage"),
+        ({"step_percentage": -5}, "strategy_config.step_percentage"),
+        ({"max_error_rate_threshold": 5}, "strategy_config.max_error_rate_threshold"),
+        ({"min_requests": 0}, "strategy_config.min_requests"),
+        ({"max_duration_hours": 1}, "strategy_config.max_duration_hours"),
+        ({"guardrails": {"metric": "x"}}, "strategy_config.guardrails"),
+        ({"guardrails": [{"metric": "x"}]}, "guardrail x"),
+        ({"guardrails": [{"max": 1}]}, "strategy_config.guardrails[0].metric"),
+        ({"guardrails": [{"metric": "x", "maximum": 1}]}, "strategy_config.guardrails[0].maximum"),
+        ({"guardrails": [{"metric": "x", "max": math.nan}]}, "guardrail.max"),
+    ],
+)
+def test_a_canary_that_makes_no_sense_is_refused(given: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        strategy_of("canary", given)
+    assert caught.value.field == field
+
+
+def test_a_test_of_several_arms() -> None:
+    strategy = strategy_of("ab_test", {"arms": {"v2": 20, "v3": 30}})
+    assert isinstance(strategy, ABTestStrategy)
+    assert strategy.traffic_percentage == 50.0
+    assert strategy.candidates("v3") == (("v3", 0.6), ("v2", 0.4)), "the target comes first"
+    with pytest.raises(InvalidInput, match="'v4'"):
+        strategy.candidates("v4")
+
+
+@pytest.mark.parametrize("arms", [{"v2": 60, "v3": 50}, {"v2": 0}, {"v2": "10"}, {3: 10}, "v2", ["v2"]])
+def test_arms_that_make_no_sense_are_refused(arms: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"strategy_config\.arms"):
+        strategy_of("ab_test", {"arms": arms})
+
+
+def test_arms_and_a_traffic_percentage_must_agree() -> None:
+    with pytest.raises(InvalidInput, match=r"strategy_config\.traffic_percentage.*sum of arms \(30\)"):
+        strategy_of("ab_test", {"arms": {"v2": 30}, "traffic_percentage": 50})
+
+
+def test_a_shadow_has_no_share() -> None:
+    strategy = strategy_of("shadow", {"mirror_percentage": 10, "test_duration_hours": 1})
+    assert isinstance(strategy, ShadowStrategy)
+    assert strategy.stages == (Stage(0.0, 3600.0, mirror=0.1),)
+    with pytest.raises(InvalidInput, match="mirror_percentage"):
+        strategy_of("shadow", {"mirror_percentage": 0})

@@ -8,16 +8,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from abswitch.clock import VirtualClock
-from abswitch.domain import EMPTY, RequestRecord, RouteRecord, TransitionRecord
+from abswitch.domain import EMPTY, RequestRecord, Residency, RouteRecord, ScoreRecord, TransitionRecord
+from abswitch.rollout.judging import Judge
 from abswitch.rollout.operation import Operation, Phase
 from abswitch.rollout.strategies import Strategy, strategy_of
-from abswitch.serving.cache import ModelCache
+from abswitch.serving.backoff import RestartPolicy
+from abswitch.serving.cache import CachedVersion, ModelCache
 from abswitch.serving.dispatch import Dispatcher, Submission
-from abswitch.serving.instance import ModelInstance
+from abswitch.serving.judges import judgement_on
+from abswitch.serving.queueing import AdmissionQueue
+from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.router import RequestRouter
 from abswitch.serving.scripted import ScriptedBackend, ScriptedInstance
-from abswitch.serving.switcher import ModelSwitcher
+from abswitch.serving.switcher import JournalEntry, ModelSwitcher
+from abswitch.serving.tally import StepTally
 from abswitch.serving.transition import TransitionManager
 
 MODEL = "bot"
@@ -32,6 +37,9 @@ class Shell:
         max_cached_models: int = 5,
         drain_timeout_s: float = 60.0,
         configure: Callable[[ScriptedInstance], None] | None = None,
+        restarts: RestartPolicy | None = None,
+        max_wait_s: float = 60.0,
+        max_waiting: int = 1000,
     ) -> None:
         self.clock = VirtualClock()
         self.backend = ScriptedBackend(
@@ -41,6 +49,7 @@ class Shell:
         self.requests: list[RequestRecord] = []
         self.routes: list[RouteRecord] = []
         self.journal: list[TransitionRecord] = []
+        self.entries: list[JournalEntry] = []
         self.journal_error: Exception | None = None
         self.transitions = TransitionManager()
         self.router = RequestRouter(self.clock)
@@ -49,23 +58,39 @@ class Shell:
             max_cached_models=max_cached_models,
             in_use=lambda key: self.transitions.holders(key) > 0 or self.router.is_routed(*key),
         )
+        self.readiness = Readiness(self.cache)
         self.registry = DynamicModelRegistry(self.clock)
+        self.tally = StepTally(self.clock)
         self.switcher = ModelSwitcher(
             self.registry,
             self.cache,
+            self.readiness,
             self.router,
             self.transitions,
             self.clock,
             journal=self._journal,
+            judge=judgement_on(self.tally),
             record_route=self.routes.append,
+            on_move=self.tally.moved,
             drain_timeout_s=drain_timeout_s,
+            restarts=restarts,
+        )
+        self.queue = AdmissionQueue(
+            self.router,
+            self.clock,
+            expected=self.switcher.expected,
+            failure=self.switcher.failure,
+            max_wait_s=max_wait_s,
+            max_waiting=max_waiting,
         )
         self.dispatcher = Dispatcher(
+            self.queue,
             self.router,
             self.transitions,
             self.clock,
             load=self._load,
-            record=self.requests.append,
+            residency=lambda key: Residency.RESIDENT if key in self.cache.loaded else Residency.COLD,
+            record=self._record,
             on_answer=lambda _: None,
             on_lost=self.switcher.instance_lost,
             record_text=True,
@@ -74,21 +99,32 @@ class Shell:
         for version in ("v1", "v2", "v3"):
             self.registry.register_model({"model_id": MODEL, "model": "script", "backend": "scripted"}, version)
 
-    async def _journal(self, operation: Operation, record: TransitionRecord) -> None:
+    def _journal(self, entry: JournalEntry) -> None:
         if self.journal_error is not None:
             raise self.journal_error
-        await asyncio.sleep(0)
-        self.journal.append(record)
+        self.entries.append(entry)
+        self.journal.append(entry.transition)
 
-    async def _load(self, model_id: str, version: str) -> ModelInstance:
-        return (await self.cache.ensure(self.registry.get(model_id, version))).instance
+    def _record(self, record: RequestRecord) -> None:
+        self.requests.append(record)
+        self.tally.request(record)
+
+    def score(self, request_id: str, scorer: str, value: float) -> None:
+        self.tally.score(ScoreRecord(request_id, scorer, value, None, self.clock.wall_s()))
+
+    async def _load(self, model_id: str, version: str) -> CachedVersion:
+        return await self.readiness.prove(self.registry.get(model_id, version))
 
     async def start(
-        self, version: str, kind: str = "immediate", config: Mapping[str, Any] | Strategy | None = None
+        self,
+        version: str,
+        kind: str = "immediate",
+        config: Mapping[str, Any] | Strategy | None = None,
+        judge: Judge | None = None,
     ) -> str:
         operation_id = f"op-{next(self._ids)}"
         await self.switcher.start(
-            MODEL, version, strategy_of(kind, config), operation_id=operation_id, salt=operation_id
+            MODEL, version, strategy_of(kind, config), operation_id=operation_id, salt=operation_id, judge=judge
         )
         return operation_id
 
@@ -122,6 +158,7 @@ class Shell:
         return self.backend[MODEL, version]
 
     async def close(self) -> None:
+        await self.dispatcher.close()
         await self.switcher.close()
         await self.cache.close()
 

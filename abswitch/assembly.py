@@ -1,0 +1,263 @@
+"""Everything an engine is made of, put together here and nowhere else; `SwitchingEngine` is the facade over it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from abswitch.clock import Clock
+from abswitch.domain import ModelVersion, RequestRecord, Residency, ScoreRecord, VersionKey
+from abswitch.persistence import Recovery, SwitchLog, keeper
+from abswitch.scoring import Sample, Score, Scorer, scorers_of
+from abswitch.serving.backoff import RestartPolicy
+from abswitch.serving.cache import CachedVersion, ModelCache
+from abswitch.serving.dispatch import Dispatcher, Submission
+from abswitch.serving.golden import GoldenPrompts
+from abswitch.serving.grading import Grader
+from abswitch.serving.instance import InstanceFactory
+from abswitch.serving.judges import judgement_on
+from abswitch.serving.loop import EngineLoop
+from abswitch.serving.openai import OpenAIInstance
+from abswitch.serving.queueing import AdmissionQueue
+from abswitch.serving.readiness import Readiness
+from abswitch.serving.registry import DynamicModelRegistry
+from abswitch.serving.router import RequestRouter
+from abswitch.serving.source import check_source
+from abswitch.serving.switcher import ModelSwitcher
+from abswitch.serving.tally import StepTally
+from abswitch.serving.transition import TransitionManager
+from abswitch.serving.vllm import VllmEnginePool, vllm_backend
+from abswitch.settings import ModelSwitchingConfig
+from abswitch.store.mlflow_sink import MlflowSink
+from abswitch.store.recorder import Recorder
+from abswitch.store.tracking import TrackingSink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machinery:
+    """The parts of one engine. Nothing in here refers back to the facade."""
+
+    config: ModelSwitchingConfig
+    clock: Clock
+    loop: EngineLoop
+    store: Recorder
+    log: SwitchLog
+    tracking: TrackingSink | None
+    registry: DynamicModelRegistry
+    cache: ModelCache
+    readiness: Readiness
+    router: RequestRouter
+    transitions: TransitionManager
+    queue: AdmissionQueue
+    switcher: ModelSwitcher
+    dispatcher: Dispatcher
+    grader: Grader
+    recovery: Recovery
+
+    def shut_down(self) -> None:
+        """Stop every instance, write what is left, release the files; each end happens even if one before it failed."""
+        with ExitStack() as ends:
+            ends.callback(self.store.close)
+            ends.callback(self.log.close)
+            if self.tracking is not None:
+                ends.callback(self.tracking.close)
+            ends.callback(self.loop.close)
+            self.loop.run(self._stop())
+
+    async def _stop(self) -> None:
+        await self.dispatcher.close()
+        await self.switcher.close()
+        await self.grader.close()
+        await self.cache.close()
+
+    def resume(self) -> None:
+        """After a crash: the versions that served come to serve again, in the background; requests wait for them."""
+        if self.recovery.crashed:
+            for model_id in self.recovery.active:
+                if model_id in self.registry.list_models():
+                    self.loop.post(self.switcher.bring_up, model_id)
+
+
+def assemble(
+    config: ModelSwitchingConfig,
+    *,
+    store: Path | str,
+    scorers: Sequence[Scorer | Callable[[Sample], Score]],
+    mlflow: str | None,
+    record_text: bool,
+    backends: Mapping[str, InstanceFactory],
+    clock: Clock,
+) -> Machinery:
+    """Put an engine together; its files are open and its thread runs afterwards.
+
+    Raises:
+        InvalidInput, StoreError: an argument is malformed, or a file is held by another process; nothing stays open.
+    """
+    accepted_scorers = scorers_of(scorers)
+    with ExitStack() as undo:
+        recorder = Recorder(store)
+        undo.callback(recorder.close)
+        switch_log = SwitchLog(recorder.path, recorder)
+        undo.callback(switch_log.close)
+        tracking = None if mlflow is None else MlflowSink(mlflow, recorder=recorder)
+        if tracking is not None:
+            undo.callback(tracking.close)
+        machinery = _wire(config, clock, recorder, switch_log, tracking, accepted_scorers, record_text, backends)
+        undo.pop_all()
+    _take_over(machinery)
+    return machinery
+
+
+def _wire(
+    config: ModelSwitchingConfig,
+    clock: Clock,
+    store: Recorder,
+    switch_log: SwitchLog,
+    tracking: TrackingSink | None,
+    scorers: Sequence[Scorer],
+    record_text: bool,
+    backends: Mapping[str, InstanceFactory],
+) -> Machinery:
+    transitions, tally = TransitionManager(), StepTally(clock)
+    router = RequestRouter(clock, last_epochs=store.last_epochs())
+    builtin: dict[str, InstanceFactory] = {"vllm": vllm_backend(VllmEnginePool()), "openai": OpenAIInstance}
+    cache = ModelCache(
+        builtin | dict(backends),
+        max_cached_models=config.max_cached_models,
+        in_use=lambda key: transitions.holders(key) > 0 or router.is_routed(*key),
+    )
+    readiness = Readiness(cache, GoldenPrompts() if config.golden_prompt_check else None)
+    registry = DynamicModelRegistry(clock, check=_version_check(cache), keep=keeper(store))
+    switcher = ModelSwitcher(
+        registry,
+        cache,
+        readiness,
+        router,
+        transitions,
+        clock,
+        journal=switch_log.write,
+        judge=judgement_on(tally),
+        record_route=store.route,
+        on_move=tally.moved,
+        drain_timeout_s=config.max_transition_time_seconds,
+        load_timeout_s=config.switch_timeout_seconds,
+        max_running=config.max_concurrent_switches,
+        restarts=_restarts(config),
+        fall_back=config.enable_automatic_rollback,
+    )
+    queue = AdmissionQueue(
+        router,
+        clock,
+        expected=switcher.expected,
+        failure=switcher.failure,
+        max_wait_s=config.max_queue_wait_seconds,
+        max_waiting=config.max_queued_requests,
+    )
+    grader = Grader(scorers, clock, record=_scored(store, tally))
+    dispatcher = Dispatcher(
+        queue,
+        router,
+        transitions,
+        clock,
+        load=_loader(registry, readiness),
+        residency=_residency(cache),
+        record=_requested(store, tally),
+        on_answer=_grading(grader),
+        on_lost=switcher.instance_lost,
+        record_text=record_text,
+    )
+    return Machinery(
+        config=config,
+        clock=clock,
+        loop=EngineLoop(),
+        store=store,
+        log=switch_log,
+        tracking=tracking,
+        registry=registry,
+        cache=cache,
+        readiness=readiness,
+        router=router,
+        transitions=transitions,
+        queue=queue,
+        switcher=switcher,
+        dispatcher=dispatcher,
+        grader=grader,
+        recovery=switch_log.recovery(clock.monotonic_s()),
+    )
+
+
+def _take_over(machinery: Machinery) -> None:
+    """What an earlier process knew: its operations, and which version served each model."""
+    machinery.registry.restore(machinery.store.versions())
+    known = machinery.registry.list_models()
+    for adopted in machinery.recovery.operations:
+        operation = adopted.operation
+        if operation.model_id in known:
+            machinery.switcher.adopt(operation, adopted.salt, adopted.sequence)
+    for model_id, (version, operation_id) in machinery.recovery.active.items():
+        if model_id in known:
+            machinery.registry.activate(model_id, version, operation_id)
+
+
+def _restarts(config: ModelSwitchingConfig) -> RestartPolicy:
+    return RestartPolicy(
+        initial_s=config.restart_initial_seconds,
+        max_s=config.restart_max_seconds,
+        max_restarts=config.max_restarts,
+        window_s=config.restart_window_seconds,
+    )
+
+
+def _version_check(cache: ModelCache) -> Callable[[ModelVersion], None]:
+    def check(version: ModelVersion) -> None:
+        cache.check_backend(version)
+        check_source(version.config)
+
+    return check
+
+
+def _loader(registry: DynamicModelRegistry, readiness: Readiness) -> Callable[[str, str], Awaitable[CachedVersion]]:
+    async def load(model_id: str, version: str) -> CachedVersion:
+        return await readiness.prove(registry.get(model_id, version))
+
+    return load
+
+
+def _residency(cache: ModelCache) -> Callable[[VersionKey], Residency]:
+    def residency(key: VersionKey) -> Residency:
+        return Residency.RESIDENT if key in cache.loaded else Residency.COLD
+
+    return residency
+
+
+def _requested(store: Recorder, tally: StepTally) -> Callable[[RequestRecord], None]:
+    def requested(record: RequestRecord) -> None:
+        store.request(record)
+        tally.request(record)
+
+    return requested
+
+
+def _scored(store: Recorder, tally: StepTally) -> Callable[[ScoreRecord], None]:
+    def scored(record: ScoreRecord) -> None:
+        store.score(record)
+        tally.score(record)
+
+    return scored
+
+
+def _grading(grader: Grader) -> Callable[[Submission], None]:
+    def grade(answered: Submission) -> None:
+        if grader.names:
+            grader.submit(
+                Sample(
+                    request_id=answered.request_id,
+                    prompt=answered.prompt,
+                    output=answered.text,
+                    reference=answered.reference,
+                )
+            )
+
+    return grade

@@ -1,0 +1,68 @@
+"""What becomes of an operation whose process ended in the middle of it. Pure.
+
+The rule: the stable version serves (or the candidate, when its promotion had been completed), and nothing that still
+wanted a decision goes on by itself: it is paused, and says what it was doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from abswitch.rollout.operation import Operation, Phase
+from abswitch.rollout.strategies import strategy_of
+
+
+def recovered(operation: Operation, now_s: float) -> Operation:
+    """The operation as a new process takes it over.
+
+    Args:
+        operation: as the last durable transition left it.
+        now_s: monotonic seconds of the new process; the old one's mean nothing here.
+
+    Returns:
+        A finished operation unchanged. One that was draining, or on its way back, has ended: no request of the old
+        process is left. Any other is paused and `detached`: its shares are not in force until somebody resumes it.
+    """
+    if operation.phase.is_final:
+        return operation
+    clocked = replace(operation, epoch=operation.epoch + 1, created_s=now_s, phase_since_s=now_s, exposed=False)
+    was = f"the process ended while it was {_doing(operation)}"
+    if operation.phase in (Phase.DRAINING, Phase.ROLLING_BACK):
+        assert operation.ending is not None, "set when the drain or the way back began"
+        return replace(clocked, phase=operation.ending, reason=f"{operation.reason}; {was}")
+    return replace(
+        clocked,
+        phase=Phase.PAUSED,
+        share=0.0,
+        mirror=0.0,
+        winner=None,
+        ending=None,
+        detached=True,
+        reason=f"{was}; the stable version serves; resume, promote, keep or abort",
+    )
+
+
+def _doing(operation: Operation) -> str:
+    if operation.phase in (Phase.SHIFTING, Phase.EVALUATING, Phase.PAUSED):
+        return f"{operation.phase} at stage {operation.stage} ({operation.share:.0%} on {operation.candidate})"
+    return operation.phase.value
+
+
+def operation_to_dict(operation: Operation) -> dict[str, Any]:
+    """JSON values; `operation_of` reads them back."""
+    plain = {f.name: getattr(operation, f.name) for f in fields(operation)}
+    strategy = {"type": operation.strategy.type.value, "config": asdict(operation.strategy)}
+    return plain | {"strategy": strategy, "phase": operation.phase.value, "ending": operation.ending}
+
+
+def operation_of(plain: Mapping[str, Any]) -> Operation:
+    """An operation from its dictionary.
+
+    Raises:
+        InvalidInput: its strategy is unknown here, e.g. written by a newer version of abswitch.
+    """
+    strategy = strategy_of(plain["strategy"]["type"], plain["strategy"]["config"])
+    ending = None if plain["ending"] is None else Phase(plain["ending"])
+    return Operation(**{**plain, "strategy": strategy, "phase": Phase(plain["phase"]), "ending": ending})

@@ -1,0 +1,278 @@
+"""`Effects`: carries out what the state machine asks for. Work that takes time runs as tasks and answers with an event.
+
+Every answer carries the epoch of the operation that asked, so that one that comes after the operation moved on is
+dropped by the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from abswitch.clock import Clock, Timer
+from abswitch.domain import RouteRecord, VersionKey
+from abswitch.errors import LoadFailed
+from abswitch.rollout import operation as ops
+from abswitch.rollout.judging import Judgement, Ruling
+from abswitch.rollout.operation import Effect, Event, Operation
+from abswitch.rollout.strategies import ShadowStrategy
+from abswitch.serving.cache import CachedVersion, ModelCache
+from abswitch.serving.readiness import Readiness
+from abswitch.serving.registry import DynamicModelRegistry
+from abswitch.serving.revival import Reviver, arm_of
+from abswitch.serving.router import SHADOW, STABLE, Mirror, RequestRouter, RouteSnapshot, candidate_name
+from abswitch.serving.transition import TransitionManager
+
+log = logging.getLogger(__name__)
+
+AskJudge = Callable[[Operation], Awaitable[Judgement]]
+
+
+class Effects:
+    """Lives on the engine's loop.
+
+    Args:
+        answer: takes an event for an operation's inbox.
+        current: an operation as it stands now, by id.
+        ask_judge: the judgement on an operation's stage; whatever it raises means hold.
+        record_route: takes the rows of a snapshot as it comes into force.
+        drain_timeout_s: how long a drain waits before the operation goes on with requests still finishing.
+        load_timeout_s: how long candidates may take to load and to generate.
+    """
+
+    def __init__(
+        self,
+        registry: DynamicModelRegistry,
+        cache: ModelCache,
+        readiness: Readiness,
+        router: RequestRouter,
+        transitions: TransitionManager,
+        reviver: Reviver,
+        clock: Clock,
+        *,
+        answer: Callable[[str, Event], None],
+        current: Callable[[str], Operation],
+        salt: Callable[[str], str],
+        ask_judge: AskJudge,
+        record_route: Callable[[RouteRecord], None],
+        drain_timeout_s: float,
+        load_timeout_s: float,
+    ) -> None:
+        self._registry = registry
+        self._cache = cache
+        self._readiness = readiness
+        self._router = router
+        self._transitions = transitions
+        self._reviver = reviver
+        self._clock = clock
+        self._answer_to = answer
+        self._current = current
+        self._salt = salt
+        self._ask_judge = ask_judge
+        self._record_route = record_route
+        self._drain_timeout_s = drain_timeout_s
+        self._load_timeout_s = load_timeout_s
+        self._timers: dict[str, Timer] = {}
+        self._deadlines: dict[str, Timer] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def carry_out(self, operation: Operation, effect: Effect) -> None:
+        """Do, or begin, one effect."""
+        match effect:
+            case ops.Load(versions, instead_of):
+                self._run(self._load(operation, versions, instead_of))
+            case ops.Warm(versions):
+                self._run(self._warm(operation, versions))
+            case ops.Drain(versions):
+                self._run(self._drain(operation, versions))
+            case ops.Route():
+                self._route(operation, effect)
+            case ops.SetTimer(delay_s):
+                elapsed = ops.StageElapsed(epoch=operation.epoch)
+                self._timers[operation.operation_id] = self._after(delay_s, operation, elapsed)
+            case ops.SetDeadline(delay_s):
+                self._deadlines[operation.operation_id] = self._after(delay_s, operation, ops.DeadlineElapsed())
+            case ops.AskJudge():
+                self._run(self._judge(operation))
+            case ops.Unpin(versions):
+                self._unpin(operation, versions)
+
+    def moved(self, operation: Operation) -> None:
+        """The operation took an event: its stage's timer no longer counts, and at its end neither does its deadline."""
+        stale = [self._timers.pop(operation.operation_id, None)]
+        if operation.phase.is_final:
+            stale.append(self._deadlines.pop(operation.operation_id, None))
+            self._reviver.settled(operation.model_id)
+        for timer in stale:
+            if timer is not None:
+                timer.cancel()
+
+    async def close(self) -> None:
+        """Drop the timers and end the tasks."""
+        for timer in (*self._timers.values(), *self._deadlines.values()):
+            timer.cancel()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _after(self, delay_s: float, operation: Operation, event: Event) -> Timer:
+        return self._clock.call_later(delay_s, lambda: self._answer_to(operation.operation_id, event))
+
+    def _answer(self, operation: Operation, event: Event) -> None:
+        self._answer_to(operation.operation_id, replace(event, epoch=operation.epoch))
+
+    # --- loading and warming ----------------------------------------------------------------------------------------
+
+    async def _load(self, operation: Operation, versions: tuple[str, ...], instead_of: str | None) -> None:
+        try:
+            if instead_of is not None:
+                await self._make_room(operation, instead_of)
+            for version in versions:
+                await self._in_time(operation, version, self._cache.ensure)
+            if operation.stable is not None and operation.strategy.needs_stable:
+                await self._cache.ensure(self._registry.get(operation.model_id, operation.stable))
+        except LoadFailed as failure:
+            self._answer(operation, ops.LoadFailed(reason=str(failure)))
+        except Exception as error:
+            self._answer(operation, ops.LoadFailed(reason=f"{type(error).__name__}: {error}"))
+        else:
+            self._answer(operation, ops.Loaded())
+
+    async def _make_room(self, operation: Operation, version: str) -> None:
+        """Let a version finish what it began, and unload it; requests wait from now on."""
+        model_id = operation.model_id
+        self._reviver.expect(model_id, f"operation {operation.operation_id} replaces version {version!r}")
+        self._router.withdraw(model_id)
+        left = await self._transitions.drain((model_id, version), self._drain_timeout_s)
+        if left:
+            raise LoadFailed(
+                f"version {version!r} still answers {left} request(s) after {self._drain_timeout_s:g} s "
+                f"(max_transition_time_seconds); nothing in use is unloaded"
+            )
+        await self._cache.discard((model_id, version))
+
+    async def _warm(self, operation: Operation, versions: tuple[str, ...]) -> None:
+        try:
+            for version in versions:
+                await self._in_time(operation, version, self._readiness.prove)
+        except Exception as error:
+            self._answer(operation, ops.WarmFailed(reason=str(error) or type(error).__name__))
+        else:
+            self._answer(operation, ops.Warmed())
+
+    async def _in_time(
+        self, operation: Operation, version: str, bring: Callable[..., Coroutine[Any, Any, CachedVersion]]
+    ) -> None:
+        registered = self._registry.get(operation.model_id, version)
+        work = asyncio.ensure_future(bring(registered))
+        late = asyncio.Event()
+        timer = self._clock.call_later(self._load_timeout_s, late.set)
+        waiting = asyncio.ensure_future(late.wait())
+        try:
+            await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise LoadFailed(
+                    f"{registered} was not ready within {self._load_timeout_s:g} s (switch_timeout_seconds)"
+                )
+            work.result()
+        finally:
+            timer.cancel()
+            waiting.cancel()
+            work.cancel()
+
+    # --- routing and draining ---------------------------------------------------------------------------------------
+
+    def _route(self, operation: Operation, route: ops.Route) -> None:
+        wanted = _wanted(route)
+        if all(self._readiness.ready((operation.model_id, version)) for version in wanted):
+            self._commit(operation, route)  # at once: a pointer flip between two ready versions waits for nothing
+        else:
+            self._run(self._prove_and_commit(operation, route, wanted))
+
+    async def _prove_and_commit(self, operation: Operation, route: ops.Route, wanted: tuple[str, ...]) -> None:
+        model_id = operation.model_id
+        if self._router.current(model_id) is None:
+            self._reviver.expect(model_id, f"operation {operation.operation_id} brings up {', '.join(wanted)}")
+        try:
+            while not all(self._readiness.ready((model_id, version)) for version in wanted):
+                for version in wanted:
+                    await self._readiness.prove(self._registry.get(model_id, version))
+        except Exception as error:
+            self._answer(operation, ops.RouteFailed(reason=str(error)))
+            return
+        if self._current(operation.operation_id).epoch == operation.epoch:  # not aborted meanwhile
+            self._commit(operation, route)
+
+    def _commit(self, operation: Operation, route: ops.Route) -> None:
+        model_id = operation.model_id
+        if route.active is None:
+            self._router.withdraw(model_id)
+        else:
+            for row in self._committed(operation, route, route.active).records():
+                self._record_route(row)
+        self._registry.activate(model_id, route.active, operation.operation_id)
+        self._answer(operation, ops.Routed())
+
+    def _committed(self, operation: Operation, route: ops.Route, active: str) -> RouteSnapshot:
+        model_id = operation.model_id
+
+        def cached(version: str) -> CachedVersion:
+            return self._cache.loaded[model_id, version]
+
+        arms = enumerate(route.arms)
+        compared = bool(route.arms) or route.shadow is not None
+        return self._router.commit(
+            model_id,
+            stable=arm_of(STABLE, active, cached(active)),
+            candidates=tuple(
+                arm_of(candidate_name(i), version, cached(version), share) for i, (version, share) in arms
+            ),
+            mirror=self._mirror(operation, route, cached),
+            operation_id=operation.operation_id if compared else None,
+            step=operation.stage,
+            salt=self._salt(operation.operation_id),
+        )
+
+    def _mirror(self, operation: Operation, route: ops.Route, cached: Callable[[str], CachedVersion]) -> Mirror | None:
+        strategy = operation.strategy
+        if route.shadow is None or not isinstance(strategy, ShadowStrategy):
+            return None
+        return Mirror(
+            arm=arm_of(SHADOW, route.shadow, cached(route.shadow), route.mirror),
+            keep_outputs=strategy.keep_outputs,
+            max_in_flight=strategy.max_in_flight,
+        )
+
+    async def _drain(self, operation: Operation, versions: tuple[str, ...]) -> None:
+        keys: list[VersionKey] = [(operation.model_id, version) for version in versions]
+        left = await asyncio.gather(*(self._transitions.drain(key, self._drain_timeout_s) for key in keys))
+        self._answer(operation, ops.Drained(left=sum(left)))
+
+    def _unpin(self, operation: Operation, versions: tuple[str, ...]) -> None:
+        for version in versions:
+            self._cache.unpin((operation.model_id, version))
+        self._run(self._cache.trim())
+
+    # --- judging ----------------------------------------------------------------------------------------------------
+
+    async def _judge(self, operation: Operation) -> None:
+        try:
+            judgement = await self._ask_judge(operation)
+        except Exception as error:
+            log.warning("%s: the judge failed, the step holds: %s", operation.operation_id, error)
+            reason = f"the judge failed: {type(error).__name__}: {error}"
+            judgement = Judgement(ruling=Ruling.HOLD, reason=reason)
+        self._answer(operation, ops.Judged(judgement=judgement))
+
+
+def _wanted(route: ops.Route) -> tuple[str, ...]:
+    named = (route.active, *(version for version, _ in route.arms), route.shadow)
+    return tuple(version for version in named if version is not None)

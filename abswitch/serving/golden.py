@@ -1,0 +1,111 @@
+"""`GoldenPrompts`: does a version that came back still answer as it did at first?
+
+A wake or a reload that returns garbage, stale weights, another version's cached prefixes: all show in a few greedy
+tokens. The reference is what the version answered after its first load from its files; it is kept with the digest of
+those files, so that other weights are never held against it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from itertools import count
+
+from abswitch.domain import GenerationRequest, ModelVersion, Sampling, VersionKey
+from abswitch.errors import LoadFailed
+from abswitch.serving.cache import CachedVersion
+from abswitch.serving.instance import ModelInstance
+
+log = logging.getLogger(__name__)
+
+PROMPTS = ("1", "12 + 30 =", "The answer is")
+"""Short, so that any model reads them, and different, so that a cached prefix of one is none of another."""
+TOKENS = 8
+_SAMPLING = Sampling(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
+MIN_AGREEMENT = 0.5
+"""Share of greedy tokens, up to the first that differs, below which answers count as another model's.
+
+Batches of another size round differently, so that a near-tie may fall the other way and the rest of that answer with
+it; garbage agrees in next to nothing.
+"""
+
+Answers = tuple[tuple[str, ...], ...]
+"""For each prompt the pieces of text, one per token."""
+ReferenceKey = tuple[str, str, str]
+"""(model_id, version, weights digest or an empty text)."""
+
+
+class GoldenPrompts:
+    """References by version, and the comparison with them. Lives on the engine's loop.
+
+    Args:
+        known: references recorded by earlier processes.
+        keep: writes a new reference down; must not block.
+    """
+
+    def __init__(
+        self,
+        known: Mapping[ReferenceKey, Answers] | None = None,
+        *,
+        keep: Callable[[ReferenceKey, Answers], None] = lambda _key, _answers: None,
+    ) -> None:
+        self._references: dict[ReferenceKey, Answers] = dict(known or {})
+        self._keep = keep
+        self._numbers = count()
+
+    async def check(self, version: ModelVersion, cached: CachedVersion) -> None:
+        """Compare with the reference, or record it where there is none.
+
+        Raises:
+            LoadFailed: the answers are not those of this version.
+        """
+        answers = await self._ask(version.key, cached.instance)
+        key = (*version.key, cached.weights_digest or "")
+        reference = self._references.setdefault(key, answers)
+        if reference is answers:
+            self._keep(key, answers)
+            return
+        agreed = agreement(reference, answers)
+        if agreed < MIN_AGREEMENT:
+            raise LoadFailed(
+                f"{version} came back ({cached.path}) with other answers than its own: {agreed:.0%} of the golden "
+                f"prompts' tokens agree, at least {MIN_AGREEMENT:.0%} must; "
+                f"first {_shown(reference)}, now {_shown(answers)}"
+            )
+        if agreed < 1.0:
+            log.info(
+                "%s came back (%s): %.0f %% of the golden prompts' tokens agree", version, cached.path, 100 * agreed
+            )
+
+    async def _ask(self, key: VersionKey, instance: ModelInstance) -> Answers:
+        return tuple(await asyncio.gather(*(self._answer(key, instance, prompt) for prompt in PROMPTS)))
+
+    async def _answer(self, key: VersionKey, instance: ModelInstance, prompt: str) -> tuple[str, ...]:
+        request = GenerationRequest(
+            request_id=f"golden-{key[1]}-{next(self._numbers)}", prompt=prompt, sampling=_SAMPLING
+        )
+        pieces: list[str] = []
+        async with aclosing(instance.generate(request)) as chunks:
+            async for chunk in chunks:
+                pieces.append(chunk.text)
+        return tuple(pieces)
+
+
+def agreement(reference: Answers, answers: Answers) -> float:
+    """Share of the reference's pieces that come again, each answer counted up to its first difference; 0–1."""
+    total = sum(map(len, reference))
+    agreed = sum(_common(was, now) for was, now in zip(reference, answers, strict=False))
+    return agreed / total if total else 1.0
+
+
+def _common(was: tuple[str, ...], now: tuple[str, ...]) -> int:
+    for index, (a, b) in enumerate(zip(was, now, strict=False)):
+        if a != b:
+            return index
+    return min(len(was), len(now))
+
+
+def _shown(answers: Answers) -> str:
+    return repr(["".join(pieces) for pieces in answers])

@@ -1,0 +1,48 @@
+"""Asking a judge: the default of each strategy, and a judge of the user's beside the requests, never in their way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from abswitch.errors import InvalidInput
+from abswitch.rollout.judging import Judge, Judgement, ThresholdJudge
+from abswitch.rollout.operation import Operation
+from abswitch.rollout.strategies import CanaryStrategy, Strategy
+from abswitch.serving.tally import StepTally
+
+JUDGE_TIMEOUT_S = 60.0
+
+
+def default_judge(strategy: Strategy) -> ThresholdJudge | None:
+    """The judge of a strategy that was given none; None where the strategy needs one of the user's."""
+    if not isinstance(strategy, CanaryStrategy):
+        return None
+    return ThresholdJudge(
+        max_error_rate=strategy.max_error_rate_threshold,
+        min_requests=strategy.min_requests,
+        guardrails=strategy.guardrails,
+    )
+
+
+def judgement_on(tally: StepTally) -> Callable[[Operation, Judge | None], Awaitable[Judgement]]:
+    """Ask the operation's judge, or its strategy's default one, about the step under way.
+
+    The judge runs on a thread of its own and has `JUDGE_TIMEOUT_S`; whatever it raises, or anything but a `Judgement`
+    as its answer, is an error, which makes the step hold.
+    """
+
+    async def ask(operation: Operation, given: Judge | None) -> Judgement:
+        judge = given or default_judge(operation.strategy)
+        if judge is None:
+            raise InvalidInput("judge", None, "a judge, given to start_switch(judge=…); it is not kept over a restart")
+        evidence = tally.evidence(operation)
+        if isinstance(judge, ThresholdJudge):
+            return judge(evidence)
+        async with asyncio.timeout(JUDGE_TIMEOUT_S):
+            judgement = await asyncio.to_thread(judge, evidence)
+        if not isinstance(judgement, Judgement):
+            raise InvalidInput("judge", type(judgement).__name__, "a callable that returns a Judgement")
+        return judgement
+
+    return ask

@@ -1,0 +1,94 @@
+"""`Readiness`: a version is ready when it is loaded *and* has shown it: it generated, and its answers are its own.
+
+Every load, wake, swap and restart is shown anew; what was shown stays so for as long as the same load lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from itertools import count
+
+from abswitch.domain import GenerationRequest, ModelVersion, VersionKey
+from abswitch.errors import LoadFailed
+from abswitch.serving.cache import CachedVersion, ModelCache
+from abswitch.serving.golden import GoldenPrompts
+from abswitch.serving.instance import ModelInstance
+
+log = logging.getLogger(__name__)
+WARM_PROMPT = "1"
+
+
+class Readiness:
+    """Brings versions up and has them show it. Lives on the engine's loop.
+
+    Args:
+        golden: compares a version's answers with those it gave at first; None leaves it at one token.
+    """
+
+    def __init__(self, cache: ModelCache, golden: GoldenPrompts | None = None) -> None:
+        self._cache = cache
+        self._golden = golden
+        self._shown: dict[VersionKey, CachedVersion] = {}
+        self._showing: dict[VersionKey, asyncio.Task[CachedVersion]] = {}
+        self._numbers = count()
+
+    def ready(self, key: VersionKey) -> CachedVersion | None:
+        """The version as loaded now, if that load has been shown to work; never waits."""
+        cached = self._cache.loaded.get(key)
+        return cached if cached is not None and self._shown.get(key) is cached else None
+
+    async def prove(self, version: ModelVersion) -> CachedVersion:
+        """Load the version if need be, and return once it has shown that it works. Concurrent calls share the work.
+
+        Raises:
+            LoadFailed: it did not load, generated nothing, or its answers are not its own.
+        """
+        while True:
+            cached = await self._cache.ensure(version)
+            if self._shown.get(version.key) is cached:
+                return cached
+            task = self._showing.get(version.key)
+            if task is None:
+                task = asyncio.create_task(self._show(version, cached), name=f"first tokens of {version}")
+                self._showing[version.key] = task
+                task.add_done_callback(lambda done: self._end(version.key, done))
+            if await asyncio.shield(task) is cached:
+                return cached
+
+    def _end(self, key: VersionKey, task: asyncio.Task[CachedVersion]) -> None:
+        self._showing.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # was told to whoever waited
+
+    async def _show(self, version: ModelVersion, cached: CachedVersion) -> CachedVersion:
+        try:
+            if not await self._first_token(version, cached.instance):
+                raise LoadFailed(f"{version} loaded but generated no token")
+            if self._golden is not None:
+                await self._golden.check(version, cached)
+        except Exception as error:
+            self._give_up(version, cached)
+            if isinstance(error, LoadFailed):
+                raise
+            raise LoadFailed(f"{version}: no first token: {type(error).__name__}: {error}") from error
+        self._shown[version.key] = cached
+        return cached
+
+    def _give_up(self, version: ModelVersion, cached: CachedVersion) -> None:
+        """What did not show that it works is unloaded, so that the next attempt begins from its files."""
+        if self._cache.loaded.get(version.key) is cached:
+            self._cache.evict(version.key)
+
+    async def _first_token(self, version: ModelVersion, instance: ModelInstance) -> int:
+        request = GenerationRequest(
+            request_id=f"warm-{version.version}-{next(self._numbers)}",
+            prompt=WARM_PROMPT,
+            sampling=version.config.sampling.merged({"max_tokens": 1, "ignore_eos": True, "stop": ()}),
+        )
+        tokens = 0
+        async with aclosing(instance.generate(request)) as chunks:
+            async for chunk in chunks:
+                tokens = chunk.output_tokens
+        return tokens

@@ -1,0 +1,160 @@
+"""`Reviver`: keeps routed versions alive: restarts what died, brings up what is to serve, says what is expected."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from abswitch.clock import Clock
+from abswitch.domain import RouteRecord, SwitchPath, VersionKey
+from abswitch.serving.backoff import BackOff, RestartPolicy
+from abswitch.serving.cache import CachedVersion
+from abswitch.serving.readiness import Readiness
+from abswitch.serving.registry import DynamicModelRegistry
+from abswitch.serving.router import STABLE, RequestRouter, RoutedArm
+
+log = logging.getLogger(__name__)
+
+
+class Reviver:
+    """Lives on the engine's loop; one task per version that comes back.
+
+    Args:
+        record_route: takes the rows of a snapshot as it comes into force.
+        is_switching: whether an operation holds the model; then a version is tried again for as long as it takes.
+        give_up: told of a version that cannot be brought back: (model_id, version, reason).
+    """
+
+    def __init__(
+        self,
+        registry: DynamicModelRegistry,
+        readiness: Readiness,
+        router: RequestRouter,
+        clock: Clock,
+        *,
+        policy: RestartPolicy,
+        record_route: Callable[[RouteRecord], None],
+        is_switching: Callable[[str], bool],
+        give_up: Callable[[str, str, str], None],
+    ) -> None:
+        self._registry = registry
+        self._readiness = readiness
+        self._router = router
+        self._clock = clock
+        self._policy = policy
+        self._record_route = record_route
+        self._is_switching = is_switching
+        self._give_up = give_up
+        self._backoffs: dict[VersionKey, BackOff] = {}
+        self._tasks: dict[VersionKey, asyncio.Task[None]] = {}
+        self._expected: dict[str, str] = {}
+        self._failures: dict[str, tuple[float, str]] = {}
+
+    def failure(self, model_id: str) -> str | None:
+        """Why the model's version did not come up, for as long as it is too early to try again."""
+        failed_s, reason = self._failures.get(model_id, (-math.inf, ""))
+        return reason if self._clock.monotonic_s() - failed_s < self._policy.max_s else None
+
+    def failed(self, model_id: str, reason: str) -> None:
+        """Nothing can serve the model now; who waits for it is told."""
+        self._failures[model_id] = (self._clock.monotonic_s(), reason)
+        self._expected.pop(model_id, None)
+        self._router.withdraw(model_id)
+
+    def expected(self, model_id: str) -> str | None:
+        """Why a route for the model is to be expected; None when it is not."""
+        return self._expected.get(model_id)
+
+    def expect(self, model_id: str, reason: str) -> None:
+        """Requests for the model wait from now on while nothing serves it."""
+        self._expected[model_id] = reason
+
+    def settled(self, model_id: str) -> None:
+        """There is nothing to wait for any more; who waits is told."""
+        self._expected.pop(model_id, None)
+        self._router.tell(model_id)
+
+    def bring_up(self, model_id: str, version: str) -> None:
+        """Load a version and let it serve its model; does nothing when that is under way."""
+        self._begin(model_id, version, f"version {version!r} is being loaded", self._serve(model_id, version))
+
+    def restart(self, model_id: str, version: str, reason: str) -> None:
+        """Start a routed version again whose instance died; does nothing when that is under way."""
+        words = f"version {version!r} is being started again after it was lost ({reason})"
+        self._begin(model_id, version, words, self._restart(model_id, version, reason))
+
+    async def close(self) -> None:
+        """End the attempts."""
+        tasks = tuple(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, model_id: str, version: str, words: str, work: Coroutine[Any, Any, None]) -> None:
+        key = (model_id, version)
+        if key in self._tasks:
+            work.close()
+            return
+        self._expected[model_id] = words
+        task = asyncio.get_running_loop().create_task(work, name=f"revive {model_id}:{version}")
+        self._tasks[key] = task
+        task.add_done_callback(lambda _: self._ended(key))
+
+    def _ended(self, key: VersionKey) -> None:
+        self._tasks.pop(key, None)
+        if not any(model_id == key[0] for model_id, _ in self._tasks):
+            self._expected.pop(key[0], None)
+
+    async def _serve(self, model_id: str, version: str) -> None:
+        try:
+            cached = await self._readiness.prove(self._registry.get(model_id, version))
+        except Exception as error:
+            log.error("model %s: version %s did not come up: %s", model_id, version, error)
+            self.failed(model_id, str(error))
+            return
+        if self._router.current(model_id) is None and self._registry.active_version(model_id) == version:
+            self._told(self._router.commit(model_id, stable=arm_of(STABLE, version, cached)).records())
+
+    async def _restart(self, model_id: str, version: str, reason: str) -> None:
+        backoff = self._backoffs.setdefault((model_id, version), BackOff(self._policy))
+        while self._router.is_routed(model_id, version):
+            delay_s = backoff.next_delay_s(self._clock.monotonic_s())
+            if delay_s is None and self._is_switching(model_id):
+                delay_s = self._policy.max_s
+            if delay_s is None:
+                self._give_up(model_id, version, f"{reason}; restarted {self._policy.max_restarts} time(s) in vain")
+                return
+            await self._pause(delay_s)
+            try:
+                cached = await self._readiness.prove(self._registry.get(model_id, version))
+            except Exception as error:
+                log.error("model %s: version %s did not come back: %s", model_id, version, error)
+                reason = str(error)
+                continue
+            restarted = replace(arm_of(STABLE, version, cached), path=SwitchPath.RESTART)
+            snapshot = self._router.replace_instance(model_id, restarted)
+            self._told(snapshot.records() if snapshot else ())
+            return
+
+    def _told(self, rows: tuple[RouteRecord, ...]) -> None:
+        for row in rows:
+            self._record_route(row)
+
+    async def _pause(self, delay_s: float) -> None:
+        if delay_s <= 0.0:
+            return
+        over = asyncio.Event()
+        timer = self._clock.call_later(delay_s, over.set)
+        try:
+            await over.wait()
+        finally:
+            timer.cancel()
+
+
+def arm_of(name: str, version: str, cached: CachedVersion, share: float = 1.0) -> RoutedArm:
+    """A routed arm of a version as it is loaded now."""
+    return RoutedArm(name, version, cached.instance, share, cached.path, cached.weights_digest)

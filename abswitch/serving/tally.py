@@ -1,0 +1,174 @@
+"""`StepTally`: what each arm did in each step of the running operations; the evidence that judges are given.
+
+Counted as requests end, so that a judgement needs neither the store nor a query, and a locked or full store cannot
+make a canary look good.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from abswitch.clock import Clock
+from abswitch.domain import RequestRecord, ScoreRecord
+from abswitch.rollout.judging import ArmMeasures, StepEvidence
+from abswitch.rollout.operation import Operation, Phase
+from abswitch.serving.router import STABLE, candidate_name
+
+QUANTILES: Mapping[str, tuple[str, float]] = {
+    "latency_p50_s": ("total_s", 0.50),
+    "latency_p95_s": ("total_s", 0.95),
+    "latency_p99_s": ("total_s", 0.99),
+    "first_token_p50_s": ("first_token_s", 0.50),
+    "first_token_p95_s": ("first_token_s", 0.95),
+    "first_token_p99_s": ("first_token_s", 0.99),
+}
+"""Measured quantity → the column of a request it summarises, and the quantile."""
+
+KEPT = 20_000
+"""Durations kept per arm and step; above that a uniform sample of them (Vitter 1985, algorithm R)."""
+_NOT_THE_VERSIONS_FAULT = frozenset({"Cancelled", "PromptTooLong"})
+
+
+def is_failure(record: RequestRecord) -> bool:
+    """Whether the assigned version failed the request: it ended in an error, or another version had to answer."""
+    return record.fallback or (record.error_type is not None and record.error_type not in _NOT_THE_VERSIONS_FAULT)
+
+
+def is_counted(record: RequestRecord) -> bool:
+    """Whether the request says anything about its version: a caller who left, or asked too much, does not."""
+    return record.fallback or record.error_type not in _NOT_THE_VERSIONS_FAULT
+
+
+class _Sample:
+    """A bounded uniform sample of a stream of numbers."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self._kept = array("d")
+        self._random = random.Random(0)
+
+    def add(self, value: float) -> None:
+        self.seen += 1
+        if len(self._kept) < KEPT:
+            self._kept.append(value)
+        elif (place := self._random.randrange(self.seen)) < KEPT:
+            self._kept[place] = value
+
+    def quantile(self, q: float) -> float:
+        return float(np.quantile(np.frombuffer(self._kept), q))
+
+
+@dataclass(slots=True)
+class _Arm:
+    requests: int = 0
+    errors: int = 0
+    durations: dict[str, _Sample] = field(default_factory=lambda: defaultdict(_Sample))
+    scores: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def request(self, record: RequestRecord) -> None:
+        self.requests += 1
+        if is_failure(record):
+            self.errors += 1
+            return
+        self.durations["total_s"].add(record.total_s)
+        if record.first_token_s is not None:
+            self.durations["first_token_s"].add(record.first_token_s)
+
+    def score(self, scorer: str, value: float) -> None:
+        count, total = self.scores.get(scorer, (0, 0.0))
+        self.scores[scorer] = (count + 1, total + value)
+
+    def measures(self, version: str) -> ArmMeasures:
+        values = {name: total / count for name, (count, total) in self.scores.items()}
+        counts = {name: count for name, (count, _) in self.scores.items()}
+        for name, (column, q) in QUANTILES.items():
+            if column in self.durations:
+                values[name] = self.durations[column].quantile(q)
+                counts[name] = self.durations[column].seen
+        return ArmMeasures(version=version, requests=self.requests, errors=self.errors, values=values, counts=counts)
+
+
+_Key = tuple[str, int, str]  # operation, step, arm
+
+
+class StepTally:
+    """Counts by operation, step and arm. Lives on the engine's loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._arms: dict[_Key, _Arm] = {}
+        self._of_request: dict[str, _Key] = {}
+        self._since_s: dict[tuple[str, int], float] = {}
+        self._shares: dict[tuple[str, int], float] = {}
+
+    def moved(self, operation: Operation) -> None:
+        """An operation took an event: a step of it may be in force from now on, or it is over."""
+        if operation.phase.is_final:
+            self._end(operation.operation_id)
+        elif operation.phase in (Phase.SHIFTING, Phase.EVALUATING):
+            self._begin(operation)
+
+    def _begin(self, operation: Operation) -> None:
+        key = (operation.operation_id, operation.stage)
+        self._since_s.setdefault(key, self._clock.monotonic_s())
+        self._shares[key] = operation.share
+        for arm in (STABLE, *map(candidate_name, range(len(operation.candidates)))):
+            self._arms.setdefault((*key, arm), _Arm())
+
+    def _end(self, operation_id: str) -> None:
+        self._arms = {key: arm for key, arm in self._arms.items() if key[0] != operation_id}
+        self._since_s = {key: at_s for key, at_s in self._since_s.items() if key[0] != operation_id}
+        self._shares = {key: share for key, share in self._shares.items() if key[0] != operation_id}
+        self._of_request = {request: key for request, key in self._of_request.items() if key[0] != operation_id}
+
+    def request(self, record: RequestRecord) -> None:
+        """A request ended."""
+        if record.operation_id is None:
+            return
+        key = (record.operation_id, record.step, record.arm)
+        arm = self._arms.get(key)
+        if arm is None or not is_counted(record):
+            return
+        arm.request(record)
+        if record.error_type is None and not record.fallback:
+            self._of_request[record.request_id] = key
+            if len(self._of_request) > KEPT:  # its scores never came, or came long ago
+                del self._of_request[next(iter(self._of_request))]
+
+    def score(self, record: ScoreRecord) -> None:
+        """A score arrived; it belongs to the step in which its request was admitted."""
+        key = self._of_request.get(record.request_id)
+        if key is not None and record.value is not None and key in self._arms:
+            self._arms[key].score(record.scorer, record.value)
+
+    def evidence(self, operation: Operation) -> StepEvidence:
+        """What is known about the operation's step now."""
+        operation_id, stage = operation.operation_id, operation.stage
+        since_s = self._since_s.get((operation_id, stage), self._clock.monotonic_s())
+        stable, candidates = self._measures(operation, stage)
+        return StepEvidence(
+            operation_id=operation_id,
+            stage=stage,
+            share=operation.share,
+            evaluation=operation.evaluation + 1,
+            elapsed_s=self._clock.monotonic_s() - since_s,
+            stable=stable,
+            candidates=candidates,
+            earlier=tuple(
+                (self._shares.get((operation_id, before), 0.0), *self._measures(operation, before))
+                for before in range(stage)
+            ),
+        )
+
+    def _measures(self, operation: Operation, stage: int) -> tuple[ArmMeasures, tuple[ArmMeasures, ...]]:
+        def of(arm: str, version: str) -> ArmMeasures:
+            return self._arms.get((operation.operation_id, stage, arm), _Arm()).measures(version)
+
+        candidates = tuple(of(candidate_name(i), version) for i, version in enumerate(operation.candidates))
+        return of(STABLE, operation.stable or ""), candidates

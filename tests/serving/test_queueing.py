@@ -1,0 +1,111 @@
+"""Requests that nothing can serve wait a bounded time, a bounded number of them, and know why."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from abswitch.errors import NoActiveVersion, QueueFull, QueueTimeout
+from abswitch.rollout.operation import Phase
+from abswitch.serving.scripted import Gate, ScriptedInstance
+from tests.serving.harness import MODEL, Shell, eventually
+
+
+def gated(gate: Gate) -> Shell:
+    def configure(instance: ScriptedInstance) -> None:
+        instance.load_gate = gate
+
+    return Shell(configure=configure, max_wait_s=30.0, max_waiting=10)
+
+
+async def test_requests_of_a_first_deployment_wait_for_it() -> None:
+    gate = Gate()
+    shell = gated(gate)
+    operation_id = await shell.start("v1")
+    waiting = [asyncio.create_task(shell.ask()) for _ in range(10)]
+    await eventually(lambda: shell.queue.waiting() == 10)
+    gate.open()
+    assert set(await asyncio.gather(*waiting)) == {"I am v1"}
+    await shell.until(operation_id, Phase.SUCCEEDED)
+    await shell.close()
+
+
+async def test_the_queue_is_bounded_and_says_so() -> None:
+    gate = Gate()
+    shell = gated(gate)
+    await shell.start("v1")
+    waiting = [asyncio.create_task(shell.ask()) for _ in range(10)]
+    await eventually(lambda: shell.queue.waiting() == 10)
+    with pytest.raises(QueueFull, match=r"10 requests wait already \(max_queued_requests = 10\) while operation"):
+        await shell.ask()
+    assert shell.requests == [], "who was not admitted leaves no row"
+    gate.open()
+    await asyncio.gather(*waiting)
+    await shell.close()
+
+
+async def test_a_wait_is_bounded_and_says_what_for() -> None:
+    gate = Gate()
+    shell = gated(gate)
+    await shell.start("v1")
+    waiting = asyncio.create_task(shell.ask())
+    await eventually(lambda: shell.queue.waiting() == 1)
+    shell.clock.advance(29.0)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    shell.clock.advance(1.1)
+    with pytest.raises(QueueTimeout, match=r"waited 30 s \(max_queue_wait_seconds\) while operation op-0 is loading"):
+        await waiting
+    assert shell.queue.waiting() == 0
+    gate.open()
+    await shell.close()
+
+
+async def test_a_deployment_that_fails_tells_those_who_waited() -> None:
+    gate = Gate()
+    shell = gated(gate)
+    operation_id = await shell.start("v1")
+    waiting = asyncio.create_task(shell.ask())
+    await eventually(lambda: shell.queue.waiting() == 1)
+    await shell.switcher.abort(operation_id)
+    with pytest.raises(NoActiveVersion):
+        await waiting
+    gate.open()
+    await shell.close()
+
+
+async def test_a_caller_who_leaves_the_queue_frees_its_place() -> None:
+    gate = Gate()
+    shell = gated(gate)
+    await shell.start("v1")
+    waiting = asyncio.create_task(shell.ask())
+    await eventually(lambda: shell.queue.waiting() == 1)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert shell.queue.waiting() == 0
+    gate.open()
+    await shell.close()
+
+
+async def test_an_active_version_that_is_not_loaded_is_loaded_by_the_first_request() -> None:
+    """As after a restart: the registry knows what is active, and nothing runs yet."""
+    shell = Shell()
+    shell.registry.activate(MODEL, "v1", "op-of-an-earlier-process")
+    answers = await asyncio.gather(*(shell.ask() for _ in range(10)))
+    assert set(answers) == {"I am v1"}
+    assert shell.instance("v1").counts.loads == 1
+    assert {row.tier for row in shell.requests} == {"cold"}
+    assert await shell.ask() == "I am v1" and shell.requests[-1].tier == "resident"
+    await shell.close()
+
+
+async def test_an_active_version_that_cannot_be_loaded_is_an_error_not_a_hang() -> None:
+    def configure(instance: ScriptedInstance) -> None:
+        instance.load_error = "no such tensor"
+
+    shell = Shell(configure=configure)
+    shell.registry.activate(MODEL, "v1", "op-of-an-earlier-process")
+    with pytest.raises(NoActiveVersion, match="did not come up"):
+        await shell.ask()
+    await shell.close()

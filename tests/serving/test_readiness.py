@@ -1,0 +1,99 @@
+"""A version serves only when it has shown that it works, after every load; and that its answers are its own."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from abswitch.domain import SwitchPath
+from abswitch.errors import LoadFailed
+from abswitch.serving.golden import Answers, GoldenPrompts, ReferenceKey, agreement
+from abswitch.serving.readiness import Readiness
+from tests.serving.harness import MODEL, Shell
+
+
+async def test_a_version_is_ready_only_after_it_generated(shell: Shell) -> None:
+    version = shell.registry.get(MODEL, "v1")
+    await shell.cache.ensure(version)
+    assert shell.readiness.ready(version.key) is None, "loaded is not ready"
+    cached = await shell.readiness.prove(version)
+    assert shell.readiness.ready(version.key) is cached
+    assert len(shell.instance("v1").requests) == 1
+
+
+async def test_many_who_ask_share_one_showing(shell: Shell) -> None:
+    version = shell.registry.get(MODEL, "v1")
+    cached = await asyncio.gather(*(shell.readiness.prove(version) for _ in range(10)))
+    assert len({id(one) for one in cached}) == 1
+    assert shell.instance("v1").counts.loads == 1 and len(shell.instance("v1").requests) == 1
+
+
+async def test_a_reload_is_shown_anew(shell: Shell) -> None:
+    version = shell.registry.get(MODEL, "v1")
+    await shell.readiness.prove(version)
+    await shell.cache.discard(version.key)
+    assert shell.readiness.ready(version.key) is None
+    await shell.readiness.prove(version)
+    assert len(shell.instance("v1").requests) == 1, "a new instance, which had to show it too"
+
+
+async def test_what_did_not_show_it_is_unloaded(shell: Shell) -> None:
+    shell.backend._answers["v1"] = lambda _: ()
+    with pytest.raises(LoadFailed, match="generated no token"):
+        await shell.readiness.prove(shell.registry.get(MODEL, "v1"))
+    assert (MODEL, "v1") not in shell.cache.loaded
+
+
+def guarded(shell: Shell, known: dict[ReferenceKey, Answers] | None = None) -> tuple[Readiness, dict[str, Answers]]:
+    kept: dict[str, Answers] = {}
+    golden = GoldenPrompts(known or {}, keep=lambda key, answers: kept.update({key[1]: answers}))
+    return Readiness(shell.cache, golden), kept
+
+
+async def test_a_version_that_comes_back_as_itself_is_ready(shell: Shell) -> None:
+    readiness, kept = guarded(shell)
+    version = shell.registry.get(MODEL, "v1")
+    await readiness.prove(version)
+    assert kept["v1"] == (("I ", "am ", "v1", "I ", "am ", "v1", "I ", "am "),) * 3, (
+        "its first answers are its reference"
+    )
+    await shell.cache.discard(version.key)
+    await readiness.prove(version)
+
+
+@pytest.mark.parametrize("garbage", [("!", "!", "!"), ("I",), ()])
+async def test_a_version_that_comes_back_as_garbage_never_serves(shell: Shell, garbage: tuple[str, ...]) -> None:
+    readiness, _ = guarded(shell)
+    version = shell.registry.get(MODEL, "v1")
+    await readiness.prove(version)
+    await shell.cache.discard(version.key)
+    shell.backend._answers["v1"] = lambda _: garbage
+    with pytest.raises(LoadFailed, match=r"other answers than its own|generated no token"):
+        await readiness.prove(version)
+    assert readiness.ready(version.key) is None and version.key not in shell.cache.loaded
+
+
+async def test_a_reference_outlives_the_process_and_belongs_to_its_weights(shell: Shell) -> None:
+    version = shell.registry.get(MODEL, "v1")
+    known: dict[ReferenceKey, Answers] = {(MODEL, "v1", ""): (("other ", "words"),) * 3}
+    readiness, _ = guarded(shell, known)
+    with pytest.raises(LoadFailed, match=r"came back \(load\) with other answers than its own: 0 %|0%"):
+        await readiness.prove(version)
+    cached = replace(await shell.cache.ensure(version), path=SwitchPath.WAKE, weights_digest="other weights")
+    await GoldenPrompts(known).check(version, cached)  # other weights have no reference yet
+
+
+@pytest.mark.parametrize(
+    ("now", "agreed"),
+    [
+        ((("a", "b"), ("c", "d")), 1.0),
+        ((("a", "x"), ("c", "d")), 0.75),
+        ((("x", "b"), ("c", "d")), 0.5),  # what follows a difference does not count
+        ((("x", "x"), ("x", "x")), 0.0),
+        ((("a",), ()), 0.25),
+    ],
+)
+def test_agreement_counts_up_to_the_first_difference(now: Answers, agreed: float) -> None:
+    assert agreement((("a", "b"), ("c", "d")), now) == agreed

@@ -1,0 +1,236 @@
+"""A process that ends at any moment leaves a state that the next one can go on from. Real processes, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abswitch import ModelSwitchingConfig, SwitchingEngine
+from abswitch.errors import DuplicateVersion, OperationInProgress
+from abswitch.serving.scripted import ScriptedBackend
+
+CONFIG = {"model_id": "bot", "model": "script", "backend": "scripted"}
+
+
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(answers={v: (lambda _, v=v: (v,)) for v in ("v1", "v2", "v3")})  # type: ignore[misc]
+
+
+@asynccontextmanager
+async def opened(store: Path) -> AsyncIterator[SwitchingEngine]:
+    config = ModelSwitchingConfig(max_queue_wait_seconds=20.0)
+    async with SwitchingEngine(config, store=store, backends={"scripted": backend()}) as engine:
+        yield engine
+
+
+WALK = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from abswitch import SwitchingEngine
+from abswitch.persistence import SwitchLog
+from abswitch.serving.scripted import ScriptedBackend
+
+store, fatal = Path(sys.argv[1]), int(sys.argv[2])
+writes = 0
+write = SwitchLog.write
+
+def counted(self, entry):
+    global writes
+    write(self, entry)
+    writes += 1
+    if writes == fatal:  # durable, and its effects not begun
+        os.kill(os.getpid(), signal.SIGKILL)
+
+SwitchLog.write = counted
+
+async def main():
+    backend = ScriptedBackend(answers={v: (lambda _, v=v: (v,)) for v in ("v1", "v2", "v3")})
+    engine = SwitchingEngine(store=store, backends={"scripted": backend})
+    for version in ("v1", "v2", "v3"):
+        engine.registry.register_model({"model_id": "bot", "model": "script", "backend": "scripted"}, version)
+    await engine.deploy("v1")
+    test = await engine.start_switch("v2", "ab_test", {"traffic_percentage": 50})
+    await test.serving()
+    await test.pause()
+    await test.resume()
+    await test.promote()
+    back = await engine.start_switch("v3", "canary", {"initial_percentage": 100, "evaluation_period_minutes": 1})
+    await back.serving()
+    await back.abort()
+    await back.done()
+    print("moves", writes, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+def walk(store: Path, fatal: int) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-c", WALK, str(store), str(fatal)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    return ran.stdout
+
+
+MOVES = 21
+"""Of the walk above; asserted below, so that no move is left out when it changes."""
+
+
+@pytest.mark.parametrize("fatal", range(1, MOVES + 1))
+async def test_kill_9_at_each_journal_write(tmp_path: Path, fatal: int) -> None:
+    store = tmp_path / "s.duckdb"
+    told = walk(store, fatal)
+    async with opened(store) as engine:
+        (status,) = engine.get_switching_status().models
+        operation = status.operation
+        assert operation is not None
+        if operation.phase == "paused":
+            assert operation.detached and "the process ended while it was" in operation.reason
+        else:
+            assert operation.finished
+        if status.active_version is not None:
+            answer = await engine.generate("who?")
+            assert answer.text == status.active_version, "what served before serves again, without being asked to"
+            assert engine.get_switching_status()["bot"].shares == {status.active_version: 1.0}
+        if not operation.finished:
+            with pytest.raises(OperationInProgress):
+                await engine.start_switch("v3")
+            assert await engine.abort_switch(operation.operation_id)
+            await engine.wait_for_switch(operation.operation_id, lambda o: False)
+        await engine.deploy("v3") if status.active_version != "v3" else None
+        assert (await engine.generate("who?")).text == "v3"
+    assert told == "" or fatal == MOVES, "it was killed on the way, not at its end"
+
+
+def test_the_walk_has_as_many_moves_as_are_killed(tmp_path: Path) -> None:
+    assert walk(tmp_path / "s.duckdb", 10_000) == f"moves {MOVES}\n"
+
+
+async def test_after_an_orderly_end_nothing_is_loaded_until_somebody_asks(tmp_path: Path) -> None:
+    store = tmp_path / "s.duckdb"
+    async with opened(store) as engine:
+        engine.registry.register_model(CONFIG, "v1")
+        await engine.deploy("v1")
+    async with opened(store) as engine:
+        assert engine.registry.active_version("bot") == "v1"
+        assert engine.get_switching_status()["bot"].loaded == ()
+        assert (await engine.generate("who?")).text == "v1"
+
+
+async def test_a_version_may_be_registered_and_deployed_again_after_a_restart(tmp_path: Path) -> None:
+    """As a notebook does that is run again from the top."""
+    store = tmp_path / "s.duckdb"
+    for _ in range(2):
+        async with opened(store) as engine:
+            for version in ("v1", "v2"):
+                engine.registry.register_model(CONFIG, version)
+            await engine.deploy("v1")
+            test = await engine.start_switch("v2", "ab_test")
+            await test.serving()
+            await test.keep()
+            assert engine.registry.active_version("bot") == "v1"
+    async with opened(store) as engine:
+        with pytest.raises(DuplicateVersion, match="prompt_template"):
+            engine.registry.register_model(CONFIG | {"prompt_template": "Q: {prompt}"}, "v1")
+
+
+async def test_an_operation_that_was_running_at_an_orderly_end_is_paused(tmp_path: Path) -> None:
+    store = tmp_path / "s.duckdb"
+    async with opened(store) as engine:
+        for version in ("v1", "v2"):
+            engine.registry.register_model(CONFIG, version)
+        await engine.deploy("v1")
+        test = await engine.start_switch("v2", "ab_test", {"traffic_percentage": 100}, experiment="exp")
+        await test.serving()
+    async with opened(store) as engine:
+        operation = engine.get_switching_status()["bot"].operation
+        assert operation is not None and operation.phase == "paused" and "evaluating at stage 0" in operation.reason
+        assert (await engine.generate("who?")).text == "v1", "its shares are not in force"
+        await engine.tell_switch(operation.operation_id, _resume())
+        await engine.wait_for_switch(operation.operation_id, lambda o: o.phase == "evaluating")
+        assert (await engine.generate("who?")).text == "v2", "now they are, after the candidate was loaded and shown"
+
+
+def _resume() -> Any:
+    from abswitch.rollout.operation import Resume
+
+    return Resume()
+
+
+async def test_units_stay_on_their_arm_over_a_restart_and_a_rollback(tmp_path: Path) -> None:
+    store = tmp_path / "s.duckdb"
+    units = [f"user-{i}" for i in range(200)]
+    seen: list[list[str]] = []
+    for round_ in range(2):
+        async with opened(store) as engine:
+            for version in ("v1", "v2"):
+                engine.registry.register_model(CONFIG, version)
+            if not round_:
+                await engine.deploy("v1")
+            for _ in range(2):
+                test = await engine.start_switch("v2", "ab_test", {"traffic_percentage": 30}, experiment="sticky")
+                await test.serving()
+                seen.append([(await engine.generate("who?", unit_id=unit)).text for unit in units])
+                await test.abort()
+                await test.done()
+    assert all(answers == seen[0] for answers in seen)
+    assert 0.15 < seen[0].count("v2") / 200 < 0.45
+
+
+def test_a_journal_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import asyncio, sys
+        from pathlib import Path
+        from abswitch import SwitchingEngine
+        from abswitch.errors import StoreError
+        try:
+            SwitchingEngine(store=Path(sys.argv[1]))
+        except StoreError as error:
+            print(error)
+        """
+    )
+    with held(tmp_path / "s.duckdb") as holder:
+        ran = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "s.duckdb")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert str(holder) in ran.stdout and ran.stderr == "", ran.stderr
+
+
+@contextmanager
+def held(store: Path) -> Iterator[int]:
+    """An engine of another process holds the store."""
+    hold = (
+        "import sys; from abswitch import SwitchingEngine; engine = SwitchingEngine(store=sys.argv[1]); "
+        "print(1, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        yield child.pid
+        child.kill()
+
+
+def test_the_journal_is_beside_the_store_and_readable(tmp_path: Path) -> None:
+    walk(tmp_path / "s.duckdb", 3)
+    lines = (tmp_path / "s.duckdb.journal").read_bytes().rstrip(b"\0").splitlines()
+    kinds = [json.loads(line.partition(b" ")[2])[1] for line in lines]
+    assert kinds == ["opened", "move", "move", "move"]
+    assert os.path.exists(tmp_path / "s.duckdb.journal.lock")  # noqa: PTH110
