@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     )
     from abswitch.engine import SwitchingEngine
     from abswitch.errors import AbswitchError, InvalidInput
-    from abswitch.rollout.strategies import ABTestStrategy, ImmediateStrategy
+    from abswitch.rollout.judging import Guardrail, Judgement, Ruling, StepEvidence
+    from abswitch.rollout.strategies import (
+        ABTestStrategy,
+        CanaryStrategy,
+        GradualStrategy,
+        ImmediateStrategy,
+        ShadowStrategy,
+    )
     from abswitch.scoring import ExactMatch, Function, Judge, Matches, Sample
     from abswitch.serving.handle import SwitchHandle
     from abswitch.settings import ModelSwitchingConfig
@@ -29,18 +36,25 @@ __version__ = "0.1.0"
 _HOME = {
     "ABTestStrategy": "abswitch.rollout.strategies",
     "AbswitchError": "abswitch.errors",
+    "CanaryStrategy": "abswitch.rollout.strategies",
     "Completion": "abswitch.domain",
     "ExactMatch": "abswitch.scoring",
     "Function": "abswitch.scoring",
+    "GradualStrategy": "abswitch.rollout.strategies",
+    "Guardrail": "abswitch.rollout.judging",
     "ImmediateStrategy": "abswitch.rollout.strategies",
     "InvalidInput": "abswitch.errors",
     "Judge": "abswitch.scoring",
+    "Judgement": "abswitch.rollout.judging",
     "Matches": "abswitch.scoring",
     "ModelConfig": "abswitch.domain",
     "ModelSwitchingConfig": "abswitch.settings",
     "ModelVersion": "abswitch.domain",
+    "Ruling": "abswitch.rollout.judging",
     "Sample": "abswitch.scoring",
     "Sampling": "abswitch.domain",
+    "ShadowStrategy": "abswitch.rollout.strategies",
+    "StepEvidence": "abswitch.rollout.judging",
     "SwitchHandle": "abswitch.serving.handle",
     "SwitchingEngine": "abswitch.engine",
     "SwitchingStrategyType": "abswitch.domain",
@@ -50,18 +64,25 @@ _HOME = {
 __all__ = [
     "ABTestStrategy",
     "AbswitchError",
+    "CanaryStrategy",
     "Completion",
     "ExactMatch",
     "Function",
+    "GradualStrategy",
+    "Guardrail",
     "ImmediateStrategy",
     "InvalidInput",
     "Judge",
+    "Judgement",
     "Matches",
     "ModelConfig",
     "ModelSwitchingConfig",
     "ModelVersion",
+    "Ruling",
     "Sample",
     "Sampling",
+    "ShadowStrategy",
+    "StepEvidence",
     "SwitchHandle",
     "SwitchingEngine",
     "SwitchingStrategyType",

@@ -112,7 +112,7 @@ class Guardrail:
         InvalidInput: no limit, or a field outside its range.
     """
 
-    metric: str
+    metric: str = field(kw_only=False)
     max: float | None = None
     min: float | None = None
     max_ratio: float | None = None

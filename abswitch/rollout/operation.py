@@ -84,6 +84,14 @@ class Operation:
         return self.strategy.candidates(self.candidate)
 
     @property
+    def shares(self) -> tuple[tuple[str, float], ...]:
+        """Each version's share of units as last committed, the stable one first; after a promotion, the winner's."""
+        if self.winner is not None:
+            return ((self.winner, 1.0),)
+        stable = () if self.stable is None else ((self.stable, 1.0 - self.share),)
+        return stable + tuple((version, part * self.share) for version, part in self.arms)
+
+    @property
     def candidates(self) -> tuple[str, ...]:
         """The versions compared with the stable one, the target first."""
         return tuple(version for version, _ in self.arms)

@@ -330,7 +330,7 @@ def _numbers(name: str, given: object, *, high: float = float("inf")) -> tuple[f
 def _arms(given: object) -> tuple[tuple[str, float], ...]:
     where = f"{_WHERE}.arms"
     if isinstance(given, Sequence) and not isinstance(given, str):
-        if not all(isinstance(one, Sequence) and len(one) == 2 for one in given):
+        if not all(isinstance(one, Sequence) and not isinstance(one, str) and len(one) == 2 for one in given):
             raise InvalidInput(where, given, "a dictionary version → share in percent")
         given = dict(given)
     if not isinstance(given, Mapping):

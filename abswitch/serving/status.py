@@ -17,6 +17,8 @@ class OperationStatus:
     Attributes:
         candidate: the switch's target; `candidates` has every version that is compared with the stable one.
         share: the candidates' share of units, fraction 0–1.
+        shares: the same by version, the stable one first where there is one; they sum to 1 unless nothing serves yet.
+        ramp: the candidates' share in each stage of the strategy.
         mirror: fraction of requests copied to the candidate, unseen by users.
         detached: taken over after a crash: the shares are not in force until it is resumed.
         age_s: seconds since it was accepted.
@@ -34,6 +36,8 @@ class OperationStatus:
     stage: int
     stages: int
     share: float
+    shares: tuple[tuple[str, float], ...]
+    ramp: tuple[float, ...]
     mirror: float
     promoted: bool
     winner: str | None
@@ -57,6 +61,8 @@ class OperationStatus:
             stage=operation.stage,
             stages=len(operation.strategy.stages),
             share=operation.share,
+            shares=operation.shares,
+            ramp=tuple(stage.share for stage in operation.strategy.stages),
             mirror=operation.mirror,
             promoted=operation.promoted,
             winner=operation.winner,

@@ -12,7 +12,8 @@ def operation(**changes: object) -> OperationStatus:
     fields: dict[str, object] = {
         "operation_id": "op-1", "model_id": "bot", "strategy": "ab_test", "stable": "v1", "candidate": "v2",
         "candidates": ("v2",), "phase": "evaluating", "finished": False, "stage": 0, "stages": 1, "share": 0.25,
-        "mirror": 0.0, "promoted": False, "winner": None, "detached": False, "reason": EVIL,
+        "shares": (("v1", 0.75), ("v2", 0.25)), "ramp": (0.25,), "mirror": 0.0,
+        "promoted": False, "winner": None, "detached": False, "reason": EVIL,
         "age_s": 3.0, "in_phase_s": 1.0,
     }  # fmt: skip
     return OperationStatus(**{**fields, **changes})  # type: ignore[arg-type]  # a dictionary of its own fields
@@ -52,13 +53,22 @@ def test_a_status_of_nothing() -> None:
 def test_an_operation_shows_how_traffic_is_split() -> None:
     page = Page(card(operation()).to_html())
     widths = [float(a["width"] or 0) for tag, a in page.tags if tag == "rect"]
-    assert widths == [600.0, 150.0]
+    assert widths == [450.0, 150.0]
     assert "v1 75%" in page.text
     assert "v2 25%" in page.text
 
 
+def test_several_candidates_a_ramp_and_copies_are_shown() -> None:
+    shares = (("v1", 0.8), ("v2", 0.1), ("<b>v3", 0.1))
+    page = Page(card(operation(shares=shares, ramp=(0.2, 0.5, 1.0), stages=3, candidates=("v2", "<b>v3"))).to_html())
+    fills = [attributes["fill"] for tag, attributes in page.tags if tag == "rect"]
+    assert len(set(fills)) == 3, "every version has a colour of its own"
+    assert "<b>v3 10%" in page.text and "stage 1 of 3: 20% → 50% → 100%" in page.text
+    assert "copies of 30% of requests go to v2" in Page(card(operation(mirror=0.3)).to_html()).text
+
+
 def test_a_first_deployment_has_no_stable_version() -> None:
-    assert "nothing 100%" in Page(split_bar(None, "v1", 0.0)).text
+    assert "nothing 100%" in Page(split_bar((), None)).text
     assert "nothing → v1" in SwitchView(operation(stable=None, candidates=("v1",))).to_text()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from abswitch.notebook import panel as panel_module
 from abswitch.notebook.panel import SwitchPanel, SwitchView
-from tests.experiments.scripted import ab_test
+from tests.experiments.scripted import ab_test, engine_for
 
 
 class Recorded:
@@ -91,3 +91,31 @@ async def test_it_follows_a_switch_that_somebody_else_ends(output: Recorded) -> 
         ended = output.wait_for(lambda view: view.status.finished)
         assert ended.status.phase == "aborted"
         assert ended.message == ""
+
+
+async def test_pause_and_resume(output: Recorded) -> None:
+    async with ab_test(n=60) as (engine, result):
+        panel = SwitchPanel(engine, result.handle)
+        panel.show()
+        assert panel.resume.disabled and not panel.pause.disabled
+        panel.pause.click()
+        output.wait_for(lambda view: view.status.phase == "paused" and view.message == "Pause: done")
+        assert panel.pause.disabled and not panel.resume.disabled
+        panel.resume.click()
+        output.wait_for(lambda view: view.status.phase == "evaluating" and view.message == "Resume: done")
+        panel.abort.click()
+        output.wait_for(lambda view: view.status.finished and bool(view.message))
+
+
+async def test_of_several_candidates_the_chosen_one_is_promoted(output: Recorded) -> None:
+    async with engine_for({"v1": 0.5, "v2": 0.6, "v3": 0.9}) as engine:
+        await engine.deploy("v1")
+        handle = await engine.start_switch("v2", "ab_test", {"arms": {"v2": 20, "v3": 20}})
+        await handle.serving()
+        panel = SwitchPanel(engine, handle)
+        panel.show()
+        assert dict(output.views[0].status.shares) == pytest.approx({"v1": 0.6, "v2": 0.2, "v3": 0.2})
+        panel.version.value = "v3"
+        panel.promote.click()
+        output.wait_for(lambda view: view.status.finished and bool(view.message))
+        assert engine.registry.active_version() == "v3"

@@ -117,3 +117,7 @@ def test_no_evidence_ever_advances(requests: int, share: float, value: float | N
     if guarded(max=1.0)(evidence(measured)).ruling is Ruling.ADVANCE:
         assert requests >= 100 and errors / requests <= 0.05
         assert value is not None and math.isfinite(value) and value <= 1.0 and count >= 100
+
+
+def test_a_guardrail_names_its_metric_first() -> None:
+    assert Guardrail("exact_match", min_ratio=0.9) == Guardrail(metric="exact_match", min_ratio=0.9)
