@@ -120,7 +120,10 @@ class SwitchPanel:
         self._spawn(self._follow)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until every press was answered and the switch ended; False when that takes longer than `timeout_s`."""
+        """Wait until every press was answered and the switch ended; False when that takes longer than `timeout_s`.
+
+        Good as the last line of a cell that runs unattended: what is shown after its cell ended is not kept there.
+        """
         deadline_s = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))

@@ -201,7 +201,7 @@ class Dispatcher:
             self._transitions.release(lease)
             submission.record = self._row(submission, snapshot, arm, serving, first, error)
             self._record(submission.record)
-            if submission.finish_reason is not None and submission.copy_of is None:
+            if submission.finish_reason is not None:
                 self._on_answer(submission)
 
     async def _admission(self, submission: Submission) -> tuple[RouteSnapshot | None, RoutedArm]:

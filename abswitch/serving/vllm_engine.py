@@ -245,13 +245,14 @@ class VllmEnginePool:
             await off_loop(engine.shut_down)
             if not died:
                 engine.log.remove()
-        if not self._slots:
+        # The last of several that end at once: what the others are still ending is not left over.
+        if not self._slots and self._ending <= {asyncio.current_task()}:
             await off_loop(self._clean_up)
 
     def _clean_up(self) -> None:
         ended = self._reaper.reap()
         if ended:
-            log.warning("ended engine processes that were left over: %s", ended)
+            log.info("ended engine processes that outlived their shutdown: %s", ended)
         self._reaper.close()
         if self._folder is not None and not any(self._folder.glob("*.log")):
             shutil.rmtree(self._folder, ignore_errors=True)
