@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from abswitch.clock import Clock
-from abswitch.domain import ModelVersion, RequestRecord, Residency, ScoreRecord, VersionKey
+from abswitch.domain import ModelVersion, RequestRecord, ScoreRecord
 from abswitch.persistence import Recovery, SwitchLog, keeper
 from abswitch.scoring import Sample, Score, Scorer, scorers_of
 from abswitch.serving.backoff import RestartPolicy
@@ -20,6 +23,7 @@ from abswitch.serving.instance import InstanceFactory
 from abswitch.serving.judges import judgement_on
 from abswitch.serving.loop import EngineLoop
 from abswitch.serving.openai import OpenAIInstance
+from abswitch.serving.preflight import Preflight
 from abswitch.serving.queueing import AdmissionQueue
 from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
@@ -27,12 +31,15 @@ from abswitch.serving.router import RequestRouter
 from abswitch.serving.source import check_source
 from abswitch.serving.switcher import ModelSwitcher
 from abswitch.serving.tally import StepTally
+from abswitch.serving.timings import Timings
 from abswitch.serving.transition import TransitionManager
 from abswitch.serving.vllm import VllmEnginePool, vllm_backend
 from abswitch.settings import ModelSwitchingConfig
 from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
 from abswitch.store.tracking import TrackingSink
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +55,7 @@ class Machinery:
     registry: DynamicModelRegistry
     cache: ModelCache
     readiness: Readiness
+    preflight: Preflight
     router: RequestRouter
     transitions: TransitionManager
     queue: AdmissionQueue
@@ -55,6 +63,7 @@ class Machinery:
     dispatcher: Dispatcher
     grader: Grader
     recovery: Recovery
+    background: set[asyncio.Task[object]] = field(default_factory=set)
 
     def shut_down(self) -> None:
         """Stop every instance, write what is left, release the files; each end happens even if one before it failed."""
@@ -67,10 +76,27 @@ class Machinery:
             self.loop.run(self._stop())
 
     async def _stop(self) -> None:
+        for task in tuple(self.background):
+            task.cancel()
         await self.dispatcher.close()
         await self.switcher.close()
         await self.grader.close()
         await self.cache.close()
+
+    async def begin(self, work: Coroutine[Any, Any, object]) -> None:
+        """Have something done in the background."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[object]) -> None:
+        self.background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("%s", error)
+
+    async def on_loop(self, call: Callable[[], None]) -> None:
+        """Call something that lives on the engine's loop."""
+        call()
 
     def resume(self) -> None:
         """After a crash: the versions that served come to serve again, in the background; requests wait for them."""
@@ -123,12 +149,18 @@ def _wire(
     transitions, tally = TransitionManager(), StepTally(clock)
     router = RequestRouter(clock, last_epochs=store.last_epochs())
     builtin: dict[str, InstanceFactory] = {"vllm": vllm_backend(VllmEnginePool()), "openai": OpenAIInstance}
+    recovery = switch_log.recovery(clock.monotonic_s())
     cache = ModelCache(
         builtin | dict(backends),
         max_cached_models=config.max_cached_models,
         in_use=lambda key: transitions.holders(key) > 0 or router.is_routed(*key),
+        device_bytes=config.device_memory_budget_bytes,
+        host_bytes=config.host_memory_budget_bytes,
+        timings=Timings(recovery.timings, keep=switch_log.timing),
+        clock=clock,
     )
-    readiness = Readiness(cache, GoldenPrompts() if config.golden_prompt_check else None)
+    golden = GoldenPrompts(recovery.golden, keep=switch_log.golden) if config.golden_prompt_check else None
+    readiness = Readiness(cache, golden)
     registry = DynamicModelRegistry(clock, check=_version_check(cache), keep=keeper(store))
     switcher = ModelSwitcher(
         registry,
@@ -162,7 +194,7 @@ def _wire(
         transitions,
         clock,
         load=_loader(registry, readiness),
-        residency=_residency(cache),
+        residency=cache.tier,
         record=_requested(store, tally),
         on_answer=_grading(grader),
         on_lost=switcher.instance_lost,
@@ -178,13 +210,14 @@ def _wire(
         registry=registry,
         cache=cache,
         readiness=readiness,
+        preflight=Preflight(registry, cache),
         router=router,
         transitions=transitions,
         queue=queue,
         switcher=switcher,
         dispatcher=dispatcher,
         grader=grader,
-        recovery=switch_log.recovery(clock.monotonic_s()),
+        recovery=recovery,
     )
 
 
@@ -223,13 +256,6 @@ def _loader(registry: DynamicModelRegistry, readiness: Readiness) -> Callable[[s
         return await readiness.prove(registry.get(model_id, version))
 
     return load
-
-
-def _residency(cache: ModelCache) -> Callable[[VersionKey], Residency]:
-    def residency(key: VersionKey) -> Residency:
-        return Residency.RESIDENT if key in cache.loaded else Residency.COLD
-
-    return residency
 
 
 def _requested(store: Recorder, tally: StepTally) -> Callable[[RequestRecord], None]:

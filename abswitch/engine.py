@@ -38,6 +38,7 @@ from abswitch.scoring import Sample, Score, Scorer, checked
 from abswitch.serving.dispatch import Submission
 from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.instance import InstanceFactory, ModelInstance
+from abswitch.serving.preflight import SwitchPlan
 from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, shares_of
 from abswitch.serving.transition import Lease
 from abswitch.settings import ModelSwitchingConfig
@@ -216,6 +217,25 @@ class SwitchingEngine:
         registered = self.registry.get(self.registry.resolve_model(model_id), version)
         return (await self._loop.call(self._parts.readiness.prove(registered))).facts
 
+    async def prefetch(self, version: str, *, model_id: str | None = None) -> None:
+        """Begin to load a version that will be needed soon, and return at once; `load` waits for it.
+
+        What goes wrong is logged, and told to whoever needs the version.
+        """
+        self._refuse_closed()
+        registered = self.registry.get(self.registry.resolve_model(model_id), version)
+        await self._loop.call(self._parts.begin(self._parts.readiness.prove(registered)))
+
+    async def pin(self, version: str, *, model_id: str | None = None) -> None:
+        """Keep a version in memory once it is loaded, whatever else needs room; `unpin` undoes one `pin`."""
+        key = self.registry.get(self.registry.resolve_model(model_id), version).key
+        await self._loop.call(self._parts.on_loop(lambda: self._parts.cache.pin(key)))
+
+    async def unpin(self, version: str, *, model_id: str | None = None) -> None:
+        """Undo one `pin`."""
+        key = self.registry.get(self.registry.resolve_model(model_id), version).key
+        await self._loop.call(self._parts.on_loop(lambda: self._parts.cache.unpin(key)))
+
     # --- switching --------------------------------------------------------------------------------------------------
 
     async def start_switch(
@@ -257,6 +277,28 @@ class SwitchingEngine:
         await self._loop.call(self._start(model, target_version, strategy, operation_id, salt, plan, judge))
         return SwitchHandle(self, operation_id)
 
+    async def plan_switch(
+        self,
+        target_version: str,
+        strategy_type: SwitchingStrategyType | str | None = None,
+        strategy_config: Mapping[str, Any] | Strategy | None = None,
+        *,
+        model_id: str | None = None,
+    ) -> SwitchPlan:
+        """What a switch would take, without beginning it: memory, tiers, times from measured history, the ways out.
+
+        Arguments as in `start_switch`, which refuses what this says it would refuse.
+
+        Raises:
+            InvalidInput: unknown version, strategy or field, or a value outside its range.
+        """
+        self._refuse_closed()
+        strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
+        model = self.registry.resolve_model(model_id)
+        for version, _ in strategy.candidates(target_version):
+            self.registry.get(model, version)
+        return await self._loop.call(self._parts.preflight.plan(model, target_version, strategy))
+
     async def _start(
         self,
         model_id: str,
@@ -268,6 +310,7 @@ class SwitchingEngine:
         judge: Judge | None,
     ) -> None:
         self.switcher.check(model_id, target, strategy)
+        await self._parts.preflight.check(model_id, target, strategy)
         if plan is not None:
             record = PlanRecord(operation_id, plan.digest(), plan.to_dict(), self._clock.wall_s())
             await asyncio.wrap_future(self.store.plan(record))

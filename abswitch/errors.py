@@ -12,6 +12,7 @@ AbswitchError
 ├── IllegalTransition                  the state machine was given an event its phase does not take
 ├── InstanceError                      a running (or starting) version
 │   ├── LoadFailed                     it never became able to serve
+│   │   └── OutOfBudget                it does not fit beside what is in use
 │   ├── InstanceNotRunning             asked before start or after stop
 │   └── InstanceDied                   its process or server went away
 ├── RequestFailed                      one request
@@ -115,6 +116,10 @@ class InstanceError(AbswitchError):
 
 class LoadFailed(InstanceError):
     """The version never became able to serve; whatever served before still does."""
+
+
+class OutOfBudget(LoadFailed):
+    """A version does not fit into the memory budget beside what is in use; nothing was loaded, nothing unloaded."""
 
 
 class InstanceNotRunning(InstanceError):

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from abswitch.domain import ModelVersion
-from abswitch.errors import InvalidInput
+from abswitch.errors import InvalidInput, StoreError
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered
+from abswitch.serving.golden import Answers, ReferenceKey
 from abswitch.serving.switcher import JournalEntry
+from abswitch.serving.timings import Timing
 from abswitch.store.journal import Journal, Record
 from abswitch.store.recorder import Recorder
 
 log = logging.getLogger(__name__)
 MOVE = "move"
+TIMING, GOLDEN = "timing", "golden"
+_KEPT = {TIMING: 200, GOLDEN: 100}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,15 @@ class Recovery:
         operations: oldest first.
         active: model → the version that serves it, with the operation that made it so.
         crashed: the process ended without closing its engine.
+        timings: how long loads, wakes, swaps and drains took.
+        golden: what each version answered to the golden prompts when it was loaded at first.
     """
 
     operations: list[Adopted] = field(default_factory=list)
     active: dict[str, tuple[str | None, str]] = field(default_factory=dict)
     crashed: bool = False
+    timings: list[Timing] = field(default_factory=list)
+    golden: dict[ReferenceKey, Answers] = field(default_factory=dict)
 
     def version_of(self, model_id: str) -> str | None:
         """The version that serves the model."""
@@ -79,6 +87,20 @@ class SwitchLog:
         self._journal.append(MOVE, body)
         self._store.transition(entry.transition, entry.operation)
 
+    def timing(self, timing: Timing) -> None:
+        """Keep a measurement; it is no loss worth an error when that fails."""
+        self._note(TIMING, timing._asdict())
+
+    def golden(self, key: ReferenceKey, answers: Answers) -> None:
+        """Keep what a version answered at first."""
+        self._note(GOLDEN, {"key": list(key), "answers": [list(pieces) for pieces in answers]})
+
+    def _note(self, kind: str, body: Mapping[str, Any]) -> None:
+        try:
+            self._journal.append(kind, body)
+        except StoreError as error:
+            log.warning("not kept for later processes: %s", error)
+
     def recovery(self, now_s: float) -> Recovery:
         """What the last process left, as of `now_s` (monotonic seconds of this one)."""
         found = Recovery(crashed=not self._journal.clean)
@@ -93,6 +115,12 @@ class SwitchLog:
             latest[operation.operation_id] = Adopted(recovered(operation, now_s), body["salt"], sequence)
             found.active[operation.model_id] = (body["active"], operation.operation_id)
         found.operations = list(latest.values())
+        for entry in self._journal.entries:
+            if entry.kind == TIMING:
+                found.timings.append(Timing(**entry.body))
+            elif entry.kind == GOLDEN:
+                model_id, version, digest = entry.body["key"]
+                found.golden[model_id, version, digest] = tuple(map(tuple, entry.body["answers"]))
         return found
 
     def close(self) -> None:
@@ -101,17 +129,21 @@ class SwitchLog:
 
 
 def still_needed(entries: Iterable[Record]) -> list[Record]:
-    """Of a journal's entries, those that a restart reads: the last move of each operation, in their order.
+    """Of a journal's entries, those that a restart reads: the last move of each operation, in their order, and the
+    newest measurements and references.
 
     Operations that ended are kept only where they say which version serves their model.
     """
     last: dict[str, Record] = {}
+    entries = list(entries)
+    noted = [one for kind, kept in _KEPT.items() for one in [e for e in entries if e.kind == kind][-kept:]]
     for entry in entries:
         if entry.kind == MOVE:
             last.pop(entry.body["operation"]["operation_id"], None)
             last[entry.body["operation"]["operation_id"]] = entry
     newest = {entry.body["operation"]["model_id"]: entry for entry in last.values()}
-    return [entry for entry in last.values() if not _ended(entry.body) or entry is newest[_model(entry.body)]]
+    moves = [entry for entry in last.values() if not _ended(entry.body) or entry is newest[_model(entry.body)]]
+    return sorted(moves + noted, key=lambda entry: entry.sequence)
 
 
 def _moves(entries: Iterable[Record]) -> list[Mapping[str, Any]]:

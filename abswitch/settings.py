@@ -32,10 +32,22 @@ class ModelSwitchingConfig:
     max_queue_wait_seconds: float = 60.0
     max_queued_requests: int = 1000
     golden_prompt_check: bool = True
+    device_memory_limit_gb: float | None = None
+    host_memory_limit_gb: float | None = None
     restart_initial_seconds: float = 1.0
     restart_max_seconds: float = 60.0
     max_restarts: int = 5
     restart_window_seconds: float = 600.0
+
+    @property
+    def device_memory_budget_bytes(self) -> int | None:
+        """`device_memory_limit_gb` (GiB) in bytes."""
+        return None if self.device_memory_limit_gb is None else int(self.device_memory_limit_gb * 2**30)
+
+    @property
+    def host_memory_budget_bytes(self) -> int | None:
+        """`host_memory_limit_gb` (GiB) in bytes."""
+        return None if self.host_memory_limit_gb is None else int(self.host_memory_limit_gb * 2**30)
 
     def __post_init__(self) -> None:
         checks.integer("max_cached_models", self.max_cached_models, low=1)

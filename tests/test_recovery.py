@@ -232,5 +232,5 @@ def test_the_journal_is_beside_the_store_and_readable(tmp_path: Path) -> None:
     walk(tmp_path / "s.duckdb", 3)
     lines = (tmp_path / "s.duckdb.journal").read_bytes().rstrip(b"\0").splitlines()
     kinds = [json.loads(line.partition(b" ")[2])[1] for line in lines]
-    assert kinds == ["opened", "move", "move", "move"]
+    assert kinds[0] == "opened" and [kind for kind in kinds if kind == "move"] == ["move"] * 3
     assert os.path.exists(tmp_path / "s.duckdb.journal.lock")  # noqa: PTH110

@@ -69,6 +69,11 @@ class _Strategy:
         """Whether the stable version leaves before the candidate is loaded; requests wait meanwhile."""
         return False
 
+    @property
+    def swaps(self) -> bool:
+        """Whether the candidate takes over the stable version's engine."""
+        return False
+
     def candidates(self, target: str) -> tuple[tuple[str, float], ...]:
         """The versions compared with the stable one, and their parts of the candidates' share (they sum to 1)."""
         return ((target, 1.0),)
@@ -81,19 +86,27 @@ class ImmediateStrategy(_Strategy):
     Args:
         drain_first: for a machine on which the two versions do not fit together: the stable version finishes what it
             began and leaves, then the candidate is loaded; requests that come meanwhile wait, none is lost.
+        in_place: the candidate's weights are put into the stable version's engine once that has finished what it began:
+            for checkpoints of one architecture, much quicker than another engine. Requests that come meanwhile wait.
     """
 
     type: ClassVar[SwitchingStrategyType] = SwitchingStrategyType.IMMEDIATE
     at_end: ClassVar[AtEnd] = AtEnd.PROMOTE
     needs_stable: ClassVar[bool] = False
     drain_first: bool = False
+    in_place: bool = False
 
     def __post_init__(self) -> None:
         checks.flag(f"{_WHERE}.drain_first", self.drain_first)
+        checks.flag(f"{_WHERE}.in_place", self.in_place)
 
     @property
     def drains_first(self) -> bool:
-        return self.drain_first
+        return self.drain_first or self.in_place
+
+    @property
+    def swaps(self) -> bool:
+        return self.in_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

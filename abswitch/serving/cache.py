@@ -1,35 +1,32 @@
-"""`ModelCache`: sole owner of instances. Loads each version once however many ask, and gives memory back by LRU."""
+"""`ModelCache`: sole owner of instances and of their residency.
+
+Loads each version once however many ask, wakes what sleeps, and keeps the whole within its budget: what to bring down,
+and to which tier, is decided by the pure `policy.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from abswitch.domain import LoadFacts, ModelVersion, SwitchPath, VersionKey
-from abswitch.errors import EngineClosed, InvalidInput, LoadFailed
+from abswitch.clock import Clock, SystemClock
+from abswitch.domain import LoadFacts, ModelVersion, Residency, SwitchPath, VersionKey
+from abswitch.errors import EngineClosed, InstanceError, InvalidInput, LoadFailed, OutOfBudget
 from abswitch.serving.instance import InstanceFactory, ModelInstance
+from abswitch.serving.policy import Budget, Footprint, Held, Room, Step, make_room, usage
+from abswitch.serving.timings import Timings
+from abswitch.serving.weights import weights_digest
 
 log = logging.getLogger(__name__)
-
-
-def choose_evictions(
-    least_recent_first: Sequence[VersionKey], protected: Collection[VersionKey], limit: int
-) -> tuple[VersionKey, ...]:
-    """Which versions to unload so that at most `limit` stay. Pure.
-
-    A protected version is never chosen, even when that leaves more than `limit`.
-    """
-    surplus = len(least_recent_first) - limit
-    unprotected = [key for key in least_recent_first if key not in protected]
-    return tuple(unprotected[: max(0, surplus)])
+_LEVELS = {Residency.SLEEPING: 1, Residency.DISCARDED: 2}
 
 
 @dataclass(frozen=True, slots=True)
 class CachedVersion:
-    """A version that is loaded: the instance and what loading it cost."""
+    """A version that is able to serve: the instance, what it cost, and how it came to be so."""
 
     instance: ModelInstance
     facts: LoadFacts
@@ -37,13 +34,24 @@ class CachedVersion:
     weights_digest: str | None = None
 
 
+@dataclass(slots=True)
+class _Parked:
+    """A version whose instance exists but does not serve now."""
+
+    cached: CachedVersion
+    tier: Residency
+
+
 class ModelCache:
     """Instances by version. Lives on the engine's loop.
 
     Args:
         backends: instance factory by backend name.
-        max_cached_models: how many loaded versions to keep at most; those in use do not fall under it.
+        max_cached_models: how many versions to hold at most; those in use do not fall under it.
         in_use: tells whether requests or routes need a version now.
+        device_bytes, host_bytes: memory that all versions together may take; None is no limit.
+        timings: takes note of how long loads, wakes and swaps took.
+        digest: of a version's weights; called on a thread of its own.
     """
 
     def __init__(
@@ -52,14 +60,26 @@ class ModelCache:
         *,
         max_cached_models: int,
         in_use: Callable[[VersionKey], bool],
+        device_bytes: int | None = None,
+        host_bytes: int | None = None,
+        timings: Timings | None = None,
+        digest: Callable[[ModelVersion], str | None] = lambda version: weights_digest(version.config),
+        clock: Clock | None = None,
     ) -> None:
         self._backends = dict(backends)
-        self._limit = max_cached_models
+        self.budget = Budget(max_models=max_cached_models, device_bytes=device_bytes, host_bytes=host_bytes)
+        self.timings = timings or Timings()
         self._in_use = in_use
+        self._digest = digest
+        self._clock = clock or SystemClock()
         self._loaded: dict[VersionKey, CachedVersion] = {}  # least recently used first
+        self._parked: dict[VersionKey, _Parked] = {}  # brought down longest ago first
         self._loading: dict[VersionKey, asyncio.Task[CachedVersion]] = {}
+        self._reserved: dict[VersionKey, Footprint] = {}
+        self._memory: dict[VersionKey, Footprint] = {}
         self._stopping: set[asyncio.Task[None]] = set()
         self._pins: Counter[VersionKey] = Counter()
+        self._room = asyncio.Lock()
         self._closed = False
 
     def check_backend(self, version: ModelVersion) -> None:
@@ -68,13 +88,67 @@ class ModelCache:
         if backend not in self._backends:
             raise InvalidInput("model_config.backend", backend, "one of " + ", ".join(sorted(self._backends)))
 
+    # --- looking ----------------------------------------------------------------------------------------------------
+
     @property
     def loaded(self) -> Mapping[VersionKey, CachedVersion]:
-        """What is loaded now, least recently used first."""
+        """What is able to serve now, least recently used first."""
         return dict(self._loaded)
 
+    def tier(self, key: VersionKey) -> Residency:
+        """How much of a version is held."""
+        parked = self._parked.get(key)
+        return parked.tier if parked else Residency.RESIDENT if key in self._loaded else Residency.COLD
+
+    @property
+    def held(self) -> list[Held]:
+        """Everything that takes memory, the first to leave first: parked, resident, and what is being loaded."""
+        parked = [self._held(key, one.cached, one.tier) for key, one in self._parked.items()]
+        resident = [self._held(key, cached, Residency.RESIDENT) for key, cached in self._loaded.items()]
+        loading = [
+            Held(
+                key=key,
+                tier=Residency.RESIDENT,
+                tiers=((Residency.RESIDENT, footprint),),
+                engine=("loading", key),
+                protected=True,
+            )
+            for key, footprint in self._reserved.items()
+        ]
+        return parked + resident + loading
+
+    def _held(self, key: VersionKey, cached: CachedVersion, tier: Residency) -> Held:
+        awake = self._memory.get(key, Footprint())
+        tiers = [(Residency.RESIDENT, awake)]
+        if cached.instance.can_sleep:
+            tiers.append((Residency.SLEEPING, Footprint(0, awake.host_bytes + awake.device_bytes)))
+            tiers.append((Residency.DISCARDED, Footprint(0, awake.host_bytes)))
+        return Held(
+            key=key,
+            tier=tier,
+            tiers=tuple(tiers),
+            engine=cached.instance.engine_key,
+            protected=key in self._loading or bool(self._pins[key]) or self._in_use(key),
+        )
+
+    async def needs(self, version: ModelVersion) -> Footprint:
+        """Memory that bringing a version up would take beyond what it holds: measured if it was loaded before."""
+        return await self._needs(version, self._backends[version.config.backend](version))
+
+    async def _needs(self, version: ModelVersion, instance: ModelInstance) -> Footprint:
+        key = version.key
+        if key in self._loaded:
+            return Footprint()
+        known = self._memory.get(key)
+        if known is not None and key in self._parked:
+            now = self._held(key, self._parked[key].cached, self._parked[key].tier).footprint
+            return Footprint(known.device_bytes - now.device_bytes, max(0, known.host_bytes - now.host_bytes))
+        return await instance.needs()
+
+    # --- pinning ----------------------------------------------------------------------------------------------------
+
     def pin(self, key: VersionKey) -> None:
-        """Keep a version from being evicted until `unpin`."""
+        """Keep a version from being brought down until `unpin`."""
         self._pins[key] += 1
 
     def unpin(self, key: VersionKey) -> None:
@@ -83,10 +157,13 @@ class ModelCache:
         if self._pins[key] <= 0:
             del self._pins[key]
 
+    # --- bringing up ------------------------------------------------------------------------------------------------
+
     async def ensure(self, version: ModelVersion) -> CachedVersion:
-        """The loaded version; loads it when needed. Concurrent calls share one load.
+        """The version, able to serve; loads or wakes it when needed. Concurrent calls share the work.
 
         Raises:
+            OutOfBudget: it does not fit beside what is in use; nothing was loaded.
             LoadFailed: with the reason; the next call tries again.
         """
         if self._closed:
@@ -98,7 +175,7 @@ class ModelCache:
             return cached
         task = self._loading.get(key)
         if task is None:
-            task = asyncio.create_task(self._load(version), name=f"load {version}")
+            task = asyncio.create_task(self._bring_up(version), name=f"load {version}")
             self._loading[key] = task
             task.add_done_callback(lambda done: self._load_ended(key, done))
         # Shielded: one caller that goes away must not end the load for the others.
@@ -109,8 +186,37 @@ class ModelCache:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("%s", error)  # also when everybody who waited for it has gone
 
-    async def _load(self, version: ModelVersion) -> CachedVersion:
-        instance = self._backends[version.config.backend](version)
+    async def _bring_up(self, version: ModelVersion) -> CachedVersion:
+        key = version.key
+        try:
+            instance = self._backends[version.config.backend](version)
+            await self._reserve(version, instance)
+            parked = self._parked.pop(key, None)
+            cached = await (self._wake(version, parked, instance) if parked else self._load(version, instance))
+            self._memory[key] = await cached.instance.memory()
+            self._loaded[key] = cached
+        finally:
+            self._reserved.pop(key, None)
+        await self.trim(keep=key)
+        return cached
+
+    async def _reserve(self, version: ModelVersion, instance: ModelInstance) -> None:
+        """Make room for a version, and hold it until its memory can be measured."""
+        key = version.key
+        async with self._room:
+            need = await self._needs_of(version, instance)
+            await self._fit(need, models=0 if key in self._parked else 1, what=str(version))
+            self._reserved[key] = need
+
+    async def _needs_of(self, version: ModelVersion, instance: ModelInstance) -> Footprint:
+        try:
+            return await self._needs(version, instance)
+        except InvalidInput:
+            raise
+        except Exception as error:
+            raise LoadFailed(f"{version} did not load: {error}") from error
+
+    async def _load(self, version: ModelVersion, instance: ModelInstance) -> CachedVersion:
         try:
             facts = await instance.start()
         except LoadFailed:
@@ -118,22 +224,107 @@ class ModelCache:
         except Exception as error:
             raise LoadFailed(f"{version} did not load: {type(error).__name__}: {error}") from error
         log.info("loaded %s in %.1f s", version, facts.load_s)
-        cached = CachedVersion(instance, facts)
-        self._loaded[version.key] = cached
-        await self.trim(keep=version.key)
-        return cached
+        joined = facts.shared_engine and version.config.adapter is not None
+        path = SwitchPath.ADAPTER if joined else SwitchPath.LOAD
+        self.timings.took(*version.key, path, facts.load_s)
+        return CachedVersion(instance, facts, path, await asyncio.to_thread(self._digest, version))
+
+    async def _wake(self, version: ModelVersion, parked: _Parked, fresh: ModelInstance) -> CachedVersion:
+        """Wake it; what does not wake is stopped and loaded from its files."""
+        began_s = self._clock.monotonic_s()
+        try:
+            await parked.cached.instance.wake()
+        except Exception as error:
+            log.warning("%s did not wake and is loaded anew: %s", version, error)
+            await parked.cached.instance.stop()
+            return await self._load(version, fresh)
+        self.timings.took(*version.key, SwitchPath.WAKE, self._clock.monotonic_s() - began_s)
+        return replace(parked.cached, path=SwitchPath.WAKE)
+
+    async def swap(self, old: VersionKey, version: ModelVersion) -> CachedVersion:
+        """Put a version's weights into the engine of another one, which is drained and is forgotten.
+
+        Raises:
+            InstanceError: that is not possible here, or the old version is in use; nothing changed.
+            LoadFailed: the engine did not take the weights; it was stopped.
+        """
+        cached = self._loaded.get(old)
+        if cached is None:
+            raise InstanceError(f"{old[0]}:{old[1]} is not loaded")
+        if self._in_use(old):
+            raise InstanceError(f"{old[0]}:{old[1]} is in use")
+        reason = await cached.instance.why_not_in_place(version)
+        if reason is not None:
+            raise InstanceError(f"{version} cannot take the place of {old[0]}:{old[1]}: {reason}")
+        began_s = self._clock.monotonic_s()
+        del self._loaded[old]  # nobody may lease it while its weights change
+        instance = await cached.instance.become(version)
+        took_s = self._clock.monotonic_s() - began_s
+        self.timings.took(*version.key, SwitchPath.IN_PLACE, took_s)
+        memory = self._memory[version.key] = await instance.memory()
+        facts = LoadFacts(
+            load_s=took_s, memory_bytes=memory.host_bytes, device_memory_bytes=memory.device_bytes or None
+        )
+        digest = await asyncio.to_thread(self._digest, version)
+        swapped = CachedVersion(instance, facts, SwitchPath.IN_PLACE, digest)
+        self._loaded[version.key] = swapped
+        return swapped
+
+    # --- bringing down ----------------------------------------------------------------------------------------------
+
+    def plan_room(self, need: Footprint, *, models: int = 1) -> Room:
+        """What would have to leave for `need` more bytes."""
+        return make_room(self.held, need, self.budget, models=models)
 
     async def trim(self, keep: VersionKey | None = None) -> None:
-        """Unload what is over the limit and not needed."""
-        protected = {key for key in self._loaded if key == keep or self._pins[key] or self._in_use(key)}
-        for key in choose_evictions(tuple(self._loaded), protected, self._limit):
+        """Bring down what is over the budget and not needed."""
+        if keep is not None:
+            self.pin(keep)
+        try:
+            async with self._room:
+                await self._follow(lambda: self.plan_room(Footprint(), models=0))
+        finally:
+            if keep is not None:
+                self.unpin(keep)
+
+    async def _fit(self, need: Footprint, *, models: int, what: str) -> None:
+        room = self.plan_room(need, models=models)
+        if room.fits:
+            room = await self._follow(lambda: self.plan_room(need, models=models))
+        if not room.fits:
+            raise OutOfBudget(
+                f"{what} did not load: it needs {need}, of which {room.lacking} do not fit; "
+                f"{usage(self.held)} are held by {_named(self.held)}, and the budget is {_limits(self.budget)}"
+            )
+
+    async def _follow(self, plan: Callable[[], Room]) -> Room:
+        """Take a plan's steps one by one, and make it anew after each: what is needed changes while one is taken."""
+        while (room := plan()).steps:
+            await self._bring_down(room.steps[0])
+        return room
+
+    async def _bring_down(self, step: Step) -> None:
+        key, cached = step.key, self._loaded.get(step.key)
+        if step.to is Residency.COLD or cached is None:
             await self.discard(key)
+            return
+        del self._loaded[key]  # at once: nobody may lease what goes to sleep
+        log.info("%s:%s goes to sleep (%s)", *key, step.to)
+        try:
+            await cached.instance.sleep(_LEVELS[step.to])
+        except Exception as error:
+            log.warning("%s:%s did not go to sleep and is unloaded: %s", *key, error)
+            await self._stop(key, cached)
+            return
+        self._parked[key] = _Parked(cached, step.to)
 
     def evict(self, key: VersionKey) -> asyncio.Task[None] | None:
-        """Forget a version now and begin to stop its instance; None when it is not loaded."""
-        cached = self._loaded.pop(key, None)
-        if cached is None:
-            return None
+        """Forget a version now and begin to stop its instance; None when nothing of it is held."""
+        parked = self._parked.pop(key, None)
+        cached = self._loaded.pop(key, None) or (parked.cached if parked else None)
+        return None if cached is None else self._stop(key, cached)
+
+    def _stop(self, key: VersionKey, cached: CachedVersion) -> asyncio.Task[None]:
         log.info("unloading %s:%s", *key)
         task = asyncio.create_task(cached.instance.stop(), name=f"stop {key}")
         self._stopping.add(task)
@@ -152,4 +343,14 @@ class ModelCache:
         for task in tuple(self._loading.values()):
             # A load cannot be interrupted half-way without leaving a process behind: let it end, then stop it.
             await asyncio.wait([task])
-        await asyncio.gather(*(self.discard(key) for key in tuple(self._loaded)), *self._stopping)
+        await asyncio.gather(*(self.discard(key) for key in (*self._loaded, *self._parked)), *self._stopping)
+
+
+def _named(held: list[Held]) -> str:
+    return ", ".join(f"{one.key[0]}:{one.key[1]}{' (in use)' if one.protected else ''}" for one in held) or "nothing"
+
+
+def _limits(budget: Budget) -> str:
+    device = "" if budget.device_bytes is None else f"{Footprint(budget.device_bytes)}".split(" and ")[0]
+    host = "" if budget.host_bytes is None else f"{Footprint(0, budget.host_bytes)}"
+    return " and ".join(filter(None, (device, host))) or "unlimited"

@@ -14,12 +14,13 @@ from typing import Any
 
 from abswitch.clock import Clock, Timer
 from abswitch.domain import RouteRecord, VersionKey
-from abswitch.errors import LoadFailed
+from abswitch.errors import InstanceError, LoadFailed
 from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import Judgement, Ruling
 from abswitch.rollout.operation import Effect, Event, Operation
 from abswitch.rollout.strategies import ShadowStrategy
 from abswitch.serving.cache import CachedVersion, ModelCache
+from abswitch.serving.preflight import DRAIN
 from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.revival import Reviver, arm_of
@@ -135,6 +136,7 @@ class Effects:
         try:
             if instead_of is not None:
                 await self._make_room(operation, instead_of)
+                await self._take_the_place(operation, versions[0], instead_of)
             for version in versions:
                 await self._in_time(operation, version, self._cache.ensure)
             if operation.stable is not None and operation.strategy.needs_stable:
@@ -157,7 +159,16 @@ class Effects:
                 f"version {version!r} still answers {left} request(s) after {self._drain_timeout_s:g} s "
                 f"(max_transition_time_seconds); nothing in use is unloaded"
             )
-        await self._cache.discard((model_id, version))
+
+    async def _take_the_place(self, operation: Operation, version: str, old: str) -> None:
+        """Of a version that is drained: swap the weights where that is wanted and possible, unload it else."""
+        key = (operation.model_id, old)
+        if operation.strategy.swaps and key in self._cache.loaded:
+            try:
+                await self._cache.swap(key, self._registry.get(operation.model_id, version))
+            except InstanceError as refused:
+                log.warning("%s: no swap in place, loading instead: %s", operation.operation_id, refused)
+        await self._cache.discard(key)
 
     async def _warm(self, operation: Operation, versions: tuple[str, ...]) -> None:
         try:
@@ -253,7 +264,10 @@ class Effects:
 
     async def _drain(self, operation: Operation, versions: tuple[str, ...]) -> None:
         keys: list[VersionKey] = [(operation.model_id, version) for version in versions]
+        began_s = self._clock.monotonic_s()
         left = await asyncio.gather(*(self._transitions.drain(key, self._drain_timeout_s) for key in keys))
+        for model_id, version in keys:
+            self._cache.timings.took(model_id, version, DRAIN, self._clock.monotonic_s() - began_s)
         self._answer(operation, ops.Drained(left=sum(left)))
 
     def _unpin(self, operation: Operation, versions: tuple[str, ...]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Hashable
 from typing import Protocol
 
 from abswitch.domain import GenerationRequest, HealthFacts, LoadFacts, ModelVersion, TokenChunk
+from abswitch.serving.policy import Footprint
 
 
 class ModelInstance(Protocol):
@@ -21,6 +22,16 @@ class ModelInstance(Protocol):
     @property
     def can_sleep(self) -> bool:
         """Whether `sleep` and `wake` are available on this platform."""
+
+    @property
+    def engine_key(self) -> Hashable:
+        """Equal for instances that run on one engine, whose memory is counted once."""
+
+    async def needs(self) -> Footprint:
+        """Memory that `start` will take beyond what runs already; before `start`, and an estimate."""
+
+    async def memory(self) -> Footprint:
+        """Memory its whole engine takes now; nothing when it is not started or runs elsewhere."""
 
     async def start(self) -> LoadFacts:
         """Become able to serve.
@@ -52,6 +63,19 @@ class ModelInstance(Protocol):
 
     async def wake(self) -> None:
         """Undo `sleep`; returns when able to serve again."""
+
+    async def why_not_in_place(self, version: ModelVersion) -> str | None:
+        """Why the weights of `version` cannot take the place of this one's; None when they can."""
+
+    async def become(self, version: ModelVersion) -> ModelInstance:
+        """Load another version's weights into this engine, in place of its own; returns the instance of that version.
+
+        This instance is stopped by it. The caller has drained it, and compares the answers afterwards.
+
+        Raises:
+            InstanceError: not possible here (see `why_not_in_place`), or requests are in flight; nothing changed.
+            LoadFailed: the engine refused the weights; what it holds now is unknown, so this instance was stopped.
+        """
 
     async def stop(self) -> None:
         """Give everything back; leaves no process behind. Idempotent."""

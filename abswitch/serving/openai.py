@@ -13,7 +13,7 @@ import importlib
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Hashable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -39,6 +39,8 @@ from abswitch.errors import (
     PromptTooLong,
     RequestFailed,
 )
+from abswitch.serving.instance import ModelInstance
+from abswitch.serving.policy import Footprint
 
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 _TOO_LONG = re.compile(r"context.{0,20}(length|size|window)|prompt is too long|maximum model length", re.IGNORECASE)
@@ -127,6 +129,22 @@ class OpenAIInstance:
     @property
     def can_sleep(self) -> bool:
         return False
+
+    @property
+    def engine_key(self) -> Hashable:
+        return id(self)
+
+    async def needs(self) -> Footprint:
+        return Footprint()  # its memory is on another machine, or another's business
+
+    async def memory(self) -> Footprint:
+        return Footprint()
+
+    async def why_not_in_place(self, version: ModelVersion) -> str | None:  # noqa: ARG002 (of the protocol)
+        return "it runs on a server whose weights are not ours to change"
+
+    async def become(self, version: ModelVersion) -> ModelInstance:
+        raise InstanceError(f"{self._version} cannot become {version}: {await self.why_not_in_place(version)}")
 
     async def start(self) -> LoadFacts:
         if self._facts is not None:

@@ -10,7 +10,7 @@ import logging
 from contextlib import aclosing
 from itertools import count
 
-from abswitch.domain import GenerationRequest, ModelVersion, VersionKey
+from abswitch.domain import GenerationRequest, ModelVersion, SwitchPath, VersionKey
 from abswitch.errors import LoadFailed
 from abswitch.serving.cache import CachedVersion, ModelCache
 from abswitch.serving.golden import GoldenPrompts
@@ -18,6 +18,7 @@ from abswitch.serving.instance import ModelInstance
 
 log = logging.getLogger(__name__)
 WARM_PROMPT = "1"
+_SHORT_CUTS = frozenset({SwitchPath.WAKE, SwitchPath.IN_PLACE})
 
 
 class Readiness:
@@ -54,8 +55,13 @@ class Readiness:
                 task = asyncio.create_task(self._show(version, cached), name=f"first tokens of {version}")
                 self._showing[version.key] = task
                 task.add_done_callback(lambda done: self._end(version.key, done))
-            if await asyncio.shield(task) is cached:
-                return cached
+            try:
+                if await asyncio.shield(task) is cached:
+                    return cached
+            except LoadFailed as failure:
+                if cached.path not in _SHORT_CUTS:
+                    raise
+                log.error("%s; it is loaded from its files", failure)  # it was evicted: the next turn loads it
 
     def _end(self, key: VersionKey, task: asyncio.Task[CachedVersion]) -> None:
         self._showing.pop(key, None)

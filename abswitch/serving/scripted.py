@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -28,6 +28,7 @@ from abswitch.domain import (
     VersionKey,
 )
 from abswitch.errors import InstanceDied, InstanceError, InstanceNotRunning, LoadFailed, PromptTooLong
+from abswitch.serving.policy import Footprint
 
 Answer = Callable[[Prompt], Sequence[str]] | Mapping[str, str | Sequence[str]]
 """What is answered: a function from the prompt to tokens, or a table of answers (a string is a token a character)."""
@@ -130,7 +131,7 @@ class ScriptedInstance:
         load_gate: `start` waits here first.
         token_gate: every stream waits here before each token; by default none waits.
         die_after: the whole instance dies when it has generated this many tokens.
-        memory_bytes: what it says it occupies.
+        memory_bytes: what it says it occupies of the host; the attribute `device_bytes` has that of the accelerator.
         clock: for the age of the last token.
     """
 
@@ -155,6 +156,11 @@ class ScriptedInstance:
         self.token_gate = token_gate
         self.die_after = die_after
         self.memory_bytes = memory_bytes
+        self.device_bytes = 0
+        self.shared_engine: Hashable | None = None
+        self.wake_error: str | None = None
+        self.swap_error: str | None = None
+        self.sibling: Callable[[ModelVersion], ScriptedInstance] = ScriptedInstance
         self._clock = clock or SystemClock()
         self.counts = Counts()
         self.requests: list[GenerationRequest] = []
@@ -172,6 +178,33 @@ class ScriptedInstance:
     @property
     def can_sleep(self) -> bool:
         return True
+
+    @property
+    def engine_key(self) -> Hashable:
+        return self.shared_engine or id(self)
+
+    async def needs(self) -> Footprint:
+        return Footprint(self.device_bytes, self.memory_bytes)
+
+    async def memory(self) -> Footprint:
+        if self._residency is Residency.COLD:
+            return Footprint()
+        asleep = self._residency is not Residency.RESIDENT
+        return Footprint(0 if asleep else self.device_bytes, self.memory_bytes)
+
+    async def why_not_in_place(self, version: ModelVersion) -> str | None:
+        return None if version.config.model == self._version.config.model else "it is another script"
+
+    async def become(self, version: ModelVersion) -> ScriptedInstance:
+        reason = await self.why_not_in_place(version)
+        if reason is not None or self.in_flight:
+            raise InstanceError(f"{self._version} cannot become {version}: {reason or 'requests are in flight'}")
+        await self.stop()
+        if self.swap_error is not None:
+            raise LoadFailed(f"{version} did not load: {self.swap_error}")
+        other = self.sibling(version)
+        await other.start()
+        return other
 
     @property
     def in_flight(self) -> int:
@@ -293,6 +326,8 @@ class ScriptedInstance:
     async def wake(self) -> None:
         if self._residency is Residency.COLD:
             raise InstanceNotRunning(f"{self._version} is not started")
+        if self.wake_error is not None:
+            raise InstanceError(f"{self._version} did not wake: {self.wake_error}")
         self._residency = Residency.RESIDENT
 
     async def stop(self) -> None:
@@ -343,6 +378,7 @@ class ScriptedBackend:
     def __call__(self, version: ModelVersion) -> ScriptedInstance:
         answer = self._answers.get(version.version, self._answer)
         instance = ScriptedInstance(version, answer, clock=self._clock)
+        instance.sibling = self
         if self._configure is not None:
             self._configure(instance)
         self.made.append(instance)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Hashable
+from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -37,9 +38,12 @@ from abswitch.errors import (
     RequestFailed,
 )
 from abswitch.serving.instance import InstanceFactory
+from abswitch.serving.policy import Footprint
 from abswitch.serving.source import check_adapter
+from abswitch.serving.vllm_args import plan_of
 from abswitch.serving.vllm_engine import VllmEngine, VllmEnginePool
 from abswitch.serving.vllm_log import shortened
+from abswitch.serving.vllm_swap import why_not_swappable
 
 __all__ = ["VllmEngine", "VllmEnginePool", "VllmInstance", "vllm_backend"]
 
@@ -64,6 +68,7 @@ class VllmInstance:
         self._lora: Any = None
         self._residency = Residency.COLD
         self._open: set[str] = set()
+        self._salt = str(version)  # versions never answer from each other's cached prefixes
         self._ids = count()
         self._last_token_s: float | None = None
         self._changing = asyncio.Lock()
@@ -89,6 +94,56 @@ class VllmInstance:
     def max_model_len(self) -> int:
         """The context length in tokens, prompt and answer together."""
         return self._started().max_model_len
+
+    @property
+    def engine_key(self) -> Hashable:
+        return id(self._engine or self)
+
+    async def needs(self) -> Footprint:
+        return await self._pool.needs(self._version)
+
+    async def memory(self) -> Footprint:
+        engine = self._engine
+        if engine is None or engine.is_dead:
+            return Footprint()
+        return await asyncio.to_thread(engine.footprint)
+
+    async def why_not_in_place(self, version: ModelVersion) -> str | None:
+        engine = self._started()
+        if self._pool.holders(engine) > 1:
+            return "its engine serves other versions, too"
+        if self._version.config.adapter is not None or version.config.adapter is not None:
+            return "an adapter is added to an engine, not swapped into it"
+        plan = await asyncio.to_thread(plan_of, version, engine.vllm)
+        return await asyncio.to_thread(why_not_swappable, engine.plan, plan)
+
+    async def become(self, version: ModelVersion) -> VllmInstance:
+        reason = await self.why_not_in_place(version)
+        async with self._changing:
+            engine = self._awake()
+            if self._open:
+                reason = f"{len(self._open)} requests are in flight"
+            if reason is not None:
+                raise InstanceError(f"{self._version} cannot become {version}: {reason}")
+            began_s = time.monotonic()
+            try:
+                await self._pool.swap(engine, version)
+            except Exception as error:
+                failure = LoadFailed(
+                    f"{version} did not load in place: {shortened(f'{type(error).__name__}: {error}')}"
+                )
+            else:
+                return self._handed_over(engine, version, time.monotonic() - began_s)
+        await self.stop()
+        raise failure
+
+    def _handed_over(self, engine: VllmEngine, version: ModelVersion, seconds: float) -> VllmInstance:
+        other = VllmInstance(version, self._pool)
+        assert self._facts is not None, "it serves"
+        other._engine, other._residency = engine, Residency.RESIDENT
+        other._facts = replace(self._facts, load_s=seconds)
+        self._engine, self._facts, self._residency = None, None, Residency.COLD
+        return other
 
     async def start(self) -> LoadFacts:
         async with self._changing:
@@ -177,7 +232,9 @@ class VllmInstance:
         if self._engine is not engine:
             raise self._stopped()  # while the prompt was tokenised
         params = sampling_params(engine.vllm.sampling_params, engine.vllm.delta, sampling)
-        return engine.llm.generate(engine.vllm.tokens_input(token_ids), params, name, lora_request=self._lora)
+        return engine.llm.generate(
+            engine.vllm.tokens_input(token_ids, self._salt), params, name, lora_request=self._lora
+        )
 
     def _stopped(self) -> InstanceNotRunning:
         return InstanceNotRunning(f"{self._version} was stopped while the request was under way")

@@ -45,7 +45,7 @@ class Vllm:
     sampling_params: Any
     delta: Any
     lora_request: Any
-    tokens_input: Callable[[list[int]], Any]
+    tokens_input: Callable[[list[int], str], Any]
     dead_error: type[Exception]
     platform: Any
 
@@ -89,14 +89,15 @@ def load_vllm() -> Vllm:
         )
 
 
-def _tokens_input() -> Callable[[list[int]], Any]:
-    """How tokens are handed over: newer releases take them as they are, older ones look through a prompt first."""
+def _tokens_input() -> Callable[[list[int], str], Any]:
+    """How tokens are handed over, with the salt of their cached prefixes: newer releases take them as they are, older
+    ones look through a prompt first."""
     try:
         from vllm.inputs import tokens_input
     except ImportError:
-        return lambda token_ids: {"prompt_token_ids": token_ids}
-    made: Callable[[list[int]], Any] = tokens_input
-    return made
+        return lambda token_ids, salt: {"prompt_token_ids": token_ids, "cache_salt": salt}
+    made: Any = tokens_input
+    return lambda token_ids, salt: made(token_ids, cache_salt=salt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ import psutil
 from abswitch.domain import ModelVersion
 from abswitch.errors import LoadFailed
 from abswitch.serving.loop import off_loop
+from abswitch.serving.policy import Footprint
 from abswitch.serving.reaper import ProcessReaper, reap_orphans
 from abswitch.serving.vllm_args import EnginePlan, Vllm, load_vllm, plan_of
 from abswitch.serving.vllm_log import EngineLog, forget_log, log_argument, why_it_died, why_it_failed
+from abswitch.serving.vllm_memory import estimate
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,10 @@ class VllmEngine:
     def device_memory_bytes(self) -> int | None:
         """Accelerator memory of the engine's processes; None where NVML does not tell. Blocks for a moment."""
         return None if self.vllm.on_cpu else _nvml_bytes(set(self.pids))
+
+    def footprint(self) -> Footprint:
+        """Memory of the engine's processes on device and host. Blocks for a moment."""
+        return Footprint(self.device_memory_bytes() or 0, self.memory_bytes())
 
     async def stop_listening(self) -> None:
         """No longer wait for answers: nobody asks any more, and an end on purpose is not to be reported as a death."""
@@ -191,6 +198,27 @@ class VllmEnginePool:
         ending = None if slot is None else self._let_go(slot, version.config.adapter is not None)
         if ending is not None:
             await asyncio.shield(ending)  # an end that is cut short could leave processes behind
+
+    async def needs(self, version: ModelVersion) -> Footprint:
+        """Memory that `acquire` would take beyond what runs: an engine's, or only the adapter's where one is joined.
+
+        Raises:
+            InvalidInput, LoadFailed: as `acquire`.
+        """
+        vllm = await _library(version)
+        plan = await asyncio.to_thread(plan_of, version, vllm)
+        joins = any(slot.fits(plan) for slot in self._slots)
+        return await asyncio.to_thread(estimate, plan, version, on_cpu=vllm.on_cpu, joins=joins)
+
+    async def swap(self, engine: VllmEngine, version: ModelVersion) -> None:
+        """Load another version's weights into a drained engine; its cached prefixes are of the old ones, so they go."""
+        plan = await asyncio.to_thread(plan_of, version, engine.vllm)
+        slot = next(slot for slot in self._slots if _result(slot.start) is engine)
+        # From here on it is an engine of neither version, and nobody may join it.
+        slot.plan = engine.plan = replace(engine.plan, base=("being swapped",))
+        await engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(plan.args["model"])})
+        await engine.llm.reset_prefix_cache()
+        slot.plan = engine.plan = plan
 
     def holders(self, engine: VllmEngine) -> int:
         """How many versions an engine serves now."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from abswitch.clock import VirtualClock
-from abswitch.domain import EMPTY, RequestRecord, Residency, RouteRecord, ScoreRecord, TransitionRecord
+from abswitch.domain import EMPTY, RequestRecord, RouteRecord, ScoreRecord, TransitionRecord
 from abswitch.rollout.judging import Judge
 from abswitch.rollout.operation import Operation, Phase
 from abswitch.rollout.strategies import Strategy, strategy_of
@@ -89,7 +89,7 @@ class Shell:
             self.transitions,
             self.clock,
             load=self._load,
-            residency=lambda key: Residency.RESIDENT if key in self.cache.loaded else Residency.COLD,
+            residency=self.cache.tier,
             record=self._record,
             on_answer=lambda _: None,
             on_lost=self.switcher.instance_lost,

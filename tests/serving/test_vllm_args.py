@@ -54,7 +54,7 @@ def library(*, cpu: bool = True) -> Vllm:
         sampling_params=None,
         delta=None,
         lora_request=None,
-        tokens_input=lambda token_ids: token_ids,
+        tokens_input=lambda token_ids, _: token_ids,
         dead_error=RuntimeError,
         platform=Platform(cpu),
     )

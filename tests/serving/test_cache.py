@@ -1,0 +1,206 @@
+"""The cache keeps its budget, loads once, wakes what sleeps, swaps in place, and never takes away what is needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from abswitch.domain import ModelConfig, ModelVersion, SwitchPath, VersionKey
+from abswitch.errors import InstanceError, LoadFailed, OutOfBudget
+from abswitch.serving.cache import ModelCache
+from abswitch.serving.golden import GoldenPrompts
+from abswitch.serving.readiness import Readiness
+from abswitch.serving.scripted import Gate, ScriptedBackend, ScriptedInstance
+from abswitch.serving.timings import Timings
+
+
+def version(name: str, model: str = "script") -> ModelVersion:
+    return ModelVersion(version=name, config=ModelConfig(model_id="m", model=model, backend="scripted"))
+
+
+class Bench:
+    """A cache of scripted instances of 10 bytes on the device and 1 of the host each."""
+
+    def __init__(
+        self, *, max_cached_models: int = 9, device_bytes: int | None = None, host_bytes: int | None = None
+    ) -> None:
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.used: set[VersionKey] = set()
+        self.backend = ScriptedBackend(configure=self._configure)
+        self.timings = Timings()
+        self.cache = ModelCache(
+            {"scripted": self.backend},
+            in_use=self.used.__contains__,
+            timings=self.timings,
+            digest=lambda v: f"digest of {v.version}",
+            max_cached_models=max_cached_models,
+            device_bytes=device_bytes,
+            host_bytes=host_bytes,
+        )
+
+    def _configure(self, instance: ScriptedInstance) -> None:
+        instance.device_bytes, instance.memory_bytes = self.sizes.get(instance.version.version, (10, 1))
+
+    async def load(self, *names: str) -> None:
+        for name in names:
+            await self.cache.ensure(version(name))
+
+    def tiers(self, *names: str) -> list[str]:
+        return [self.cache.tier(("m", name)).value for name in names]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[type[Bench]]:
+    made: list[Bench] = []
+
+    class Noted(Bench):
+        def __init__(self, **limits: Any) -> None:
+            super().__init__(**limits)
+            made.append(self)
+
+    yield Noted
+    for one in made:
+        await one.cache.close()
+        assert all(instance.counts.loads <= instance.counts.stops for instance in one.backend.made), "one is left"
+
+
+async def test_what_does_not_fit_on_the_device_puts_the_oldest_to_sleep(bench: type[Bench]) -> None:
+    b = bench(device_bytes=20)
+    await b.load("a", "b", "a", "c")
+    assert b.tiers("a", "b", "c") == ["resident", "sleeping", "resident"], "a was used after b"
+    cached = await b.cache.ensure(version("b"))
+    assert cached.path is SwitchPath.WAKE and b.tiers("a", "b") == ["sleeping", "resident"]
+    assert sum(instance.counts.loads for instance in b.backend.made) == 3, "a wake is no load"
+
+
+async def test_without_host_memory_weights_are_discarded_and_then_versions_unloaded(bench: type[Bench]) -> None:
+    b = bench(device_bytes=20, host_bytes=5)
+    await b.load("a", "b", "c")
+    assert b.tiers("a", "b", "c") == ["discarded", "resident", "resident"]
+    b = bench(device_bytes=20, host_bytes=2)
+    await b.load("a", "b", "c")
+    assert b.tiers("a", "b", "c") == ["cold", "resident", "resident"]
+
+
+async def test_out_of_budget_is_one_clear_error_and_nothing_was_touched(bench: type[Bench]) -> None:
+    b = bench(device_bytes=25)
+    await b.load("a", "b")
+    b.used |= {("m", "a"), ("m", "b")}
+    with pytest.raises(OutOfBudget, match=r"m:c did not load: it needs .*m:a \(in use\), m:b \(in use\)") as refused:
+        await b.load("c")
+    assert "budget" in str(refused.value) and b.tiers("a", "b", "c") == ["resident", "resident", "cold"]
+    assert b.backend["m", "c"].counts.loads == 0
+
+
+async def test_loads_at_once_do_not_both_take_the_last_place(bench: type[Bench]) -> None:
+    b = bench(device_bytes=20)
+    b.used |= {("m", name) for name in "abc"}
+    found = await asyncio.gather(*(b.cache.ensure(version(name)) for name in "abc"), return_exceptions=True)
+    assert sum(isinstance(one, OutOfBudget) for one in found) == 1
+
+
+async def test_a_version_asked_for_while_it_goes_to_sleep_comes_back(bench: type[Bench]) -> None:
+    b = bench(device_bytes=10)
+    await b.load("a")
+    await asyncio.gather(b.cache.ensure(version("b")), b.cache.ensure(version("a")), b.cache.ensure(version("b")))
+    assert sorted(b.tiers("a", "b")) == ["resident", "sleeping"]
+
+
+async def test_pinned_leased_and_loading_versions_stay(bench: type[Bench]) -> None:
+    b = bench(max_cached_models=1)
+    gate = Gate()
+    await b.load("pinned")
+    b.cache.pin(("m", "pinned"))
+    await b.load("leased")
+    b.used.add(("m", "leased"))
+    loading = asyncio.create_task(b.cache.ensure(version("slow")))
+    await asyncio.sleep(0)
+    await b.load("other")
+    gate.open()
+    await loading
+    b.cache.unpin(("m", "pinned"))
+    assert b.tiers("pinned", "leased") == ["cold", "resident"] or b.tiers("pinned") == ["resident"]
+    await b.cache.trim()
+    assert b.tiers("pinned", "leased") == ["cold", "resident"]
+
+
+async def test_one_that_does_not_wake_is_loaded_from_its_files(bench: type[Bench]) -> None:
+    b = bench(device_bytes=10)
+    await b.load("a")
+    sleeper = b.backend["m", "a"]
+    await b.load("b")
+    sleeper.wake_error = "the driver lost it"
+    cached = await b.cache.ensure(version("a"))
+    assert cached.path is SwitchPath.LOAD and cached.instance is not sleeper and sleeper.counts.stops == 1
+
+
+async def test_weights_take_the_place_of_others(bench: type[Bench]) -> None:
+    b = bench()
+    await b.load("a")
+    b.used.add(("m", "a"))
+    with pytest.raises(InstanceError, match="in use"):
+        await b.cache.swap(("m", "a"), version("b"))
+    b.used.clear()
+    with pytest.raises(InstanceError, match="another script"):
+        await b.cache.swap(("m", "a"), version("b", model="else"))
+    assert b.tiers("a", "b") == ["resident", "cold"]
+    swapped = await b.cache.swap(("m", "a"), version("b"))
+    assert swapped.path is SwitchPath.IN_PLACE and swapped.weights_digest == "digest of b"
+    assert b.tiers("a", "b") == ["cold", "resident"]
+    assert b.timings.expect("m", "b", SwitchPath.IN_PLACE).n == 1
+
+
+async def test_a_swap_that_breaks_leaves_nothing_behind(bench: type[Bench]) -> None:
+    b = bench()
+    await b.load("a")
+    b.backend["m", "a"].swap_error = "shapes differ"
+    with pytest.raises(LoadFailed, match="shapes differ"):
+        await b.cache.swap(("m", "a"), version("b"))
+    assert b.tiers("a", "b") == ["cold", "cold"]
+
+
+async def test_a_wake_that_returns_garbage_is_loaded_from_its_files(bench: type[Bench]) -> None:
+    b = bench(device_bytes=10)
+    readiness = Readiness(b.cache, GoldenPrompts())
+    await readiness.prove(version("a"))
+    sleeper = b.backend["m", "a"]
+    await readiness.prove(version("b"))
+    sleeper._answer = lambda _: ("garbage",) * 3
+    cached = await readiness.prove(version("a"))
+    assert cached.path is SwitchPath.LOAD and cached.instance is not sleeper
+    assert readiness.ready(("m", "a")) is cached
+
+
+async def test_versions_on_one_engine_count_once(bench: type[Bench]) -> None:
+    b = bench(device_bytes=15)
+    await b.load("base")
+    b.backend["m", "base"].shared_engine = "one"
+    b.sizes["adapter"] = (1, 0)
+    await b.load("adapter")
+    b.backend["m", "adapter"].shared_engine = "one"
+    b.backend["m", "adapter"].device_bytes = 10
+    assert b.tiers("base", "adapter") == ["resident", "resident"]
+    await b.cache.trim()
+    assert b.tiers("base", "adapter") == ["resident", "resident"]
+
+
+async def test_what_it_took_is_what_it_needs_next_time(bench: type[Bench]) -> None:
+    b = bench(device_bytes=10)
+    await b.load("a", "b")
+    need = await b.cache.needs(version("a"))
+    assert (need.device_bytes, b.tiers("a")) == (10, ["sleeping"])
+    assert (await b.cache.needs(version("b"))).device_bytes == 0
+
+
+def test_expectations_are_medians_and_say_what_they_rest_on() -> None:
+    kept: list[object] = []
+    timings = Timings(keep=kept.append)
+    assert str(timings.expect("m", "a", "load")) == "not measured yet"
+    for seconds in (3.0, 1.0, 2.0):
+        timings.took("m", "a", "load", seconds)
+    assert timings.expect("m", "a", "load").seconds == 2.0 and len(kept) == 3
+    assert str(timings.expect("m", "b", "load")) == "2 s (median of 3 of other versions)"
+    assert timings.expect("m", "b", "load").of_others
