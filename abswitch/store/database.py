@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import duckdb
     import pandas as pd
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MEMORY = ":memory:"
 
 _CONFIG = {
@@ -152,6 +152,7 @@ class Database:
                 self._bring_up_to_date(connection)
             else:
                 _create(connection)
+            connection.execute(packaged("views.sql")).fetchall()
         except BaseException:
             with suppress(Exception):  # the first error is the one to tell
                 self._root.close()
@@ -187,11 +188,15 @@ class Database:
 
 
 def _create(connection: duckdb.DuckDBPyConnection) -> None:
-    schema = files("abswitch.store").joinpath("schema.sql").read_text(encoding="utf-8")
     connection.begin()
-    connection.execute(schema)
+    connection.execute(packaged("schema.sql"))
     connection.execute("INSERT INTO meta VALUES (?, ?, ?)", [SCHEMA_VERSION, time.time(), _package()])
     connection.commit()
+
+
+def packaged(name: str) -> str:
+    """A SQL file of this package."""
+    return files("abswitch.store").joinpath(name).read_text(encoding="utf-8")
 
 
 def _package() -> str:

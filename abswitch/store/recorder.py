@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from abswitch import checks
 from abswitch.domain import ModelConfig, ModelVersion, RequestRecord, RouteRecord, ScoreRecord, TransitionRecord
 from abswitch.errors import InvalidInput, StoreError
+from abswitch.records import AlertRecord, ArtifactRecord, AssignmentRecord, HealthSample, LookRecord, RunRecord
 from abswitch.rollout.operation import Operation
 from abswitch.store.database import Database
 from abswitch.store.writer import Job, RecorderStats, Row, Writer
@@ -96,6 +97,22 @@ class Recorder:
         """Keep one score of one answer."""
         self._writer.offer(Row("scores", record))
 
+    def assignment(self, record: AssignmentRecord) -> None:
+        """Keep that a unit met an arm."""
+        self._writer.offer(Row("assignments", record))
+
+    def health_sample(self, record: HealthSample) -> None:
+        """Keep one look at an instance."""
+        self._writer.offer(Row("health_samples", record))
+
+    def alert(self, record: AlertRecord) -> None:
+        """Keep one change of an alert's state. Never dropped."""
+        self._writer.put(Row("alerts", record))
+
+    def look(self, record: LookRecord) -> None:
+        """Keep one metric at one look. Never dropped: a sequential curve with holes misleads."""
+        self._writer.put(Row("looks", record))
+
     def route(self, record: RouteRecord) -> None:
         """Keep one arm of a routing snapshot. Never dropped: requests are judged against it."""
         self._writer.put(Row("routes", record))
@@ -148,6 +165,22 @@ class Recorder:
         """Insert or replace one look at an experiment."""
         row = record._replace(body=json_text("verdict.body", record.body))  # type: ignore[arg-type]  # as above
         return self._writer.submit(Job(((_insert("verdicts", len(row), replace=True), row),)))
+
+    def run(self, record: RunRecord) -> Future[None]:
+        """Insert or replace one execution of an experiment's specification.
+
+        Raises:
+            InvalidInput: specification, parameters or environment are not JSON values.
+        """
+        texts = {
+            name: json_text(f"run.{name}", getattr(record, name)) for name in ("spec", "parameters", "environment")
+        }
+        row = record._replace(**texts)
+        return self._writer.submit(Job(((_insert("runs", len(row), replace=True), row),)))
+
+    def artifact(self, record: ArtifactRecord) -> Future[None]:
+        """Insert or replace one file that came out of a run or an operation."""
+        return self._writer.submit(Job(((_insert("artifacts", len(record), replace=True), record),)))
 
     def execute(self, *statements: tuple[str, Sequence[Any]]) -> Future[None]:
         """Commit statements together, in order with everything else; for the store's own modules."""

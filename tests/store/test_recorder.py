@@ -373,7 +373,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="schema version 99"):
         Recorder(tmp_path / "s.duckdb")
     with duckdb.connect(str(tmp_path / "s.duckdb")) as connection:  # the refusal let go of the file
-        connection.execute("UPDATE meta SET schema_version = 2")
+        connection.execute("UPDATE meta SET schema_version = 3")
     Recorder(tmp_path / "s.duckdb").close()
 
 
