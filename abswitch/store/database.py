@@ -39,27 +39,41 @@ _OPEN_PATHS: set[Path] = set()
 _OPEN_LOCK = threading.Lock()
 
 
+class Unavailable(StoreError):
+    """The file cannot be opened or written now; later it may."""
+
+
+class Held(Unavailable):
+    """The file is open in another process; it can be opened once that lets go of it."""
+
+
 class Database:
     """An open store. `cursor` and `select` may be called from any thread.
 
     Args:
         path: the file, made (with its folder) when it is not there; `":memory:"` keeps nothing.
+        may_be_held: a file that another process holds is no error; `ensure_open` opens it once it can be.
 
     Raises:
         StoreError: it is open elsewhere (naming who holds it), is not a store of abswitch, or is of a newer schema.
         InvalidInput: not a path.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, may_be_held: bool = False) -> None:
         if not isinstance(path, str | Path) or not str(path):
             raise InvalidInput("path", path, 'a file, or ":memory:"')
         self.path: Path | None = None if path == MEMORY else Path(path).expanduser().resolve()
         self._lock = threading.Lock()
         self._closed = False
+        self._root: duckdb.DuckDBPyConnection | None = None
+        self._laid = False
         self._claim()
         try:
-            self._root = self._connect()
-            self._lay_schema()
+            self.ensure_open()
+        except Unavailable as error:
+            if not (may_be_held and isinstance(error, Held)):
+                self._release()
+                raise StoreError(str(error)) from error.__cause__
         except BaseException:
             self._release()
             raise
@@ -78,15 +92,39 @@ class Database:
         with self._lock:
             if self._closed:
                 raise StoreError(f"{self.name} is closed; open it again with Recorder({self.name!r})")
+            if self._root is None:
+                raise Held(f"{self.name} is held by another process; what is recorded waits in its spool")
             return self._root.cursor()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be read and written now; otherwise another process holds the file."""
+        return self._root is not None
+
+    def ensure_open(self) -> None:
+        """Open the file unless it is.
+
+        Raises:
+            Held: another process has it.
+            StoreError: it cannot be opened, or is not a store of this schema.
+        """
+        with self._lock:
+            if self._root is not None or self._closed:
+                return
+            self._root = self._connect()
+            if not self._laid:
+                self._lay_schema()
+                self._laid = True
 
     def reopen(self) -> None:
         """Replace the connection after DuckDB gave the database up; in memory there is nothing to go back to."""
         if self.path is None:
             return
         with self._lock:
-            self._root.close()
-            self._root = self._connect()
+            if self._root is not None:
+                self._root.close()
+            self._root = None
+        self.ensure_open()
 
     def select(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Rows of one reading statement; nothing it says can change the store.
@@ -129,7 +167,8 @@ class Database:
             if self._closed:
                 return
             self._closed = True
-            self._root.close()
+            if self._root is not None:
+                self._root.close()
         self._release()
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
@@ -140,9 +179,11 @@ class Database:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             return duckdb.connect(self.name, config=dict(_CONFIG))
         except (duckdb.Error, OSError) as error:
-            raise StoreError(_why_not_open(self.name, error)) from error
+            kind = Held if _HOLDER.search(str(error)) else Unavailable
+            raise kind(_why_not_open(self.name, error)) from error
 
     def _lay_schema(self) -> None:
+        assert self._root is not None, "just opened"
         connection = self._root.cursor()
         try:
             tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
@@ -156,6 +197,7 @@ class Database:
         except BaseException:
             with suppress(Exception):  # the first error is the one to tell
                 self._root.close()
+            self._root = None
             raise
         finally:
             connection.close()

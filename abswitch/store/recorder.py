@@ -6,7 +6,7 @@ import json
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -17,10 +17,13 @@ from abswitch.errors import InvalidInput, StoreError
 from abswitch.records import AlertRecord, ArtifactRecord, AssignmentRecord, HealthSample, LookRecord, RunRecord
 from abswitch.rollout.operation import Operation
 from abswitch.store.database import Database
-from abswitch.store.writer import Job, RecorderStats, Row, Writer
+from abswitch.store.items import Job, Refusal, Row
+from abswitch.store.ledger import RecorderStats
+from abswitch.store.redaction import Redact, Redaction
+from abswitch.store.spool import LARGEST_BYTES
+from abswitch.store.writer import Writer
 
 if TYPE_CHECKING:
-    import duckdb
     import pandas as pd
 
 __all__ = ["PlanRecord", "Recorder", "RecorderStats", "VerdictRecord"]
@@ -59,10 +62,17 @@ class Recorder:
 
     A program that ends without `close` loses nothing that was accepted: a finalizer flushes at interpreter exit.
 
+    While the file cannot be written (the disk is full, another process holds it), what comes is kept in a spool beside
+    it, safe from a crash, and is written exactly once as soon as it can be; a durable call counts as done once it is
+    there.
+
     Args:
         path: the DuckDB file, made with its folder when it is not there; `":memory:"` keeps nothing.
-        capacity: rows that may wait before further ones are dropped.
+        capacity: rows that may wait in memory before further ones are dropped.
         flush_interval_s: how long a row waits at most before it is written.
+        spool_bytes: how large the spool may grow (256 MiB); the first 8 MiB of it are reserved on the disk at once.
+        spool_while_held: begin in the spool when another process holds the file, rather than refuse.
+        redact: applied to prompts, outputs and error messages before they are stored; see `Redaction`.
 
     Raises:
         StoreError: the file is open elsewhere, is not a store of abswitch, or has another schema version.
@@ -75,11 +85,24 @@ class Recorder:
         *,
         capacity: int = 65_536,
         flush_interval_s: float = 0.25,
+        spool_bytes: int = LARGEST_BYTES,
+        spool_while_held: bool = False,
+        redact: Redact | None = None,
     ) -> None:
         checks.integer("capacity", capacity, low=1)
         checks.number("flush_interval_s", flush_interval_s, low=0.0, above=True)
-        self._database = Database(path)
-        self._writer = Writer(self._database, capacity=capacity, flush_interval_s=flush_interval_s)
+        checks.integer("spool_bytes", spool_bytes, low=0)
+        if redact is not None and not callable(redact):
+            raise InvalidInput("redact", redact, "a callable that is given a text and returns what may be stored of it")
+        self._redaction = Redaction(redact)
+        self._database = Database(path, may_be_held=checks.flag("spool_while_held", spool_while_held))
+        self._writer = Writer(
+            self._database,
+            capacity=capacity,
+            flush_interval_s=flush_interval_s,
+            spool_bytes=spool_bytes,
+            prepare=self._redaction,
+        )
         self._closing = weakref.finalize(self, _close, self._writer, self._database)
 
     @property
@@ -151,15 +174,14 @@ class Recorder:
         The future fails with `StoreError` when the operation already has a different plan: plans are pre-registered.
         """
 
-        def check(connection: duckdb.DuckDBPyConnection) -> None:
-            query = "SELECT digest FROM plans WHERE operation_id = ?"
-            held = connection.execute(query, [record.operation_id]).fetchall()
-            if held and held[0][0] != record.digest:
-                raise StoreError(f"operation {record.operation_id} is committed to plan {held[0][0]}; it cannot change")
-
+        refusal = Refusal(
+            "SELECT digest FROM plans WHERE operation_id = ? AND digest <> ?",
+            (record.operation_id, record.digest),
+            f"operation {record.operation_id} is committed to plan {{0}}; it cannot change",
+        )
         row = record._replace(body=json_text("plan.body", record.body))  # type: ignore[arg-type]  # the row holds JSON text
         sql = _insert("plans", len(row)) + " ON CONFLICT DO NOTHING"
-        return self._writer.submit(Job(((sql, row),), check))
+        return self._writer.submit(Job(((sql, row),), refusal))
 
     def verdict(self, record: VerdictRecord) -> Future[None]:
         """Insert or replace one look at an experiment."""
@@ -238,11 +260,16 @@ class Recorder:
 
     def stats(self) -> RecorderStats:
         """What became of everything handed in."""
-        return self._writer.stats()
+        return replace(self._writer.stats(), unredacted=self._redaction.failures)
 
     def missing_since(self, at_s: float) -> int:
-        """Rows handed in from `at_s` (seconds since the epoch) on that are not, and will not be, in the store."""
-        return self._writer.missing_since(at_s)
+        """Rows handed in from `at_s` (seconds since the epoch) on that are not, and will not be, in the store.
+
+        Those that earlier processes counted are included.
+        """
+        sql = "SELECT coalesce(sum(row_count), 0) FROM gaps WHERE at_s >= ? AND writer_id <> ?"
+        earlier = int(self.rows(sql, (int(at_s), self._writer.writer_id))[0][0])
+        return earlier + self._writer.missing_since(at_s)
 
     def close(self) -> None:
         """Write what is left and let go of the file. Idempotent; later rows are counted as dropped.

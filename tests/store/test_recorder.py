@@ -390,7 +390,7 @@ def test_a_database_that_was_given_up_is_opened_again(tmp_path: Path) -> None:
     with Recorder(tmp_path / "s.duckdb", flush_interval_s=0.02) as recorder:
         recorder.request(a_request("before"))
         recorder.flush()
-        recorder._writer._connection.close()  # what a fatal error leaves: a connection that refuses everything
+        recorder._writer._committer._connection.close()  # what a fatal error leaves: a connection that refuses everything
         recorder.request(a_request("after"))
         recorder.flush()
         assert recorder.stats().flush_errors == 1
