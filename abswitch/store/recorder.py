@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -17,9 +18,13 @@ from abswitch.errors import InvalidInput, StoreError
 from abswitch.records import AlertRecord, ArtifactRecord, AssignmentRecord, HealthSample, LookRecord, RunRecord
 from abswitch.rollout.operation import Operation
 from abswitch.store.database import Database
+from abswitch.store.housekeeping import Chore, Housekeeper
 from abswitch.store.items import Job, Refusal, Row
 from abswitch.store.ledger import RecorderStats
+from abswitch.store.published import Publisher
+from abswitch.store.reading import Params, source_of
 from abswitch.store.redaction import Redact, Redaction
+from abswitch.store.retention import Retainer, Retention
 from abswitch.store.spool import LARGEST_BYTES
 from abswitch.store.writer import Writer
 
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["PlanRecord", "Recorder", "RecorderStats", "VerdictRecord"]
 
 _CLOSE_TIMEOUT_S = 10.0
+_RETENTION_INTERVAL_S = 3600.0
+
+log = logging.getLogger("abswitch.store")
 
 
 class PlanRecord(NamedTuple):
@@ -73,6 +81,8 @@ class Recorder:
         spool_bytes: how large the spool may grow (256 MiB); the first 8 MiB of it are reserved on the disk at once.
         spool_while_held: begin in the spool when another process holds the file, rather than refuse.
         redact: applied to prompts, outputs and error messages before they are stored; see `Redaction`.
+        publish_interval_s: how often other processes are shown what is new; None shows them nothing.
+        retention: what may go, looked at once an hour; everything is kept by default.
 
     Raises:
         StoreError: the file is open elsewhere, is not a store of abswitch, or has another schema version.
@@ -88,22 +98,35 @@ class Recorder:
         spool_bytes: int = LARGEST_BYTES,
         spool_while_held: bool = False,
         redact: Redact | None = None,
+        publish_interval_s: float | None = 1.0,
+        retention: Retention | None = None,
     ) -> None:
         checks.integer("capacity", capacity, low=1)
         checks.number("flush_interval_s", flush_interval_s, low=0.0, above=True)
         checks.integer("spool_bytes", spool_bytes, low=0)
         if redact is not None and not callable(redact):
             raise InvalidInput("redact", redact, "a callable that is given a text and returns what may be stored of it")
+        if publish_interval_s is not None:
+            checks.number("publish_interval_s", publish_interval_s, low=0.0, above=True)
         self._redaction = Redaction(redact)
         self._database = Database(path, may_be_held=checks.flag("spool_while_held", spool_while_held))
+        publisher = Publisher(self._database, is_on=publish_interval_s is not None)
         self._writer = Writer(
             self._database,
             capacity=capacity,
             flush_interval_s=flush_interval_s,
             spool_bytes=spool_bytes,
             prepare=self._redaction,
+            on_commit=publisher.changed,
         )
-        self._closing = weakref.finalize(self, _close, self._writer, self._database)
+        self._retainer = Retainer(retention or Retention(), self._database, self._writer.submit, publisher.forget)
+        chores = [Chore(f"{self._database.name} cannot be published", publish_interval_s or 1.0, publisher.refresh)]
+        if retention is not None and not retention.is_unbounded:
+            name = f"old rows of {self._database.name} cannot be deleted"
+            chores.insert(0, Chore(name, _RETENTION_INTERVAL_S, self._retainer))
+        housekeeper = Housekeeper(chores if self.path is not None else ())
+        # Nothing handed to the finalizer may refer back to this object.
+        self._closing = weakref.finalize(self, _close, self._writer, housekeeper, publisher, self._database)
 
     @property
     def path(self) -> Path | None:
@@ -194,10 +217,8 @@ class Recorder:
         Raises:
             InvalidInput: specification, parameters or environment are not JSON values.
         """
-        texts = {
-            name: json_text(f"run.{name}", getattr(record, name)) for name in ("spec", "parameters", "environment")
-        }
-        row = record._replace(**texts)
+        texts = [json_text(f"run.{name}", getattr(record, name)) for name in ("spec", "parameters", "environment")]
+        row = (*record[:6], *texts, *record[9:])
         return self._writer.submit(Job(((_insert("runs", len(row), replace=True), row),)))
 
     def artifact(self, record: ArtifactRecord) -> Future[None]:
@@ -224,7 +245,7 @@ class Recorder:
             name = self._database.name
             raise StoreError(f"{stats.queued} rows not yet in {name} after {timeout_s:g} s: {why}") from None
 
-    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pd.DataFrame:
+    def query(self, sql: str, params: Params = None) -> pd.DataFrame:
         """Flush, then read; `params` fill `?` (a sequence) or `$name` (a mapping).
 
         Raises:
@@ -234,7 +255,34 @@ class Recorder:
         self.flush()
         return self._database.select(sql, params)
 
-    def rows(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
+    def table(self, name: str) -> pd.DataFrame:
+        """A whole table or view of docs/schema.md.
+
+        Raises:
+            InvalidInput: there is none of that name.
+        """
+        return self.query(source_of(name))
+
+    def export(self, source: str, path: Path | str) -> Path:
+        """Write a table, or what a statement selects, to a `.parquet`, `.csv` or `.csv.gz` file; returns its path.
+
+        Raises:
+            InvalidInput: no such table, not one reading statement, or another ending.
+            StoreError: the file cannot be written.
+        """
+        self.flush()
+        return self._database.export(source, path)
+
+    def retain(self, now_s: float | None = None) -> dict[str, int]:
+        """Apply the retention now; returns how many rows went, by table.
+
+        Args:
+            now_s: seconds since the epoch; the present by default.
+        """
+        self.flush()
+        return self._retainer.apply(now_s)
+
+    def rows(self, sql: str, params: Params = ()) -> list[tuple[Any, ...]]:
         """`query` as plain tuples, without pandas; for the store's own modules."""
         self.flush()
         return self._database.rows(sql, params)
@@ -286,11 +334,21 @@ class Recorder:
         self.close()
 
 
-def _close(writer: Writer, database: Database) -> None:
+def _close(writer: Writer, housekeeper: Housekeeper, publisher: Publisher, database: Database) -> None:
     try:
+        housekeeper.close()  # before the writer, whose answers its chores may await
         writer.close(_CLOSE_TIMEOUT_S)
+        if database.is_open:
+            _finish(publisher, database.name)
     finally:
         database.close()
+
+
+def _finish(publisher: Publisher, name: str) -> None:
+    try:
+        publisher.finish()
+    except Exception as error:
+        log.warning("%s could not be published (%s); readers will read the file itself", name, error)
 
 
 def _insert(table: str, columns: int, *, replace: bool = False) -> str:

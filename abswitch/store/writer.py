@@ -42,7 +42,8 @@ class Writer:
         capacity: rows that may wait in memory.
         spool_bytes: how large the spool may grow.
         prepare: applied to each item in the writer's thread before it is written anywhere; must not raise.
-        on_commit: called in the writer's thread after each commit; must not raise.
+        on_commit: called in the writer's thread after each commit, with whether tables of current state may have
+            changed; must not raise.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Writer:
         flush_interval_s: float,
         spool_bytes: int,
         prepare: Callable[[Item], Item] = lambda item: item,
-        on_commit: Callable[[], None] = lambda: None,
+        on_commit: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self._database = database
         self._capacity = capacity
@@ -233,8 +234,8 @@ class Writer:
         if events:
             self._ledger.committed(writer_id, len(events), events[-1].number, spooled=spooled)
             _resolve(events)
+            self._on_commit(any(isinstance(event.item, Job) for event in events))
             events.clear()
-            self._on_commit()
 
     def _refuse(self, writer_id: str, event: Event, error: Exception, *, spooled: bool) -> None:
         self._ledger.refused(writer_id, event.number, error, spooled=spooled)
