@@ -127,7 +127,7 @@ class Publisher:
         Raises:
             StoreError, duckdb.Error, OSError: it cannot be; it is tried again by the next call.
         """
-        if not self._is_on or not self._rows_changed:
+        if not (self._is_on and self._rows_changed and self._database.is_open):
             return
         state = self._state_changed
         self._rows_changed = self._state_changed = False  # before, so that a commit meanwhile is seen the next time

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from abswitch import checks
 from abswitch.errors import InvalidInput, StoreError
 from abswitch.store import reading
-from abswitch.store.database import CONFIG, SCHEMA_VERSION, packaged
+from abswitch.store.database import CONFIG, SCHEMA_VERSION, Unavailable, packaged
 from abswitch.store.published import Manifest, folder_of
 from abswitch.store.reading import Params
 
@@ -20,15 +22,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _ATTEMPTS = 3
+_POLL_S = 0.05
 
 
-def open_readonly(path: Path | str) -> Reader:
+def open_readonly(path: Path | str, *, patience_s: float = 5.0) -> Reader:
     """A reader of the store at `path`; works while an engine in this or another process writes it.
+
+    Args:
+        patience_s: how long to wait for an engine that has only just opened the store to publish it.
 
     Raises:
         StoreError: there is no store, or it cannot be read now; says why.
     """
-    return Reader(path)
+    return Reader(path, patience_s=patience_s)
 
 
 class Reader:
@@ -42,7 +48,8 @@ class Reader:
         as_of_s: everything recorded before is in the last answer; None: everything there is.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, patience_s: float = 5.0) -> None:
+        checks.number("patience_s", patience_s, low=0.0)
         if not isinstance(path, str | Path) or not str(path) or str(path) == ":memory:":
             raise InvalidInput("path", path, "a store's file")
         self.path = Path(path).expanduser().resolve()
@@ -52,8 +59,19 @@ class Reader:
         self._shown: tuple[Manifest, duckdb.DuckDBPyConnection] | None = None
         if not self.path.exists() and Manifest.read(self._folder) is None:
             raise StoreError(f"there is no store at {self.path}")
-        with self._lock, self._connection():
-            pass
+        self._await(time.monotonic() + patience_s)
+
+    def _await(self, end_s: float) -> None:
+        """Return once it can be read."""
+        poll = threading.Event()
+        while True:
+            try:
+                with self._lock, self._connection():
+                    return
+            except Unavailable:
+                if time.monotonic() >= end_s:
+                    raise
+            poll.wait(_POLL_S)
 
     def query(self, sql: str, params: Params = None) -> pd.DataFrame:
         """Rows of one reading statement; docs/schema.md has the tables.
@@ -128,7 +146,7 @@ class Reader:
                     direct.close()
                 return
             if manifest is None:
-                raise StoreError(f"{self.path} cannot be read now, and nothing of it is published: {why_not}")
+                raise Unavailable(f"{self.path} cannot be read now, and nothing of it is published: {why_not}")
         self.as_of_s = None if manifest.complete else manifest.as_of_s
         yield self._published(manifest)
 

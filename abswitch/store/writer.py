@@ -243,7 +243,7 @@ class Writer:
             self._ledger.miss("rejected", 1)
             table = event.item.table
             self._ledger.tell_once("rejected", "%s refused a row for %s: %s", self._database.name, table, error)
-        elif not _fail(event.item, error):  # it was answered when it was spooled: nobody else will learn of this
+        elif spooled or not _fail(event.item, error):  # it was answered when it was spooled: nobody else will learn
             self._ledger.miss("rejected", 1)
             log.error("%s refused what it had taken while it could not be written: %s", self._database.name, error)
 
