@@ -9,7 +9,7 @@ from pathlib import Path
 
 from abswitch.clock import Clock
 from abswitch.domain import ModelVersion, RequestRecord, Residency, ScoreRecord, VersionKey
-from abswitch.persistence import Recovery, SwitchLog, keeper
+from abswitch.persistence import Recovery, SwitchLog, keeper, open_journal
 from abswitch.scoring import Sample, Score, Scorer, scorers_of
 from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import CachedVersion, ModelCache
@@ -32,6 +32,8 @@ from abswitch.serving.vllm import VllmEnginePool, vllm_backend
 from abswitch.settings import ModelSwitchingConfig
 from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
+from abswitch.store.redaction import Redact
+from abswitch.store.retention import Retention
 from abswitch.store.tracking import TrackingSink
 
 
@@ -54,6 +56,7 @@ class Machinery:
     switcher: ModelSwitcher
     dispatcher: Dispatcher
     grader: Grader
+    tally: StepTally
     recovery: Recovery
 
     def shut_down(self) -> None:
@@ -87,6 +90,8 @@ def assemble(
     scorers: Sequence[Scorer | Callable[[Sample], Score]],
     mlflow: str | None,
     record_text: bool,
+    redact: Redact | None,
+    retention: Retention,
     backends: Mapping[str, InstanceFactory],
     clock: Clock,
 ) -> Machinery:
@@ -97,10 +102,12 @@ def assemble(
     """
     accepted_scorers = scorers_of(scorers)
     with ExitStack() as undo:
-        recorder = Recorder(store)
+        # The journal first: it tells another engine, which must not share a store, from a program that only reads it.
+        journal = open_journal(store)
+        undo.callback(journal.close if journal.clean else journal.abandon)
+        recorder = Recorder(store, spool_while_held=True, redact=redact, retention=retention)
         undo.callback(recorder.close)
-        switch_log = SwitchLog(recorder.path, recorder)
-        undo.callback(switch_log.close)
+        switch_log = SwitchLog(journal, recorder)
         tracking = None if mlflow is None else MlflowSink(mlflow, recorder=recorder)
         if tracking is not None:
             undo.callback(tracking.close)
@@ -164,6 +171,7 @@ def _wire(
         load=_loader(registry, readiness),
         residency=_residency(cache),
         record=_requested(store, tally),
+        assigned=store.assignment,
         on_answer=_grading(grader),
         on_lost=switcher.instance_lost,
         record_text=record_text,
@@ -184,6 +192,7 @@ def _wire(
         switcher=switcher,
         dispatcher=dispatcher,
         grader=grader,
+        tally=tally,
         recovery=switch_log.recovery(clock.monotonic_s()),
     )
 

@@ -37,6 +37,10 @@ def open_readonly(path: Path | str, *, patience_s: float = 5.0) -> Reader:
     return Reader(path, patience_s=patience_s)
 
 
+read = open_readonly
+"""`abswitch.read(path)`."""
+
+
 class Reader:
     """Reads a store, never holds it: an engine can be started on it at any time. Safe in several threads.
 

@@ -22,6 +22,7 @@ from abswitch.store.housekeeping import Chore, Housekeeper
 from abswitch.store.items import Job, Refusal, Row
 from abswitch.store.ledger import RecorderStats
 from abswitch.store.published import Publisher
+from abswitch.store.reader import open_readonly
 from abswitch.store.reading import Params, source_of
 from abswitch.store.redaction import Redact, Redaction
 from abswitch.store.retention import Retainer, Retention
@@ -35,6 +36,8 @@ __all__ = ["PlanRecord", "Recorder", "RecorderStats", "VerdictRecord"]
 
 _CLOSE_TIMEOUT_S = 10.0
 _RETENTION_INTERVAL_S = 3600.0
+_UNPUBLISHED_EPOCHS = 1_000
+"""Routing epochs that a process may have made within the second before it was killed, and not published."""
 
 log = logging.getLogger("abswitch.store")
 
@@ -289,9 +292,8 @@ class Recorder:
 
     def versions(self) -> list[ModelVersion]:
         """Every version that was ever registered, in order of registration."""
-        rows = self.rows(
-            "SELECT version, config, metadata, registered_at_s FROM model_versions ORDER BY registered_at_s"
-        )
+        sql = "SELECT version, config, metadata, registered_at_s FROM model_versions ORDER BY registered_at_s"
+        rows, _ = self._last_known(sql)
         return [
             ModelVersion(
                 version=version,
@@ -304,7 +306,19 @@ class Recorder:
 
     def last_epochs(self) -> dict[str, int]:
         """The highest routing epoch recorded for each model; a new process goes on from there."""
-        return dict(self.rows("SELECT model_id, max(epoch) FROM routes GROUP BY model_id"))
+        rows, complete = self._last_known("SELECT model_id, max(epoch) FROM routes GROUP BY model_id")
+        return {model_id: epoch + (0 if complete else _UNPUBLISHED_EPOCHS) for model_id, epoch in rows}
+
+    def _last_known(self, sql: str) -> tuple[list[tuple[Any, ...]], bool]:
+        """What the store holds, or what was published of it while another process holds the file; whether that is all.
+
+        Raises:
+            StoreError: neither can be read.
+        """
+        if self._database.is_open or self.path is None:
+            return self.rows(sql), True
+        with open_readonly(self.path, patience_s=0.0) as reader:
+            return reader.rows(sql), reader.as_of_s is None
 
     def stats(self) -> RecorderStats:
         """What became of everything handed in."""
