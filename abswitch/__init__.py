@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from abswitch.scoring import ExactMatch, Function, Judge, Matches, Sample
     from abswitch.serving.handle import SwitchHandle
     from abswitch.settings import ModelSwitchingConfig
+    from abswitch.store.reader import open_readonly as read
 
 __version__ = "0.1.0"
 
@@ -59,6 +60,7 @@ _HOME = {
     "SwitchingEngine": "abswitch.engine",
     "SwitchingStrategyType": "abswitch.domain",
     "TokenChunk": "abswitch.domain",
+    "read": "abswitch.store.reader",
 }
 
 __all__ = [
@@ -87,6 +89,7 @@ __all__ = [
     "SwitchingEngine",
     "SwitchingStrategyType",
     "TokenChunk",
+    "read",
 ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from abswitch.clock import Clock
 from abswitch.domain import ModelVersion, RequestRecord, ScoreRecord
-from abswitch.persistence import Recovery, SwitchLog, keeper
+from abswitch.persistence import Recovery, SwitchLog, keeper, open_journal
 from abswitch.scoring import Sample, Score, Scorer, scorers_of
 from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import CachedVersion, ModelCache
@@ -37,6 +37,8 @@ from abswitch.serving.vllm import VllmEnginePool, vllm_backend
 from abswitch.settings import ModelSwitchingConfig
 from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
+from abswitch.store.redaction import Redact
+from abswitch.store.retention import Retention
 from abswitch.store.tracking import TrackingSink
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Machinery:
     switcher: ModelSwitcher
     dispatcher: Dispatcher
     grader: Grader
+    tally: StepTally
     recovery: Recovery
     background: set[asyncio.Task[object]] = field(default_factory=set)
 
@@ -113,6 +116,8 @@ def assemble(
     scorers: Sequence[Scorer | Callable[[Sample], Score]],
     mlflow: str | None,
     record_text: bool,
+    redact: Redact | None,
+    retention: Retention,
     backends: Mapping[str, InstanceFactory],
     clock: Clock,
 ) -> Machinery:
@@ -123,10 +128,12 @@ def assemble(
     """
     accepted_scorers = scorers_of(scorers)
     with ExitStack() as undo:
-        recorder = Recorder(store)
+        # The journal first: it tells another engine, which must not share a store, from a program that only reads it.
+        journal = open_journal(store)
+        undo.callback(journal.close if journal.clean else journal.abandon)
+        recorder = Recorder(store, spool_while_held=True, redact=redact, retention=retention)
         undo.callback(recorder.close)
-        switch_log = SwitchLog(recorder.path, recorder)
-        undo.callback(switch_log.close)
+        switch_log = SwitchLog(journal, recorder)
         tracking = None if mlflow is None else MlflowSink(mlflow, recorder=recorder)
         if tracking is not None:
             undo.callback(tracking.close)
@@ -196,6 +203,7 @@ def _wire(
         load=_loader(registry, readiness),
         residency=cache.tier,
         record=_requested(store, tally),
+        assigned=store.assignment,
         on_answer=_grading(grader),
         on_lost=switcher.instance_lost,
         record_text=record_text,
@@ -217,6 +225,7 @@ def _wire(
         switcher=switcher,
         dispatcher=dispatcher,
         grader=grader,
+        tally=tally,
         recovery=recovery,
     )
 

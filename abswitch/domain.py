@@ -361,6 +361,7 @@ class RequestRecord(NamedTuple):
         weights_digest: of the weights that answered; None where nobody can know them.
         tier: residency of the serving version when the request arrived: `resident`, `sleeping`, `cold` ….
         switch_path: how the serving instance last became able to serve, see `SwitchPath`.
+        propensity: the chance that the unit had to be given this arm; None where nothing was drawn.
     """
 
     request_id: str
@@ -389,16 +390,24 @@ class RequestRecord(NamedTuple):
     weights_digest: str | None = None
     tier: str = Residency.RESIDENT.value
     switch_path: str = SwitchPath.LOAD.value
+    propensity: float | None = None
 
 
 class ScoreRecord(NamedTuple):
-    """One score of one answer; `value` is None when the scorer raised, and `error` says what."""
+    """One score of one answer; `value` is None when the scorer raised, and `error` says what.
+
+    Attributes:
+        source: `scorer` (applied as the answer was given), `late` (handed in afterwards) or `human`.
+        comment: in a person's words.
+    """
 
     request_id: str
     scorer: str
     value: float | None
     error: str | None
     scored_at_s: float
+    source: str = "scorer"
+    comment: str | None = None
 
 
 class RouteRecord(NamedTuple):

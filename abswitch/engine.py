@@ -44,6 +44,7 @@ from abswitch.serving.transition import Lease
 from abswitch.settings import ModelSwitchingConfig
 from abswitch.stats.plan import AnalysisPlan
 from abswitch.store.recorder import PlanRecord
+from abswitch.store.retention import Retention
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,11 @@ class SwitchingEngine:
         mlflow: where experiments are published: `sqlite:///folder/mlflow.db`, or a server's address; None publishes
             nothing. The server need not be there: what is published waits in the store until it is.
         record_text: keep prompts and outputs in the table `requests` (off by default: they may be private).
+        redact: text → what may be stored of it (None: nothing); applied to prompts, outputs and error messages before
+            they reach a disk. Where it fails, nothing is stored and `engine.store.stats().unredacted` counts it.
+        retention_days: requests, scores, assignments and health samples older than this go, looked at once an hour;
+            never those of a switch that has not ended. Everything is kept by default.
+        max_request_rows: of more requests than this the oldest go, likewise.
         backends: instance factories by backend name, beside the built-in `vllm` and `openai`.
         clock: time; virtual in tests.
 
@@ -75,6 +81,9 @@ class SwitchingEngine:
         scorers: Sequence[Scorer | Callable[[Sample], Score]] = (),
         mlflow: str | None = None,
         record_text: bool = False,
+        redact: Callable[[str], str | None] | None = None,
+        retention_days: float | None = None,
+        max_request_rows: int | None = None,
         backends: Mapping[str, InstanceFactory] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -87,6 +96,8 @@ class SwitchingEngine:
             scorers=scorers,
             mlflow=mlflow,
             record_text=record_text,
+            redact=redact,
+            retention=Retention(days=retention_days, max_requests=max_request_rows),
             backends=backends or {},
             clock=self._clock,
         )
@@ -358,7 +369,12 @@ class SwitchingEngine:
 
     def get_switching_status(self) -> SwitchingStatus:
         """Every model: active version, shares, and the latest operation."""
-        return SwitchingStatus(models=tuple(self._model_status(m) for m in self.registry.list_models()))
+        records = self.store.stats()
+        return SwitchingStatus(
+            models=tuple(self._model_status(m) for m in self.registry.list_models()),
+            rows_waiting=records.queued + records.spooled,
+            rows_missing=records.missing,
+        )
 
     def _model_status(self, model_id: str) -> ModelStatus:
         operations = [o for o in self.switcher.operations.values() if o.model_id == model_id]
@@ -394,10 +410,51 @@ class SwitchingEngine:
         """
         return self.store.query(sql, parameters)
 
-    def score(self, request_id: str, name: str, value: float) -> None:
-        """Add a score by hand: a person's judgement, or one that came late."""
+    def table(self, name: str) -> pd.DataFrame:
+        """A whole table of docs/schema.md, e.g. `engine.table("requests")`.
+
+        Raises:
+            InvalidInput: there is none of that name; lists them.
+        """
+        return self.store.table(name)
+
+    def export(self, source: str, path: Path | str) -> Path:
+        """Write a table, or what a SELECT finds, to a `.parquet`, `.csv` or `.csv.gz` file; returns its path.
+
+        Raises:
+            InvalidInput: no such table, not one reading statement, or another ending.
+            StoreError: the file cannot be written.
+        """
+        return self.store.export(source, path)
+
+    def record_score(self, request_id: str, name: str, value: float, *, comment: str | None = None) -> None:
+        """Add a score that came late, under a scorer's name; of several by the same name the latest counts.
+
+        Args:
+            request_id: of the answer; it need not have been recorded yet.
+            value: a finite number, True or False.
+
+        Raises:
+            InvalidInput, ScorerError: a malformed argument.
+        """
+        self._add_score(request_id, name, value, "late", comment)
+
+    def feedback(self, request_id: str, value: float, *, name: str = "feedback", comment: str | None = None) -> None:
+        """Add a person's judgement of an answer, e.g. `engine.feedback(completion.request_id, True)`.
+
+        Raises:
+            InvalidInput, ScorerError: as in `record_score`.
+        """
+        self._add_score(request_id, name, value, "human", comment)
+
+    def _add_score(self, request_id: str, name: str, value: float, source: str, comment: str | None) -> None:
+        for field, text in (("request_id", request_id), ("comment", comment)):
+            if not (isinstance(text, str) and text) and not (field == "comment" and text is None):
+                raise InvalidInput(field, text, "a non-empty string")
         checks.name("name", name)
-        self.store.score(ScoreRecord(request_id, name, checked(value), None, self._clock.wall_s()))
+        score = ScoreRecord(request_id, name, checked(value), None, self._clock.wall_s(), source, comment)
+        self.store.score(score)
+        self._loop.post(self._parts.tally.score, score)
 
     async def scored(self) -> None:
         """Wait until every answer given so far has its scores."""

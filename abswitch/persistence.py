@@ -19,6 +19,7 @@ from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered
 from abswitch.serving.golden import Answers, ReferenceKey
 from abswitch.serving.switcher import JournalEntry
 from abswitch.serving.timings import Timing
+from abswitch.store.database import MEMORY
 from abswitch.store.journal import Journal, Record
 from abswitch.store.recorder import Recorder
 
@@ -60,16 +61,23 @@ class Recovery:
         return self.active.get(model_id, (None, ""))[0]
 
 
-class SwitchLog:
-    """The journal in the words of operations, and its copy in the store.
+def open_journal(store: Path | str) -> Journal:
+    """The journal beside a store, which only one engine at a time can have; a store in memory keeps none.
 
-    Args:
-        path: the store's file; the journal lies beside it. None keeps nothing.
+    Raises:
+        StoreError: another engine has it, or it cannot be written.
     """
+    if store == MEMORY or not isinstance(store, str | Path) or not str(store):  # the recorder says what is wrong
+        return Journal(None)
+    path = Path(store).expanduser().resolve()
+    return Journal(path.with_name(path.name + ".journal"), keep=still_needed)
 
-    def __init__(self, path: Path | None, store: Recorder) -> None:
-        beside = None if path is None else path.with_name(path.name + ".journal")
-        self._journal = Journal(beside, keep=still_needed)
+
+class SwitchLog:
+    """The journal in the words of operations, and its copy in the store."""
+
+    def __init__(self, journal: Journal, store: Recorder) -> None:
+        self._journal = journal
         self._store = store
 
     def write(self, entry: JournalEntry) -> None:

@@ -238,9 +238,9 @@ async def test_no_version_no_answer(engine: SwitchingEngine) -> None:
 async def test_scores_by_hand_are_checked_and_kept(engine: SwitchingEngine) -> None:
     await engine.deploy("v1")
     completion = await engine.generate("who?")
-    engine.score(completion.request_id, "thumbs_up", True)
+    engine.record_score(completion.request_id, "thumbs_up", True)
     with pytest.raises(Exception, match="finite number"):
-        engine.score(completion.request_id, "thumbs_up", float("nan"))
+        engine.record_score(completion.request_id, "thumbs_up", float("nan"))
     assert list(engine.query("SELECT value FROM scores WHERE scorer = 'thumbs_up'")["value"]) == [1.0]
 
 

@@ -25,6 +25,8 @@ from abswitch.domain import (
     VersionKey,
 )
 from abswitch.errors import InstanceDied, InstanceNotRunning, NoActiveVersion, RequestFailed, StreamBroken
+from abswitch.records import AssignmentRecord
+from abswitch.serving.assignments import Assignments
 from abswitch.serving.cache import CachedVersion
 from abswitch.serving.instance import ModelInstance
 from abswitch.serving.queueing import AdmissionQueue
@@ -121,6 +123,7 @@ class Dispatcher:
         load: brings up the version that a request names itself.
         residency: how much of a version is loaded now.
         record: takes one row per admitted request; must not block.
+        assigned: told, at admission, which arm of an operation a unit met; must not block.
         on_answer: told of every whole answer to a user, for scoring; must not block.
         on_lost: told when an instance died: (model_id, instance, reason).
         record_text: whether rows carry prompt and output.
@@ -136,6 +139,7 @@ class Dispatcher:
         load: Callable[[str, str], Awaitable[CachedVersion]],
         residency: Callable[[VersionKey], Residency],
         record: Callable[[RequestRecord], None],
+        assigned: Callable[[AssignmentRecord], None] = lambda _: None,
         on_answer: Callable[[Submission], None],
         on_lost: Callable[[str, ModelInstance, str], None],
         record_text: bool,
@@ -147,6 +151,7 @@ class Dispatcher:
         self._load = load
         self._residency = residency
         self._record = record
+        self._assigned = Assignments(clock, assigned)
         self._on_answer = on_answer
         self._on_lost = on_lost
         self._record_text = record_text
@@ -174,6 +179,8 @@ class Dispatcher:
         snapshot, arm = await self._admission(submission)
         # From here to the lease there is no `await`: the arm is routable at the very moment the request is admitted.
         lease = first = self._hold(submission, arm)
+        if snapshot is not None and snapshot.candidates and submission.copy_of is None:
+            self._assigned.note(snapshot, arm, submission.unit_id, submission.request_id)
         if snapshot is not None and snapshot.mirror is not None:
             self._mirror(submission, snapshot)
         serving = arm
@@ -355,6 +362,7 @@ class Dispatcher:
             weights_digest=serving.weights_digest,
             tier=submission.tier.value,
             switch_path=serving.path.value,
+            propensity=arm.share if snapshot and snapshot.candidates and submission.copy_of is None else None,
         )
 
 

@@ -104,15 +104,23 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwitchingStatus:
-    """Every model of the engine."""
+    """Every model of the engine, and what became of its records.
+
+    Attributes:
+        rows_waiting: records on their way to the store; many when it cannot be written.
+        rows_missing: records of this process that will never be in the store; verdicts over them are `invalid`.
+    """
 
     models: tuple[ModelStatus, ...]
+    rows_waiting: int = 0
+    rows_missing: int = 0
 
     def __getitem__(self, model_id: str) -> ModelStatus:
         return next(model for model in self.models if model.model_id == model_id)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.models)) or "no model is registered"
+        told = "\n".join(map(str, self.models)) or "no model is registered"
+        return told + (f"\n{self.rows_missing} records were dropped" if self.rows_missing else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -5,24 +5,25 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abswitch.errors import InvalidInput, StoreError
+from abswitch.store import reading
 from abswitch.store.migrations import MIGRATIONS, migrate
+from abswitch.store.reading import Params
 
 if TYPE_CHECKING:
     import duckdb
     import pandas as pd
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MEMORY = ":memory:"
 
-_CONFIG = {
+CONFIG = {
     # Extensions cannot be fetched on an offline machine, and DuckDB would try for seconds; json, parquet and icu are
     # built in.
     "autoinstall_known_extensions": "false",
@@ -39,27 +40,41 @@ _OPEN_PATHS: set[Path] = set()
 _OPEN_LOCK = threading.Lock()
 
 
+class Unavailable(StoreError):
+    """The file cannot be opened or written now; later it may."""
+
+
+class Held(Unavailable):
+    """The file is open in another process; it can be opened once that lets go of it."""
+
+
 class Database:
     """An open store. `cursor` and `select` may be called from any thread.
 
     Args:
         path: the file, made (with its folder) when it is not there; `":memory:"` keeps nothing.
+        may_be_held: a file that another process holds is no error; `ensure_open` opens it once it can be.
 
     Raises:
         StoreError: it is open elsewhere (naming who holds it), is not a store of abswitch, or is of a newer schema.
         InvalidInput: not a path.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, may_be_held: bool = False) -> None:
         if not isinstance(path, str | Path) or not str(path):
             raise InvalidInput("path", path, 'a file, or ":memory:"')
         self.path: Path | None = None if path == MEMORY else Path(path).expanduser().resolve()
         self._lock = threading.Lock()
         self._closed = False
+        self._root: duckdb.DuckDBPyConnection | None = None
+        self._laid = False
         self._claim()
         try:
-            self._root = self._connect()
-            self._lay_schema()
+            self.ensure_open()
+        except Unavailable as error:
+            if not (may_be_held and isinstance(error, Held)):
+                self._release()
+                raise StoreError(str(error)) from error.__cause__
         except BaseException:
             self._release()
             raise
@@ -78,48 +93,59 @@ class Database:
         with self._lock:
             if self._closed:
                 raise StoreError(f"{self.name} is closed; open it again with Recorder({self.name!r})")
+            if self._root is None:
+                raise Held(f"{self.name} is held by another process; what is recorded waits in its spool")
             return self._root.cursor()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be read and written now; otherwise another process holds the file."""
+        return self._root is not None
+
+    def ensure_open(self) -> None:
+        """Open the file unless it is.
+
+        Raises:
+            Held: another process has it.
+            StoreError: it cannot be opened, or is not a store of this schema.
+        """
+        with self._lock:
+            if self._root is not None or self._closed:
+                return
+            self._root = self._connect()
+            if not self._laid:
+                self._lay_schema()
+                self._laid = True
 
     def reopen(self) -> None:
         """Replace the connection after DuckDB gave the database up; in memory there is nothing to go back to."""
         if self.path is None:
             return
         with self._lock:
-            self._root.close()
-            self._root = self._connect()
+            self._let_go()
+        self.ensure_open()
 
-    def select(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Rows of one reading statement; nothing it says can change the store.
-
-        Raises:
-            InvalidInput: not exactly one SELECT (WITH, FROM, VALUES, DESCRIBE, SUMMARIZE count) or EXPLAIN, or not SQL.
-            StoreError: the statement failed.
-        """
-        _check_reading(sql)
-        with self._reading(sql) as cursor:
-            frame: pd.DataFrame = cursor.execute(sql, params).df()
-        return frame
-
-    def rows(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
-        """`select` as tuples.
-
-        Raises:
-            StoreError: the statement failed, or would write.
-        """
-        with self._reading(sql) as cursor:
-            return cursor.execute(sql, params).fetchall()
-
-    @contextmanager
-    def _reading(self, sql: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        import duckdb
-
+    def select(self, sql: str, params: Params = None) -> pd.DataFrame:
+        """Rows of one reading statement; see `abswitch.store.reading.select`."""
         cursor = self.cursor()
         try:
-            # A SELECT can still hide a write (WITH x AS (DELETE … RETURNING *)); the transaction refuses those.
-            cursor.execute("BEGIN TRANSACTION READ ONLY")
-            yield cursor
-        except duckdb.Error as error:
-            raise StoreError(f"{self.name} did not answer: {_first_line(error)}\nin: {sql.strip()}") from error
+            return reading.select(cursor, self.name, sql, params)
+        finally:
+            cursor.close()
+
+    def rows(self, sql: str, params: Params = None) -> list[tuple[Any, ...]]:
+        """`select` as tuples, without looking at the statement; for the store's own modules."""
+        cursor = self.cursor()
+        try:
+            return reading.rows(cursor, self.name, sql, params)
+        finally:
+            cursor.close()
+
+    def export(self, source: str, path: Path | str) -> Path:
+        """A table, or what a statement selects, as a file; see `abswitch.store.reading.export`."""
+        cursor = self.cursor()
+        try:
+            return reading.export(cursor, self.name, source, path)
         finally:
             cursor.close()
 
@@ -129,8 +155,15 @@ class Database:
             if self._closed:
                 return
             self._closed = True
-            self._root.close()
+            self._let_go()
         self._release()
+
+    def _let_go(self) -> None:
+        root, self._root = self._root, None
+        if root is not None:
+            # Refused while another thread reads; the file is let go of once that has its answer.
+            with suppress(Exception):
+                root.close()
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         import duckdb
@@ -138,11 +171,13 @@ class Database:
         try:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            return duckdb.connect(self.name, config=dict(_CONFIG))
+            return duckdb.connect(self.name, config=dict(CONFIG))
         except (duckdb.Error, OSError) as error:
-            raise StoreError(_why_not_open(self.name, error)) from error
+            kind = Held if _HOLDER.search(str(error)) else Unavailable
+            raise kind(_why_not_open(self.name, error)) from error
 
     def _lay_schema(self) -> None:
+        assert self._root is not None, "just opened"
         connection = self._root.cursor()
         try:
             tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
@@ -152,9 +187,9 @@ class Database:
                 self._bring_up_to_date(connection)
             else:
                 _create(connection)
+            connection.execute(packaged("views.sql")).fetchall()
         except BaseException:
-            with suppress(Exception):  # the first error is the one to tell
-                self._root.close()
+            self._let_go()
             raise
         finally:
             connection.close()
@@ -187,11 +222,15 @@ class Database:
 
 
 def _create(connection: duckdb.DuckDBPyConnection) -> None:
-    schema = files("abswitch.store").joinpath("schema.sql").read_text(encoding="utf-8")
     connection.begin()
-    connection.execute(schema)
+    connection.execute(packaged("schema.sql"))
     connection.execute("INSERT INTO meta VALUES (?, ?, ?)", [SCHEMA_VERSION, time.time(), _package()])
     connection.commit()
+
+
+def packaged(name: str) -> str:
+    """A SQL file of this package."""
+    return files("abswitch.store").joinpath(name).read_text(encoding="utf-8")
 
 
 def _package() -> str:
@@ -201,29 +240,11 @@ def _package() -> str:
         return "abswitch"
 
 
-def _check_reading(sql: str) -> None:
-    import duckdb
-
-    allowed = "one SELECT statement; the store is written by its recorder alone"
-    if not isinstance(sql, str) or not sql.strip():
-        raise InvalidInput("sql", sql, allowed)
-    try:
-        statements = duckdb.extract_statements(sql)
-    except duckdb.Error as error:
-        raise InvalidInput("sql", sql, f"{allowed} ({_first_line(error)})") from error
-    if len(statements) != 1 or statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
-        raise InvalidInput("sql", sql, allowed)
-
-
 def _why_not_open(name: str, error: Exception) -> str:
     holder = _HOLDER.search(str(error))
     if holder is None:
-        return f"cannot open {name}: {_first_line(error)}"
+        return f"cannot open {name}: {reading.first_line(error)}"
     return (
         f"{name} is held by another process: {holder['program']}, PID {holder['pid']}. One process at a time can have "
         "it open: close the engine there (or shut that notebook's kernel down), or choose another file"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -141,6 +141,10 @@ class Journal:
         finally:
             self._release()
 
+    def abandon(self) -> None:
+        """Let go of the file without a word: what was found in it goes on to be how the last process ended."""
+        self._release()
+
     def _release(self) -> None:
         for descriptor in (self._file, self._guard):
             if descriptor is not None:

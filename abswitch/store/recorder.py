@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -14,17 +15,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from abswitch import checks
 from abswitch.domain import ModelConfig, ModelVersion, RequestRecord, RouteRecord, ScoreRecord, TransitionRecord
 from abswitch.errors import InvalidInput, StoreError
+from abswitch.records import AlertRecord, ArtifactRecord, AssignmentRecord, HealthSample, LookRecord, RunRecord
 from abswitch.rollout.operation import Operation
 from abswitch.store.database import Database
-from abswitch.store.writer import Job, RecorderStats, Row, Writer
+from abswitch.store.housekeeping import Chore, Housekeeper
+from abswitch.store.items import Job, Refusal, Row
+from abswitch.store.ledger import RecorderStats
+from abswitch.store.published import Publisher
+from abswitch.store.reader import open_readonly
+from abswitch.store.reading import Params, source_of
+from abswitch.store.redaction import Redact, Redaction
+from abswitch.store.retention import Retainer, Retention
+from abswitch.store.spool import LARGEST_BYTES
+from abswitch.store.writer import Writer
 
 if TYPE_CHECKING:
-    import duckdb
     import pandas as pd
 
 __all__ = ["PlanRecord", "Recorder", "RecorderStats", "VerdictRecord"]
 
 _CLOSE_TIMEOUT_S = 10.0
+_RETENTION_INTERVAL_S = 3600.0
+_UNPUBLISHED_EPOCHS = 1_000
+"""Routing epochs that a process may have made within the second before it was killed, and not published."""
+
+log = logging.getLogger("abswitch.store")
 
 
 class PlanRecord(NamedTuple):
@@ -58,10 +73,19 @@ class Recorder:
 
     A program that ends without `close` loses nothing that was accepted: a finalizer flushes at interpreter exit.
 
+    While the file cannot be written (the disk is full, another process holds it), what comes is kept in a spool beside
+    it, safe from a crash, and is written exactly once as soon as it can be; a durable call counts as done once it is
+    there.
+
     Args:
         path: the DuckDB file, made with its folder when it is not there; `":memory:"` keeps nothing.
-        capacity: rows that may wait before further ones are dropped.
+        capacity: rows that may wait in memory before further ones are dropped.
         flush_interval_s: how long a row waits at most before it is written.
+        spool_bytes: how large the spool may grow (256 MiB); the first 8 MiB of it are reserved on the disk at once.
+        spool_while_held: begin in the spool when another process holds the file, rather than refuse.
+        redact: applied to prompts, outputs and error messages before they are stored; see `Redaction`.
+        publish_interval_s: how often other processes are shown what is new; None shows them nothing.
+        retention: what may go, looked at once an hour; everything is kept by default.
 
     Raises:
         StoreError: the file is open elsewhere, is not a store of abswitch, or has another schema version.
@@ -74,12 +98,38 @@ class Recorder:
         *,
         capacity: int = 65_536,
         flush_interval_s: float = 0.25,
+        spool_bytes: int = LARGEST_BYTES,
+        spool_while_held: bool = False,
+        redact: Redact | None = None,
+        publish_interval_s: float | None = 1.0,
+        retention: Retention | None = None,
     ) -> None:
         checks.integer("capacity", capacity, low=1)
         checks.number("flush_interval_s", flush_interval_s, low=0.0, above=True)
-        self._database = Database(path)
-        self._writer = Writer(self._database, capacity=capacity, flush_interval_s=flush_interval_s)
-        self._closing = weakref.finalize(self, _close, self._writer, self._database)
+        checks.integer("spool_bytes", spool_bytes, low=0)
+        if redact is not None and not callable(redact):
+            raise InvalidInput("redact", redact, "a callable that is given a text and returns what may be stored of it")
+        if publish_interval_s is not None:
+            checks.number("publish_interval_s", publish_interval_s, low=0.0, above=True)
+        self._redaction = Redaction(redact)
+        self._database = Database(path, may_be_held=checks.flag("spool_while_held", spool_while_held))
+        publisher = Publisher(self._database, is_on=publish_interval_s is not None)
+        self._writer = Writer(
+            self._database,
+            capacity=capacity,
+            flush_interval_s=flush_interval_s,
+            spool_bytes=spool_bytes,
+            prepare=self._redaction,
+            on_commit=publisher.changed,
+        )
+        self._retainer = Retainer(retention or Retention(), self._database, self._writer.submit, publisher.forget)
+        chores = [Chore(f"{self._database.name} cannot be published", publish_interval_s or 1.0, publisher.refresh)]
+        if retention is not None and not retention.is_unbounded:
+            name = f"old rows of {self._database.name} cannot be deleted"
+            chores.insert(0, Chore(name, _RETENTION_INTERVAL_S, self._retainer))
+        housekeeper = Housekeeper(chores if self.path is not None else ())
+        # Nothing handed to the finalizer may refer back to this object.
+        self._closing = weakref.finalize(self, _close, self._writer, housekeeper, publisher, self._database)
 
     @property
     def path(self) -> Path | None:
@@ -95,6 +145,22 @@ class Recorder:
     def score(self, record: ScoreRecord) -> None:
         """Keep one score of one answer."""
         self._writer.offer(Row("scores", record))
+
+    def assignment(self, record: AssignmentRecord) -> None:
+        """Keep that a unit met an arm."""
+        self._writer.offer(Row("assignments", record))
+
+    def health_sample(self, record: HealthSample) -> None:
+        """Keep one look at an instance."""
+        self._writer.offer(Row("health_samples", record))
+
+    def alert(self, record: AlertRecord) -> None:
+        """Keep one change of an alert's state. Never dropped."""
+        self._writer.put(Row("alerts", record))
+
+    def look(self, record: LookRecord) -> None:
+        """Keep one metric at one look. Never dropped: a sequential curve with holes misleads."""
+        self._writer.put(Row("looks", record))
 
     def route(self, record: RouteRecord) -> None:
         """Keep one arm of a routing snapshot. Never dropped: requests are judged against it."""
@@ -134,20 +200,33 @@ class Recorder:
         The future fails with `StoreError` when the operation already has a different plan: plans are pre-registered.
         """
 
-        def check(connection: duckdb.DuckDBPyConnection) -> None:
-            query = "SELECT digest FROM plans WHERE operation_id = ?"
-            held = connection.execute(query, [record.operation_id]).fetchall()
-            if held and held[0][0] != record.digest:
-                raise StoreError(f"operation {record.operation_id} is committed to plan {held[0][0]}; it cannot change")
-
+        refusal = Refusal(
+            "SELECT digest FROM plans WHERE operation_id = ? AND digest <> ?",
+            (record.operation_id, record.digest),
+            f"operation {record.operation_id} is committed to plan {{0}}; it cannot change",
+        )
         row = record._replace(body=json_text("plan.body", record.body))  # type: ignore[arg-type]  # the row holds JSON text
         sql = _insert("plans", len(row)) + " ON CONFLICT DO NOTHING"
-        return self._writer.submit(Job(((sql, row),), check))
+        return self._writer.submit(Job(((sql, row),), refusal))
 
     def verdict(self, record: VerdictRecord) -> Future[None]:
         """Insert or replace one look at an experiment."""
         row = record._replace(body=json_text("verdict.body", record.body))  # type: ignore[arg-type]  # as above
         return self._writer.submit(Job(((_insert("verdicts", len(row), replace=True), row),)))
+
+    def run(self, record: RunRecord) -> Future[None]:
+        """Insert or replace one execution of an experiment's specification.
+
+        Raises:
+            InvalidInput: specification, parameters or environment are not JSON values.
+        """
+        texts = [json_text(f"run.{name}", getattr(record, name)) for name in ("spec", "parameters", "environment")]
+        row = (*record[:6], *texts, *record[9:])
+        return self._writer.submit(Job(((_insert("runs", len(row), replace=True), row),)))
+
+    def artifact(self, record: ArtifactRecord) -> Future[None]:
+        """Insert or replace one file that came out of a run or an operation."""
+        return self._writer.submit(Job(((_insert("artifacts", len(record), replace=True), record),)))
 
     def execute(self, *statements: tuple[str, Sequence[Any]]) -> Future[None]:
         """Commit statements together, in order with everything else; for the store's own modules."""
@@ -169,7 +248,7 @@ class Recorder:
             name = self._database.name
             raise StoreError(f"{stats.queued} rows not yet in {name} after {timeout_s:g} s: {why}") from None
 
-    def query(self, sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None) -> pd.DataFrame:
+    def query(self, sql: str, params: Params = None) -> pd.DataFrame:
         """Flush, then read; `params` fill `?` (a sequence) or `$name` (a mapping).
 
         Raises:
@@ -179,16 +258,42 @@ class Recorder:
         self.flush()
         return self._database.select(sql, params)
 
-    def rows(self, sql: str, params: Sequence[Any] | Mapping[str, Any] = ()) -> list[tuple[Any, ...]]:
+    def table(self, name: str) -> pd.DataFrame:
+        """A whole table or view of docs/schema.md.
+
+        Raises:
+            InvalidInput: there is none of that name.
+        """
+        return self.query(source_of(name))
+
+    def export(self, source: str, path: Path | str) -> Path:
+        """Write a table, or what a statement selects, to a `.parquet`, `.csv` or `.csv.gz` file; returns its path.
+
+        Raises:
+            InvalidInput: no such table, not one reading statement, or another ending.
+            StoreError: the file cannot be written.
+        """
+        self.flush()
+        return self._database.export(source, path)
+
+    def retain(self, now_s: float | None = None) -> dict[str, int]:
+        """Apply the retention now; returns how many rows went, by table.
+
+        Args:
+            now_s: seconds since the epoch; the present by default.
+        """
+        self.flush()
+        return self._retainer.apply(now_s)
+
+    def rows(self, sql: str, params: Params = ()) -> list[tuple[Any, ...]]:
         """`query` as plain tuples, without pandas; for the store's own modules."""
         self.flush()
         return self._database.rows(sql, params)
 
     def versions(self) -> list[ModelVersion]:
         """Every version that was ever registered, in order of registration."""
-        rows = self.rows(
-            "SELECT version, config, metadata, registered_at_s FROM model_versions ORDER BY registered_at_s"
-        )
+        sql = "SELECT version, config, metadata, registered_at_s FROM model_versions ORDER BY registered_at_s"
+        rows, _ = self._last_known(sql)
         return [
             ModelVersion(
                 version=version,
@@ -201,15 +306,32 @@ class Recorder:
 
     def last_epochs(self) -> dict[str, int]:
         """The highest routing epoch recorded for each model; a new process goes on from there."""
-        return dict(self.rows("SELECT model_id, max(epoch) FROM routes GROUP BY model_id"))
+        rows, complete = self._last_known("SELECT model_id, max(epoch) FROM routes GROUP BY model_id")
+        return {model_id: epoch + (0 if complete else _UNPUBLISHED_EPOCHS) for model_id, epoch in rows}
+
+    def _last_known(self, sql: str) -> tuple[list[tuple[Any, ...]], bool]:
+        """What the store holds, or what was published of it while another process holds the file; whether that is all.
+
+        Raises:
+            StoreError: neither can be read.
+        """
+        if self._database.is_open or self.path is None:
+            return self.rows(sql), True
+        with open_readonly(self.path, patience_s=0.0) as reader:
+            return reader.rows(sql), reader.as_of_s is None
 
     def stats(self) -> RecorderStats:
         """What became of everything handed in."""
-        return self._writer.stats()
+        return replace(self._writer.stats(), unredacted=self._redaction.failures)
 
     def missing_since(self, at_s: float) -> int:
-        """Rows handed in from `at_s` (seconds since the epoch) on that are not, and will not be, in the store."""
-        return self._writer.missing_since(at_s)
+        """Rows handed in from `at_s` (seconds since the epoch) on that are not, and will not be, in the store.
+
+        Those that earlier processes counted are included.
+        """
+        sql = "SELECT coalesce(sum(row_count), 0) FROM gaps WHERE at_s >= ? AND writer_id <> ?"
+        earlier = int(self.rows(sql, (int(at_s), self._writer.writer_id))[0][0])
+        return earlier + self._writer.missing_since(at_s)
 
     def close(self) -> None:
         """Write what is left and let go of the file. Idempotent; later rows are counted as dropped.
@@ -226,11 +348,21 @@ class Recorder:
         self.close()
 
 
-def _close(writer: Writer, database: Database) -> None:
+def _close(writer: Writer, housekeeper: Housekeeper, publisher: Publisher, database: Database) -> None:
     try:
+        housekeeper.close()  # before the writer, whose answers its chores may await
         writer.close(_CLOSE_TIMEOUT_S)
+        if database.is_open:
+            _finish(publisher, database.name)
     finally:
         database.close()
+
+
+def _finish(publisher: Publisher, name: str) -> None:
+    try:
+        publisher.finish()
+    except Exception as error:
+        log.warning("%s could not be published (%s); readers will read the file itself", name, error)
 
 
 def _insert(table: str, columns: int, *, replace: bool = False) -> str:

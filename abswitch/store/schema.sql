@@ -1,7 +1,7 @@
 -- The system of record. docs/schema.md explains it; tests/store/test_schema.py holds the two, and the records in
--- abswitch/domain.py, together.
+-- abswitch/domain.py and abswitch/records.py, together.
 --
--- Evidence tables (requests, scores, routes, transitions) are append-only and have no keys on purpose: a key would
+-- Evidence tables (requests, scores, routes, transitions, assignments, health_samples, alerts, looks) are append-only and have no keys on purpose: a key would
 -- silently refuse the duplicate row that a checker of histories must be able to see, and its index would cost the
 -- writer three quarters of its speed. Tables of current state are keyed and replaced in place.
 --
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS operations (
     model_id      VARCHAR NOT NULL,
     stable        VARCHAR,                    -- NULL: the model's first deployment
     candidate     VARCHAR NOT NULL,
-    strategy      VARCHAR NOT NULL,           -- immediate, ab_test
+    strategy      VARCHAR NOT NULL,           -- immediate, gradual, canary, ab_test, shadow, ...
     strategy_config JSON NOT NULL,
     phase         VARCHAR NOT NULL,
     stage         INTEGER NOT NULL,
@@ -99,7 +99,8 @@ CREATE TABLE IF NOT EXISTS requests (
     pair_id          VARCHAR,                 -- of a shadow's copy: the request it copies
     weights_digest   VARCHAR,                 -- of the weights that answered; NULL: not known
     tier             VARCHAR NOT NULL,        -- residency of the serving version at arrival
-    switch_path      VARCHAR NOT NULL         -- how its instance last became able to serve: load, wake, ...
+    switch_path      VARCHAR NOT NULL,        -- how its instance last became able to serve: load, wake, ...
+    propensity       DOUBLE                   -- chance that the unit had to get this arm; NULL: it was not drawn
 );
 
 -- One row per scorer and answer.
@@ -108,7 +109,9 @@ CREATE TABLE IF NOT EXISTS scores (
     scorer      VARCHAR NOT NULL,
     value       DOUBLE,                       -- NULL: the scorer raised
     error       VARCHAR,                      -- what it raised
-    scored_at_s DOUBLE NOT NULL
+    scored_at_s DOUBLE NOT NULL,
+    source      VARCHAR NOT NULL,             -- scorer, late, human
+    comment     VARCHAR                       -- in a person's words
 );
 
 -- What an experiment committed itself to before its first exposure. One per operation, never replaced.
@@ -141,4 +144,125 @@ CREATE TABLE IF NOT EXISTS outbox (
     published_at_s DOUBLE,                    -- NULL: still waiting
     result         JSON,                      -- what the sink answered (run ids, links), or why it was given up
     PRIMARY KEY (sink, job_id)
+);
+
+-- Which arm a unit met, written when its first request of an operation was admitted, however that ends. The same pair
+-- of unit and arm may appear again (after a restart, or when very many units came between); the earliest counts.
+CREATE TABLE IF NOT EXISTS assignments (
+    operation_id  VARCHAR NOT NULL,
+    model_id      VARCHAR NOT NULL,
+    unit_id       VARCHAR NOT NULL,
+    arm           VARCHAR NOT NULL,
+    version       VARCHAR NOT NULL,
+    share         DOUBLE NOT NULL,            -- of the arm then: the chance of the unit to get it
+    step          INTEGER NOT NULL,
+    route_epoch   BIGINT NOT NULL,
+    request_id    VARCHAR NOT NULL,
+    assigned_at_s DOUBLE NOT NULL
+);
+
+-- What the health monitor saw: one row per version and look.
+CREATE TABLE IF NOT EXISTS health_samples (
+    at_s                DOUBLE NOT NULL,
+    model_id            VARCHAR NOT NULL,
+    version             VARCHAR NOT NULL,
+    alive               BOOLEAN NOT NULL,
+    residency           VARCHAR NOT NULL,
+    in_flight           INTEGER NOT NULL,
+    waiting             INTEGER NOT NULL,
+    last_token_age_s    DOUBLE,               -- NULL: no token yet
+    memory_bytes        BIGINT NOT NULL,
+    window_s            DOUBLE NOT NULL,      -- what the columns below cover
+    requests            INTEGER NOT NULL,
+    errors              INTEGER NOT NULL,
+    requests_per_s      DOUBLE,
+    output_tokens_per_s DOUBLE,
+    latency_p50_s       DOUBLE,               -- NULL: no request ended in the window
+    latency_p95_s       DOUBLE,
+    latency_p99_s       DOUBLE,
+    first_token_p50_s   DOUBLE,
+    first_token_p95_s   DOUBLE,
+    error               VARCHAR
+);
+
+-- Every change of an alert's state; the latest row of an alert is how it stands.
+CREATE TABLE IF NOT EXISTS alerts (
+    alert_id     VARCHAR NOT NULL,
+    state        VARCHAR NOT NULL,            -- firing, acknowledged, resolved
+    severity     VARCHAR NOT NULL,            -- warning, critical
+    metric       VARCHAR NOT NULL,
+    model_id     VARCHAR NOT NULL,
+    version      VARCHAR,
+    operation_id VARCHAR,
+    value        DOUBLE,
+    threshold    DOUBLE,
+    message      VARCHAR NOT NULL,
+    at_s         DOUBLE NOT NULL
+);
+
+-- Every metric at every look: the points of the sequential curves.
+CREATE TABLE IF NOT EXISTS looks (
+    operation_id VARCHAR NOT NULL,
+    look         INTEGER NOT NULL,
+    metric       VARCHAR NOT NULL,
+    role         VARCHAR NOT NULL,            -- primary, guardrail, secondary, validity
+    method       VARCHAR NOT NULL,
+    arm          VARCHAR NOT NULL,            -- the arm held against the baseline
+    n_baseline   BIGINT NOT NULL,
+    n_candidate  BIGINT NOT NULL,
+    estimate     DOUBLE,                      -- NULL: not attainable
+    low          DOUBLE,
+    high         DOUBLE,
+    p_value      DOUBLE,
+    e_value      DOUBLE,
+    alpha_spent  DOUBLE,
+    decision     VARCHAR NOT NULL,
+    at_s         DOUBLE NOT NULL
+);
+
+-- One row per execution of an experiment's specification, replaced as it goes on.
+CREATE TABLE IF NOT EXISTS runs (
+    run_id       VARCHAR PRIMARY KEY,
+    experiment   VARCHAR NOT NULL,
+    status       VARCHAR NOT NULL,            -- running, finished, failed, interrupted
+    exit_code    INTEGER,
+    operation_id VARCHAR,
+    spec_digest  VARCHAR NOT NULL,
+    spec         JSON NOT NULL,
+    parameters   JSON NOT NULL,
+    environment  JSON NOT NULL,
+    folder       VARCHAR,
+    started_at_s DOUBLE NOT NULL,
+    ended_at_s   DOUBLE
+);
+
+-- Files that came out of runs and operations.
+CREATE TABLE IF NOT EXISTS artifacts (
+    artifact_id  VARCHAR PRIMARY KEY,
+    run_id       VARCHAR,
+    operation_id VARCHAR,
+    kind         VARCHAR NOT NULL,            -- report, notebook, figure, summary, verdict, log, ...
+    name         VARCHAR NOT NULL,
+    uri          VARCHAR NOT NULL,
+    media_type   VARCHAR NOT NULL,
+    size_bytes   BIGINT,
+    sha256       VARCHAR,
+    created_at_s DOUBLE NOT NULL
+);
+
+-- Every process that wrote here, with the last of its events that is in: what lies in its spool up to there is not
+-- applied again.
+CREATE TABLE IF NOT EXISTS writers (
+    writer_id  VARCHAR NOT NULL,
+    last_event BIGINT NOT NULL,
+    pid        INTEGER NOT NULL,
+    began_at_s DOUBLE NOT NULL
+);
+
+-- Rows that were handed in and are not here, by second: what a verdict must know of.
+CREATE TABLE IF NOT EXISTS gaps (
+    writer_id VARCHAR NOT NULL,
+    at_s      DOUBLE NOT NULL,                -- seconds since the epoch, rounded down
+    row_count BIGINT NOT NULL,
+    reason    VARCHAR NOT NULL                -- dropped, rejected
 );

@@ -311,7 +311,7 @@ def test_a_full_disk_is_waited_out(tmp_path: Path) -> None:
     """
     ended = run_python(code, tmp_path / "s.duckdb")
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("LOG ") == 1
+    assert ended.stdout.count("LOG ") == 2  # the store and its spool, once each
     assert "rows are kept and tried again" in ended.stdout
     assert "FLUSH StoreError" in ended.stdout
     assert "File too large" in ended.stdout
@@ -373,7 +373,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="schema version 99"):
         Recorder(tmp_path / "s.duckdb")
     with duckdb.connect(str(tmp_path / "s.duckdb")) as connection:  # the refusal let go of the file
-        connection.execute("UPDATE meta SET schema_version = 2")
+        connection.execute("UPDATE meta SET schema_version = 3")
     Recorder(tmp_path / "s.duckdb").close()
 
 
@@ -390,7 +390,9 @@ def test_a_database_that_was_given_up_is_opened_again(tmp_path: Path) -> None:
     with Recorder(tmp_path / "s.duckdb", flush_interval_s=0.02) as recorder:
         recorder.request(a_request("before"))
         recorder.flush()
-        recorder._writer._connection.close()  # what a fatal error leaves: a connection that refuses everything
+        connection = recorder._writer._committer._connection
+        assert connection is not None
+        connection.close()  # as a fatal error leaves it
         recorder.request(a_request("after"))
         recorder.flush()
         assert recorder.stats().flush_errors == 1

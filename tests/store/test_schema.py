@@ -1,4 +1,4 @@
-"""schema.sql, the records of the domain, and docs/schema.md tell the same story."""
+"""schema.sql, the records of the domain and of evidence, and docs/schema.md tell the same story."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from abswitch.domain import RequestRecord, RouteRecord, ScoreRecord, TransitionRecord
+from abswitch.records import AlertRecord, ArtifactRecord, AssignmentRecord, HealthSample, LookRecord, RunRecord
 from abswitch.store.database import SCHEMA_VERSION
 from abswitch.store.recorder import PlanRecord, Recorder, VerdictRecord
 
@@ -38,6 +39,12 @@ def columns() -> dict[str, dict[str, bool]]:
         ("transitions", TransitionRecord),
         ("plans", PlanRecord),
         ("verdicts", VerdictRecord),
+        ("assignments", AssignmentRecord),
+        ("health_samples", HealthSample),
+        ("alerts", AlertRecord),
+        ("looks", LookRecord),
+        ("runs", RunRecord),
+        ("artifacts", ArtifactRecord),
     ],
 )
 def test_columns_are_the_records_fields_in_order(
