@@ -16,7 +16,7 @@ from abswitch.domain import ModelVersion
 from abswitch.errors import InvalidInput
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered
-from abswitch.serving.switcher import JournalEntry
+from abswitch.serving.moves import JournalEntry
 from abswitch.store.journal import Journal, Record
 from abswitch.store.recorder import Recorder
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from abswitch.domain import TokenChunk
-from abswitch.errors import NoActiveVersion, QueueFull, QueueTimeout
+from abswitch.errors import LoadFailed, NoActiveVersion, QueueFull, QueueTimeout
 from abswitch.testing.history import HistoryReport, check_history
 
 
@@ -53,7 +53,7 @@ class Witness:
                     if leave_after is not None and len(chunks) >= leave_after and chunk.finish_reason is None:
                         self.left.add(request_id)
                         return None
-        except (NoActiveVersion, QueueFull, QueueTimeout) as error:
+        except (LoadFailed, NoActiveVersion, QueueFull, QueueTimeout) as error:
             self.refused[request_id] = error
             return None
         except Exception as error:

@@ -16,12 +16,13 @@ from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import CachedVersion, ModelCache
 from abswitch.serving.dispatch import Dispatcher, Submission
 from abswitch.serving.judges import judgement_on
+from abswitch.serving.moves import JournalEntry
 from abswitch.serving.queueing import AdmissionQueue
 from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.router import RequestRouter
 from abswitch.serving.scripted import ScriptedBackend, ScriptedInstance
-from abswitch.serving.switcher import JournalEntry, ModelSwitcher
+from abswitch.serving.switcher import ModelSwitcher
 from abswitch.serving.tally import StepTally
 from abswitch.serving.transition import TransitionManager
 

@@ -24,9 +24,9 @@ from abswitch.persistence import SwitchLog
 from abswitch.rollout.machine import TABLE
 from abswitch.rollout.operation import Operation, Phase
 from abswitch.serving.dispatch import Submission
+from abswitch.serving.moves import JournalEntry
 from abswitch.serving.router import PINNED
 from abswitch.serving.scripted import Gate, ScriptedBackend, ScriptedInstance
-from abswitch.serving.switcher import JournalEntry
 from abswitch.testing import Witness
 from tests.serving.harness import Shell
 
@@ -272,9 +272,7 @@ class World:
     # --- clients ----------------------------------------------------------------------------------------------------
 
     def ask(self, model_id: str, unit: str, *, version: str | None = None, leave_after: int | None = None) -> None:
-        """Send one request; its client reads in the background. The facade refuses models it does not know."""
-        if model_id not in self.life.registry.list_models():
-            return
+        """Send one request; its client reads in the background."""
         self.numbers += 1
         submission = Submission(
             request_id=f"r{self.numbers}",
@@ -288,6 +286,10 @@ class World:
         stream: Any = self.life.dispatcher.stream(submission)
         reading = self.life.witness.read(submission.request_id, stream, leave_after=leave_after)
         self.clients[submission.request_id] = self.loop.create_task(reading)
+
+    def waiting(self) -> list[asyncio.Task[str | None]]:
+        """Clients that read and do not know yet how it ends."""
+        return [task for task in self.clients.values() if not task.done()]
 
     # --- checks made at once ----------------------------------------------------------------------------------------
 
