@@ -17,7 +17,7 @@ from abswitch.errors import InvalidInput, StoreError
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered
 from abswitch.serving.golden import Answers, ReferenceKey
-from abswitch.serving.switcher import JournalEntry
+from abswitch.serving.moves import JournalEntry
 from abswitch.serving.timings import Timing
 from abswitch.store.database import MEMORY
 from abswitch.store.journal import Journal, Record

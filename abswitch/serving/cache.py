@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from abswitch.clock import Clock, SystemClock
@@ -18,7 +18,7 @@ from abswitch.errors import EngineClosed, InstanceError, InvalidInput, LoadFaile
 from abswitch.serving.instance import InstanceFactory, ModelInstance
 from abswitch.serving.policy import Budget, Footprint, Held, Room, Step, make_room, usage
 from abswitch.serving.timings import Timings
-from abswitch.serving.weights import weights_digest
+from abswitch.serving.weights import weights_of
 
 log = logging.getLogger(__name__)
 _LEVELS = {Residency.SLEEPING: 1, Residency.DISCARDED: 2}
@@ -51,7 +51,7 @@ class ModelCache:
         in_use: tells whether requests or routes need a version now.
         device_bytes, host_bytes: memory that all versions together may take; None is no limit.
         timings: takes note of how long loads, wakes and swaps took.
-        digest: of a version's weights; called on a thread of its own.
+        digest: of a version's weights.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ModelCache:
         device_bytes: int | None = None,
         host_bytes: int | None = None,
         timings: Timings | None = None,
-        digest: Callable[[ModelVersion], str | None] = lambda version: weights_digest(version.config),
+        digest: Callable[[ModelVersion], Awaitable[str | None]] = weights_of,
         clock: Clock | None = None,
     ) -> None:
         self._backends = dict(backends)
@@ -227,7 +227,7 @@ class ModelCache:
         joined = facts.shared_engine and version.config.adapter is not None
         path = SwitchPath.ADAPTER if joined else SwitchPath.LOAD
         self.timings.took(*version.key, path, facts.load_s)
-        return CachedVersion(instance, facts, path, await asyncio.to_thread(self._digest, version))
+        return CachedVersion(instance, facts, path, await self._digest(version))
 
     async def _wake(self, version: ModelVersion, parked: _Parked, fresh: ModelInstance) -> CachedVersion:
         """Wake it; what does not wake is stopped and loaded from its files."""
@@ -265,7 +265,7 @@ class ModelCache:
         facts = LoadFacts(
             load_s=took_s, memory_bytes=memory.host_bytes, device_memory_bytes=memory.device_bytes or None
         )
-        digest = await asyncio.to_thread(self._digest, version)
+        digest = await self._digest(version)
         swapped = CachedVersion(instance, facts, SwitchPath.IN_PLACE, digest)
         self._loaded[version.key] = swapped
         return swapped

@@ -24,7 +24,7 @@ from abswitch.domain import (
     TokenChunk,
     VersionKey,
 )
-from abswitch.errors import InstanceDied, InstanceNotRunning, NoActiveVersion, RequestFailed, StreamBroken
+from abswitch.errors import InstanceDied, InstanceNotRunning, LoadFailed, NoActiveVersion, RequestFailed, StreamBroken
 from abswitch.records import AssignmentRecord
 from abswitch.serving.assignments import Assignments
 from abswitch.serving.cache import CachedVersion
@@ -172,6 +172,7 @@ class Dispatcher:
 
         Raises:
             NoActiveVersion, QueueFull, QueueTimeout: nothing serves the model; no row, as nothing was admitted.
+            LoadFailed: the version that the request names itself does not load; no row either.
             PromptTooLong: the prompt does not fit.
             InstanceDied: the instance died before its first token and no other could take over.
             StreamBroken: it died later; what had been delivered is in `text`.
@@ -272,9 +273,22 @@ class Dispatcher:
         submission.deaths += 1
         if submission.deaths >= _DEATHS_ENDURED or submission.copy_of is not None:
             raise death
-        submission.fallback = True
+        serving = await self._other(submission, admitted, dead, death)
+        submission.fallback = True  # only now: a request that nobody was asked again is a plain failure
+        return serving
+
+    async def _other(
+        self,
+        submission: Submission,
+        admitted: RouteSnapshot | None,
+        dead: RoutedArm,
+        death: InstanceDied | InstanceNotRunning,
+    ) -> RoutedArm:
         if admitted is None:
-            return await self._pinned(submission, dead.version)
+            try:
+                return await self._pinned(submission, dead.version)
+            except LoadFailed as nothing:
+                raise death from nothing
         current = self._router.current(submission.model_id)
         while current is None or current.stable.instance is dead.instance:
             try:

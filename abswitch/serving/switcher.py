@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from uuid import uuid4
 
-from abswitch.clock import Clock
-from abswitch.domain import RouteRecord, TransitionRecord
+from abswitch.clock import Clock, Timer
+from abswitch.domain import RouteRecord
 from abswitch.errors import (
     AbswitchError,
     InvalidInput,
     OperationFinished,
     OperationInProgress,
+    StoreError,
     SwitchRefused,
 )
 from abswitch.rollout import operation as ops
@@ -31,6 +32,7 @@ from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import ModelCache
 from abswitch.serving.effects import Effects
 from abswitch.serving.instance import ModelInstance
+from abswitch.serving.moves import JournalEntry
 from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.revival import Reviver
@@ -39,23 +41,9 @@ from abswitch.serving.transition import TransitionManager
 
 log = logging.getLogger(__name__)
 _ROUTES_SOON = frozenset({Phase.PENDING, Phase.LOADING, Phase.WARMING, Phase.PROMOTING, Phase.ROLLING_BACK})
+_RETRY_S = 1.0
+"""How soon a move that could not be written down is tried again."""
 _SAFE = frozenset({Phase.ROLLING_BACK, Phase.ROLLED_BACK, Phase.ABORTED, Phase.FAILED})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalEntry:
-    """What a move makes durable before its effects.
-
-    Attributes:
-        operation: as it is after the move.
-        salt: what the assignment of its units depends on.
-        active: the version that serves the model once the move's effects are carried out.
-    """
-
-    operation: Operation
-    transition: TransitionRecord
-    salt: str
-    active: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +112,7 @@ class ModelSwitcher:
         self._inbox: asyncio.Queue[tuple[str, Event, asyncio.Future[Operation] | None]] = asyncio.Queue()
         self._controller: asyncio.Task[None] | None = None
         self._starting: set[asyncio.Task[None]] = set()
+        self._unwritten: dict[tuple[str, type[Event]], Timer] = {}
         self._last_duration_s: float | None = None
         self._reviver = Reviver(
             registry,
@@ -387,6 +376,8 @@ class ModelSwitcher:
 
     async def close(self) -> None:
         """Stop the controller; operations stay where they are."""
+        for timer in self._unwritten.values():
+            timer.cancel()
         tasks = list(self._starting)
         if self._controller is not None:
             tasks.append(self._controller)
@@ -410,12 +401,23 @@ class ModelSwitcher:
                 after = await self._take(self._operations[operation_id], event)
             except Exception as error:
                 if taken is None or taken.done():
-                    log.warning("operation %s: %s", operation_id, error)
+                    log.warning("operation %s: %s: %s", operation_id, type(event).__name__, error)
+                    if isinstance(error, StoreError):
+                        self._later(operation_id, event)
                 else:
                     taken.set_exception(error)
                 continue
             if taken is not None and not taken.done():
                 taken.set_result(after)
+
+    def _later(self, operation_id: str, event: Event) -> None:
+        """What happened stays true although it could not be written down: it is tried again, or the move never ends.
+
+        Should the operation have moved on by then, the event's epoch is an older one, and it is dropped.
+        """
+        self._unwritten[operation_id, type(event)] = self._clock.call_later(
+            _RETRY_S, lambda: self._put(operation_id, event)
+        )
 
     async def _take(self, before: Operation, event: Event) -> Operation:
         if before.phase.is_final:
@@ -440,12 +442,8 @@ class ModelSwitcher:
 
     def _write_down(self, before: Operation, event: Event, after: Operation) -> None:
         sequence = self._sequence[after.operation_id] + 1
-        entry = JournalEntry(
-            operation=after,
-            transition=_transition(sequence, before, event, after, self._clock.wall_s()),
-            salt=self._salts[after.operation_id],
-            active=_active(after),
-        )
+        salt, at_s = self._salts[after.operation_id], self._clock.wall_s()
+        entry = JournalEntry.of(before, event, after, sequence=sequence, salt=salt, at_s=at_s)
         try:
             self._journal(entry)
         except Exception as error:
@@ -465,27 +463,6 @@ class ModelSwitcher:
 
 
 _COMMANDS = (ops.Start, ops.Conclude, ops.Pause, ops.Resume, ops.Abort)
-
-
-def _transition(sequence: int, before: Operation, event: Event, after: Operation, at_s: float) -> TransitionRecord:
-    return TransitionRecord(
-        operation_id=after.operation_id,
-        sequence=sequence,
-        model_id=after.model_id,
-        event=type(event).__name__,
-        phase_from=before.phase.value,
-        phase_to=after.phase.value,
-        step=after.stage,
-        share=after.share,
-        reason=after.reason,
-        at_s=at_s,
-    )
-
-
-def _active(operation: Operation) -> str | None:
-    """The version that a restart lets serve: a promotion counts from the moment its route was in force."""
-    routed = operation.phase in (Phase.DRAINING, Phase.SUCCEEDED)
-    return operation.winner if routed and operation.promoted else operation.stable
 
 
 def _refuse_senseless(model_id: str, stable: str | None, target: str, strategy: Strategy) -> None:

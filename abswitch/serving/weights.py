@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from abswitch.domain import ModelConfig
+from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.serving.source import is_local
 
 _CHUNK_BYTES = 1 << 22
 _HEX = 16
+
+
+async def weights_of(version: ModelVersion) -> str | None:
+    """The digest of a version's weights, read off the loop."""
+    if version.config.backend != "vllm":
+        return None  # they are elsewhere; and there is nothing to leave the loop for
+    return await asyncio.to_thread(weights_digest, version.config)
 
 
 def weights_digest(config: ModelConfig) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from abswitch import ExactMatch, ModelConfig, SwitchingEngine
-from abswitch.testing import TinyModels, check_history
+from abswitch.testing import TinyModels, Witness
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -34,22 +34,18 @@ async def test_ten_thousand_requests_through_twenty_switches(tiny: TinyModels, t
             for prompt in prompts
         }
         await engine.deploy("v1")
-        answered: dict[str, str] = {}
-        doubled: list[str] = []
+        witness = Witness()
         waiting = iter(range(REQUESTS))
 
         async def client() -> None:
             for index in waiting:
                 name = f"load-{index}"
                 prompt = prompts[index % len(prompts)]
-                completion = await engine.generate(prompt, request_id=name, unit_id=f"user-{index % 997}")
-                if name in answered:
-                    doubled.append(name)
-                answered[name] = completion.text
+                await witness.read(name, engine.stream(prompt, request_id=name, unit_id=f"user-{index % 997}"))
 
         async def switch_back_and_forth() -> None:
             for turn in range(SWITCHES):
-                while len(answered) < turn * REQUESTS // SWITCHES:
+                while len(witness.answered) < turn * REQUESTS // SWITCHES:
                     await asyncio.sleep(0.005)
                 target = "v2" if turn % 2 == 0 else "v1"
                 if turn % 4 < 2:
@@ -61,13 +57,13 @@ async def test_ten_thousand_requests_through_twenty_switches(tiny: TinyModels, t
                 assert (await handle.done()).phase == "succeeded"
 
         await asyncio.gather(switch_back_and_forth(), *(client() for _ in range(CONCURRENCY)))
-        assert len(answered) == REQUESTS and not doubled
+        assert len(witness.answered) == REQUESTS and not witness.failed and not witness.refused
         rows = engine.query("SELECT * FROM requests WHERE arm <> 'pinned' ORDER BY admitted_mono_s")
         routes = engine.query("SELECT * FROM routes ORDER BY epoch")
-        report = check_history(
-            rows, routes, sent=[f"load-{i}" for i in range(REQUESTS)], answered=answered, truth=truth
-        )
+        moves = engine.query("SELECT * FROM transitions ORDER BY operation_id, sequence")
+        report = witness.check(rows, routes, transitions=moves, truth=truth)
         report.raise_for_violations()
+        assert report.texts_checked == report.streams_checked == REQUESTS and report.operations == SWITCHES + 1
         assert engine.store.stats().dropped == 0
         served = rows.groupby("served_version").size()
         assert served["v1"] > REQUESTS // 10 and served["v2"] > REQUESTS // 10, "both versions took real traffic"

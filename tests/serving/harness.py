@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from abswitch.clock import VirtualClock
@@ -16,12 +16,13 @@ from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import CachedVersion, ModelCache
 from abswitch.serving.dispatch import Dispatcher, Submission
 from abswitch.serving.judges import judgement_on
+from abswitch.serving.moves import JournalEntry
 from abswitch.serving.queueing import AdmissionQueue
 from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.router import RequestRouter
 from abswitch.serving.scripted import ScriptedBackend, ScriptedInstance
-from abswitch.serving.switcher import JournalEntry, ModelSwitcher
+from abswitch.serving.switcher import ModelSwitcher
 from abswitch.serving.tally import StepTally
 from abswitch.serving.transition import TransitionManager
 
@@ -40,10 +41,14 @@ class Shell:
         restarts: RestartPolicy | None = None,
         max_wait_s: float = 60.0,
         max_waiting: int = 1000,
+        clock: VirtualClock | None = None,
+        backend: ScriptedBackend | None = None,
+        last_epochs: Mapping[str, int] = EMPTY,
+        versions: Sequence[str] = ("v1", "v2", "v3"),
     ) -> None:
-        self.clock = VirtualClock()
-        self.backend = ScriptedBackend(
-            answers={v: (lambda _, v=v: ("I ", "am ", v)) for v in ("v1", "v2", "v3")},  # type: ignore[misc]
+        self.clock = clock or VirtualClock()
+        self.backend = backend or ScriptedBackend(
+            answers={v: (lambda _, v=v: ("I ", "am ", v)) for v in versions},  # type: ignore[misc]
             configure=configure,
         )
         self.requests: list[RequestRecord] = []
@@ -52,7 +57,7 @@ class Shell:
         self.entries: list[JournalEntry] = []
         self.journal_error: Exception | None = None
         self.transitions = TransitionManager()
-        self.router = RequestRouter(self.clock)
+        self.router = RequestRouter(self.clock, last_epochs=last_epochs)
         self.cache = ModelCache(
             {"scripted": self.backend},
             max_cached_models=max_cached_models,
@@ -70,8 +75,8 @@ class Shell:
             self.clock,
             journal=self._journal,
             judge=judgement_on(self.tally),
-            record_route=self.routes.append,
-            on_move=self.tally.moved,
+            record_route=self._route,
+            on_move=self._moved,
             drain_timeout_s=drain_timeout_s,
             restarts=restarts,
         )
@@ -96,7 +101,7 @@ class Shell:
             record_text=True,
         )
         self._ids = itertools.count()
-        for version in ("v1", "v2", "v3"):
+        for version in versions:
             self.registry.register_model({"model_id": MODEL, "model": "script", "backend": "scripted"}, version)
 
     def _journal(self, entry: JournalEntry) -> None:
@@ -104,6 +109,12 @@ class Shell:
             raise self.journal_error
         self.entries.append(entry)
         self.journal.append(entry.transition)
+
+    def _route(self, record: RouteRecord) -> None:
+        self.routes.append(record)
+
+    def _moved(self, operation: Operation) -> None:
+        self.tally.moved(operation)
 
     def _record(self, record: RequestRecord) -> None:
         self.requests.append(record)

@@ -21,6 +21,10 @@ def version(name: str, model: str = "script") -> ModelVersion:
     return ModelVersion(version=name, config=ModelConfig(model_id="m", model=model, backend="scripted"))
 
 
+async def digest_of(one: ModelVersion) -> str:
+    return f"digest of {one.version}"
+
+
 class Bench:
     """A cache of scripted instances of 10 bytes on the device and 1 of the host each."""
 
@@ -35,7 +39,7 @@ class Bench:
             {"scripted": self.backend},
             in_use=self.used.__contains__,
             timings=self.timings,
-            digest=lambda v: f"digest of {v.version}",
+            digest=digest_of,
             max_cached_models=max_cached_models,
             device_bytes=device_bytes,
             host_bytes=host_bytes,
