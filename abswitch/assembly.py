@@ -9,10 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from abswitch.clock import Clock
-from abswitch.domain import ModelVersion, RequestRecord, ScoreRecord
-from abswitch.persistence import Recovery, SwitchLog, keeper, open_journal
+from abswitch.domain import ModelVersion, RequestRecord, ScoreRecord, VersionKey
+from abswitch.external import RegistryLink
+from abswitch.persistence import Recovery, SwitchLog, history, keeper, noter, open_journal
+from abswitch.rollout.operation import Operation
+from abswitch.rollout.strategies import ImmediateStrategy
 from abswitch.scoring import Sample, Score, Scorer, scorers_of
 from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import CachedVersion, ModelCache
@@ -21,6 +25,7 @@ from abswitch.serving.golden import GoldenPrompts
 from abswitch.serving.grading import Grader
 from abswitch.serving.instance import InstanceFactory
 from abswitch.serving.judges import judgement_on
+from abswitch.serving.lineage import HistoryEntry
 from abswitch.serving.loop import EngineLoop
 from abswitch.serving.openai import OpenAIInstance
 from abswitch.serving.preflight import Preflight
@@ -55,6 +60,7 @@ class Machinery:
     log: SwitchLog
     tracking: TrackingSink | None
     registry: DynamicModelRegistry
+    link: RegistryLink
     cache: ModelCache
     readiness: Readiness
     preflight: Preflight
@@ -73,6 +79,7 @@ class Machinery:
         with ExitStack() as ends:
             ends.callback(self.store.close)
             ends.callback(self.log.close)
+            ends.callback(self.link.close)
             if self.tracking is not None:
                 ends.callback(self.tracking.close)
             ends.callback(self.loop.close)
@@ -96,6 +103,19 @@ class Machinery:
         self.background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("%s", error)
+
+    def switch_now(self, model_id: str, version: str) -> bool:
+        """An immediate switch, from its beginning to its end; whether the version serves. Blocks."""
+        return self.loop.run(self._switch_now(model_id, version))
+
+    async def _switch_now(self, model_id: str, version: str) -> bool:
+        if self.registry.active_version(model_id) == version and self.router.current(model_id) is not None:
+            return True
+        strategy, operation_id = ImmediateStrategy(), f"op-{uuid4().hex[:12]}"
+        self.switcher.check(model_id, version, strategy)
+        await self.preflight.check(model_id, version, strategy)
+        await self.switcher.start(model_id, version, strategy, operation_id=operation_id, salt=operation_id)
+        return (await self.switcher.wait(operation_id, lambda operation: operation.phase.is_final)).promoted
 
     async def on_loop(self, call: Callable[[], None]) -> None:
         """Call something that lives on the engine's loop."""
@@ -140,6 +160,8 @@ def assemble(
         machinery = _wire(config, clock, recorder, switch_log, tracking, accepted_scorers, record_text, backends)
         undo.pop_all()
     _take_over(machinery)
+    machinery.registry.bind(machinery.switch_now)
+    machinery.link.attach(machinery.registry)
     return machinery
 
 
@@ -168,7 +190,18 @@ def _wire(
     )
     golden = GoldenPrompts(recovery.golden, keep=switch_log.golden) if config.golden_prompt_check else None
     readiness = Readiness(cache, golden)
-    registry = DynamicModelRegistry(clock, check=_version_check(cache), keep=keeper(store))
+    link = RegistryLink(
+        tracking.tracking_uri if isinstance(tracking, MlflowSink) else None,
+        store,
+        lambda operation_id: switcher.operation(operation_id).reason,
+    )
+    registry = DynamicModelRegistry(
+        clock,
+        check=_version_check(cache),
+        keep=keeper(store),
+        note=_noted(noter(store), link),
+        in_use=lambda key: _in_use(key, transitions, router, cache),
+    )
     switcher = ModelSwitcher(
         registry,
         cache,
@@ -179,7 +212,7 @@ def _wire(
         journal=switch_log.write,
         judge=judgement_on(tally),
         record_route=store.route,
-        on_move=tally.moved,
+        on_move=_moved(tally, registry),
         drain_timeout_s=config.max_transition_time_seconds,
         load_timeout_s=config.switch_timeout_seconds,
         max_running=config.max_concurrent_switches,
@@ -216,6 +249,7 @@ def _wire(
         log=switch_log,
         tracking=tracking,
         registry=registry,
+        link=link,
         cache=cache,
         readiness=readiness,
         preflight=Preflight(registry, cache),
@@ -232,7 +266,7 @@ def _wire(
 
 def _take_over(machinery: Machinery) -> None:
     """What an earlier process knew: its operations, and which version served each model."""
-    machinery.registry.restore(machinery.store.versions())
+    machinery.registry.restore(machinery.store.versions(), history(machinery.store))
     known = machinery.registry.list_models()
     for adopted in machinery.recovery.operations:
         operation = adopted.operation
@@ -241,6 +275,31 @@ def _take_over(machinery: Machinery) -> None:
     for model_id, (version, operation_id) in machinery.recovery.active.items():
         if model_id in known:
             machinery.registry.activate(model_id, version, operation_id)
+
+
+def _noted(write: Callable[[HistoryEntry], None], link: RegistryLink) -> Callable[[HistoryEntry], None]:
+    def noted(entry: HistoryEntry) -> None:
+        write(entry)
+        link.noted(entry)
+
+    return noted
+
+
+def _moved(tally: StepTally, registry: DynamicModelRegistry) -> Callable[[Operation], None]:
+    def moved(operation: Operation) -> None:
+        tally.moved(operation)
+        challenger = None if operation.phase.is_final else operation.candidate
+        registry.challenge(operation.model_id, challenger, operation.operation_id)
+
+    return moved
+
+
+def _in_use(key: VersionKey, transitions: TransitionManager, router: RequestRouter, cache: ModelCache) -> str | None:
+    if router.is_routed(*key):
+        return "traffic is routed to it"
+    if transitions.holders(key):
+        return f"{transitions.holders(key)} request(s) are on it"
+    return "it takes part in an operation, or is pinned" if cache.is_pinned(key) else None
 
 
 def _restarts(config: ModelSwitchingConfig) -> RestartPolicy:

@@ -21,6 +21,7 @@ from abswitch import checks
 from abswitch.assembly import assemble
 from abswitch.clock import Clock, SystemClock
 from abswitch.domain import (
+    EMPTY,
     Completion,
     LoadFacts,
     Sampling,
@@ -29,7 +30,7 @@ from abswitch.domain import (
     TokenChunk,
     prompt_of,
 )
-from abswitch.errors import EngineClosed, InvalidInput
+from abswitch.errors import EngineClosed, InvalidInput, SwitchRefused
 from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import Judge
 from abswitch.rollout.operation import Operation
@@ -39,11 +40,11 @@ from abswitch.serving.dispatch import Submission
 from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.instance import InstanceFactory, ModelInstance
 from abswitch.serving.preflight import SwitchPlan
-from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, shares_of
+from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, SwitchValidation, shares_of
 from abswitch.serving.transition import Lease
 from abswitch.settings import ModelSwitchingConfig
 from abswitch.stats.plan import AnalysisPlan
-from abswitch.store.recorder import PlanRecord
+from abswitch.store.recorder import PlanRecord, json_text
 from abswitch.store.retention import Retention
 
 if TYPE_CHECKING:
@@ -259,11 +260,12 @@ class SwitchingEngine:
         experiment: str | None = None,
         plan: AnalysisPlan | None = None,
         judge: Judge | None = None,
+        metadata: Mapping[str, Any] = EMPTY,
     ) -> SwitchHandle:
         """Begin a switch to another version; returns as soon as it is accepted.
 
         Args:
-            target_version: the candidate.
+            target_version: the candidate, by name or alias.
             strategy_type: how traffic moves; the configured default when left out.
             strategy_config: the strategy's fields as a dictionary, or a typed strategy.
             experiment: name that the assignment of units depends on; a fresh one by default. The same name splits
@@ -271,6 +273,7 @@ class SwitchingEngine:
             plan: what will be compared and how; stored before the first request meets the candidate.
             judge: decides each step of a canary, or looks at an A/B test every `evaluation_period_minutes`; called with
                 a `StepEvidence` on a thread of its own, answers with a `Judgement`. A canary has a default one.
+            metadata: why, for whom, from which ticket: JSON values that the registry's history keeps with the switch.
 
         Raises:
             InvalidInput: unknown version, strategy or field, or a value outside its range; nothing changed.
@@ -281,12 +284,66 @@ class SwitchingEngine:
         self._refuse_closed()
         strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
         model = self.registry.resolve_model(model_id)
+        target = self.registry.get(model, target_version).version
         operation_id = f"op-{uuid4().hex[:12]}"
         salt = operation_id if experiment is None else checks.name("experiment", experiment)
         if judge is not None and not callable(judge):
             raise InvalidInput("judge", judge, "a callable that is given a StepEvidence and returns a Judgement")
-        await self._loop.call(self._start(model, target_version, strategy, operation_id, salt, plan, judge))
+        if not isinstance(metadata, Mapping):
+            raise InvalidInput("metadata", metadata, "a dictionary")
+        json_text("metadata", dict(metadata))
+        await self._loop.call(self._start(model, target, strategy, operation_id, salt, plan, judge))
+        if metadata:
+            self.registry.requested(model, target, operation_id, metadata)
         return SwitchHandle(self, operation_id)
+
+    async def switch_model(
+        self,
+        model_id: str,
+        target_version: str,
+        strategy_type: SwitchingStrategyType | str | None = None,
+        strategy_config: Mapping[str, Any] | Strategy | None = None,
+        metadata: Mapping[str, Any] = EMPTY,
+    ) -> SwitchHandle:
+        """`start_switch` with the model first."""
+        return await self.start_switch(
+            target_version, strategy_type, strategy_config, model_id=model_id, metadata=metadata
+        )
+
+    async def rollback(self, *, to: str | None = None, model_id: str | None = None) -> OperationStatus:
+        """Switch back at once, to the version that was active before or to any earlier one; waits until it ended.
+
+        Raises:
+            SwitchRefused: nothing was active before.
+            SwitchFailed: it did not come to serve; what served before still does.
+        """
+        model = self.registry.resolve_model(model_id)
+        target = to or self.registry.previous_version(model)
+        if target is None:
+            raise SwitchRefused(f"model {model!r} has no earlier version to go back to")
+        return await self.deploy(target, model_id=model)
+
+    async def validate_switch_request(
+        self,
+        model_id: str,
+        target_version: str,
+        strategy_type: SwitchingStrategyType | str | None = None,
+        strategy_config: Mapping[str, Any] | Strategy | None = None,
+    ) -> SwitchValidation:
+        """Whether `switch_model` with these arguments would begin, and if not, why; changes nothing."""
+        self._refuse_closed()
+        plan = None
+        try:
+            strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
+            target = self.registry.get(self.registry.resolve_model(model_id), target_version).version
+            plan = await self._loop.call(self._validated(model_id, target, strategy))
+        except (InvalidInput, SwitchRefused) as refusal:
+            return SwitchValidation(valid=False, reason=str(refusal), plan=None)
+        return SwitchValidation(valid=plan.refusal is None, reason=plan.refusal, plan=plan)
+
+    async def _validated(self, model_id: str, target: str, strategy: Strategy) -> SwitchPlan:
+        self.switcher.check(model_id, target, strategy)
+        return await self._parts.preflight.plan(model_id, target, strategy)
 
     async def plan_switch(
         self,
@@ -306,9 +363,8 @@ class SwitchingEngine:
         self._refuse_closed()
         strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
         model = self.registry.resolve_model(model_id)
-        for version, _ in strategy.candidates(target_version):
-            self.registry.get(model, version)
-        return await self._loop.call(self._parts.preflight.plan(model, target_version, strategy))
+        target = self.registry.get(model, target_version).version
+        return await self._loop.call(self._parts.preflight.plan(model, target, strategy))
 
     async def _start(
         self,
@@ -366,6 +422,48 @@ class SwitchingEngine:
     def operation_status(self, operation_id: str) -> OperationStatus:
         """One switch as it stands."""
         return OperationStatus.of(self.switcher.operation(operation_id), self._clock.monotonic_s())
+
+    def get_switch_status(self, operation_id: str) -> OperationStatus:
+        """The same as `operation_status`."""
+        return self.operation_status(operation_id)
+
+    def list_active_switches(self) -> tuple[OperationStatus, ...]:
+        """The switches under way, of every model, oldest first."""
+        return tuple(
+            self.operation_status(o.operation_id) for o in self.switcher.operations.values() if not o.phase.is_final
+        )
+
+    async def deregister_model(self, model_id: str, version: str) -> None:
+        """Take a version out of the registry and out of memory; its evidence and its history stay.
+
+        Raises:
+            UnknownModel, UnknownVersion: there is no such version.
+            SwitchRefused: it is active, takes part in an operation, or requests are on it.
+        """
+        self._refuse_closed()
+        key = self.registry.get(model_id, version).key
+        self.registry.deregister_model(*key)
+        await self._loop.call(self._parts.cache.discard(key))
+
+    async def export_to_mlflow(self, *, model_id: str | None = None, name: str | None = None) -> dict[str, str]:
+        """Register a model's versions in MLflow's model registry; its aliases follow this engine's from now on.
+
+        Args:
+            name: of the registered model; the model's id by default.
+
+        Returns:
+            version → its number in MLflow.
+        """
+        return await asyncio.to_thread(self._parts.link.export, self.registry.resolve_model(model_id), name)
+
+    async def import_from_mlflow(self, name: str, *, model_id: str | None = None) -> tuple[str, ...]:
+        """Register the versions of a registered model of MLflow; returns those that are new here.
+
+        Raises:
+            InvalidInput: MLflow has no model of that name, or the engine was given no MLflow.
+            BadModelSource: a version's files are not on this machine.
+        """
+        return await asyncio.to_thread(self._parts.link.read, name, model_id)
 
     def get_switching_status(self) -> SwitchingStatus:
         """Every model: active version, shares, and the latest operation."""

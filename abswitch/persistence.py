@@ -7,16 +7,18 @@ as evidence, a little later.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from abswitch.domain import ModelVersion
 from abswitch.errors import InvalidInput, StoreError
+from abswitch.records import RegistryRecord
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered
 from abswitch.serving.golden import Answers, ReferenceKey
+from abswitch.serving.lineage import HistoryEntry, What
 from abswitch.serving.moves import JournalEntry
 from abswitch.serving.timings import Timing
 from abswitch.store.database import MEMORY
@@ -164,6 +166,34 @@ def _ended(body: Mapping[str, Any]) -> bool:
 
 def _model(body: Mapping[str, Any]) -> str:
     return str(body["operation"]["model_id"])
+
+
+def noter(store: Recorder) -> Callable[[HistoryEntry], None]:
+    """Writes the registry's history down, without waiting."""
+
+    def note(entry: HistoryEntry) -> None:
+        store.registry(
+            RegistryRecord(
+                entry.model_id, entry.version, entry.what.value, entry.detail, entry.operation_id, entry.at_s
+            )
+        )
+
+    return note
+
+
+def history(store: Recorder) -> list[HistoryEntry]:
+    """The registry's history as earlier processes wrote it down."""
+    return [
+        HistoryEntry(
+            model_id=row.model_id,
+            version=row.version,
+            what=What(row.event),
+            detail=row.detail,
+            operation_id=row.operation_id,
+            at_s=row.at_s,
+        )
+        for row in store.registry_history()
+    ]
 
 
 def keeper(store: Recorder) -> Any:

@@ -29,6 +29,17 @@ class AssignmentRecord(NamedTuple):
     assigned_at_s: float
 
 
+class RegistryRecord(NamedTuple):
+    """Something that happened to a model's versions; table `registry_history`."""
+
+    model_id: str
+    version: str | None
+    event: str
+    detail: Mapping[str, Any]
+    operation_id: str | None
+    at_s: float
+
+
 class HealthSample(NamedTuple):
     """One look at one version's instance, with the traffic of a sliding window; table `health_samples`.
 

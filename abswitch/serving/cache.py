@@ -157,6 +157,10 @@ class ModelCache:
         if self._pins[key] <= 0:
             del self._pins[key]
 
+    def is_pinned(self, key: VersionKey) -> bool:
+        """Whether somebody pinned the version."""
+        return bool(self._pins[key])
+
     # --- bringing up ------------------------------------------------------------------------------------------------
 
     async def ensure(self, version: ModelVersion) -> CachedVersion:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from abswitch.rollout.operation import Operation
+from abswitch.serving.preflight import SwitchPlan
 from abswitch.serving.router import RouteSnapshot
 
 
@@ -75,6 +76,23 @@ class OperationStatus:
     def __str__(self) -> str:
         way = f"{self.stable or 'nothing'} → {', '.join(self.candidates)}"
         return f"{self.operation_id} {self.strategy} {way}: {self.phase} at {self.share:.0%} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchValidation:
+    """What `validate_switch_request` found; true when the switch could begin.
+
+    Attributes:
+        reason: why it could not; None when it could.
+        plan: what it would take; None when the request makes no sense.
+    """
+
+    valid: bool
+    reason: str | None
+    plan: SwitchPlan | None
+
+    def __bool__(self) -> bool:
+        return self.valid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,12 @@ _NEW_TABLES_3 = (
     )
     """,
     """
+    CREATE TABLE registry_history (
+        model_id VARCHAR NOT NULL, version VARCHAR, event VARCHAR NOT NULL, detail JSON NOT NULL,
+        operation_id VARCHAR, at_s DOUBLE NOT NULL
+    )
+    """,
+    """
     CREATE TABLE health_samples (
         at_s DOUBLE NOT NULL, model_id VARCHAR NOT NULL, version VARCHAR NOT NULL, alive BOOLEAN NOT NULL,
         residency VARCHAR NOT NULL, in_flight INTEGER NOT NULL, waiting INTEGER NOT NULL,

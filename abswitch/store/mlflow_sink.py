@@ -118,13 +118,7 @@ class MlflowSink:
 
     def _probe(self) -> None:
         """MLflow's own client would try for minutes before it says that nobody is there."""
-        if not self._is_server:
-            return
-        try:
-            with urllib.request.urlopen(f"{self._uri}/health", timeout=self._probe_timeout_s) as answer:
-                answer.read()
-        except (OSError, ValueError) as error:
-            raise Unreachable(_why(error)) from error
+        probe(self._uri, self._probe_timeout_s)
 
     def _connect(self) -> MlflowClient:
         from mlflow import MlflowClient
@@ -265,6 +259,21 @@ def _links(ui_url: str, experiment_id: str, runs: Mapping[str, str]) -> Tracking
         compare=f"{ui_url}/#/compare-runs?runs={run_ids}&experiments={experiments}",
         runs=dict(runs),
     )
+
+
+def probe(uri: str, timeout_s: float) -> None:
+    """Return once the server says that it is alive; a SQLite file always is.
+
+    Raises:
+        Unreachable: it does not within `timeout_s`.
+    """
+    if uri.startswith(_SQLITE):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=timeout_s) as answer:
+            answer.read()
+    except (OSError, ValueError) as error:
+        raise Unreachable(_why(error)) from error
 
 
 def _checked_uri(uri: str) -> str:

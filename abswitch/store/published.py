@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     import duckdb
 
 GROWING = ("requests", "scores", "assignments", "routes", "transitions", "health_samples", "alerts", "looks")
-STATE = ("meta", "model_versions", "operations", "plans", "verdicts", "outbox", "runs", "artifacts", "writers", "gaps")
+STATE = (
+    "meta",
+    "model_versions",
+    "registry_history",
+    "operations",
+    "plans",
+    "verdicts",
+    "outbox",
+    "runs",
+    "artifacts",
+    "writers",
+    "gaps",
+)
 MANIFEST = "manifest.json"
 _MERGE_AT = 16
 """So many neighbouring segments of one level become one of the next: each row is written again at most log16 times."""

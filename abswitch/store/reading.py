@@ -20,6 +20,7 @@ Params = Sequence[Any] | Mapping[str, Any] | None
 
 TABLES = (
     "model_versions",
+    "registry_history",
     "operations",
     "transitions",
     "routes",

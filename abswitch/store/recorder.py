@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from abswitch import checks
 from abswitch.domain import ModelConfig, ModelVersion, RequestRecord, RouteRecord, ScoreRecord, TransitionRecord
 from abswitch.errors import InvalidInput, StoreError
-from abswitch.records import AlertRecord, ArtifactRecord, AssignmentRecord, HealthSample, LookRecord, RunRecord
+from abswitch.records import (
+    AlertRecord,
+    ArtifactRecord,
+    AssignmentRecord,
+    HealthSample,
+    LookRecord,
+    RegistryRecord,
+    RunRecord,
+)
 from abswitch.rollout.operation import Operation
 from abswitch.store.database import Database
 from abswitch.store.housekeeping import Chore, Housekeeper
@@ -214,6 +222,15 @@ class Recorder:
         row = record._replace(body=json_text("verdict.body", record.body))  # type: ignore[arg-type]  # as above
         return self._writer.submit(Job(((_insert("verdicts", len(row), replace=True), row),)))
 
+    def registry(self, record: RegistryRecord) -> Future[None]:
+        """Insert an entry of the registry's history.
+
+        Raises:
+            InvalidInput: its detail is not JSON values.
+        """
+        row = record._replace(detail=json_text("detail", dict(record.detail)))  # type: ignore[arg-type]  # as above
+        return self._writer.submit(Job(((_insert("registry_history", len(row)), row),)))
+
     def run(self, record: RunRecord) -> Future[None]:
         """Insert or replace one execution of an experiment's specification.
 
@@ -303,6 +320,12 @@ class Recorder:
             )
             for version, config, metadata, at_s in rows
         ]
+
+    def registry_history(self) -> list[RegistryRecord]:
+        """Every entry of the registry's history, oldest first."""
+        sql = "SELECT model_id, version, event, detail, operation_id, at_s FROM registry_history ORDER BY at_s"
+        found = [RegistryRecord(*row) for row in self._last_known(sql)[0]]
+        return [entry._replace(detail=json.loads(str(entry.detail))) for entry in found]
 
     def last_epochs(self) -> dict[str, int]:
         """The highest routing epoch recorded for each model; a new process goes on from there."""

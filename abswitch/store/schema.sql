@@ -161,6 +161,17 @@ CREATE TABLE IF NOT EXISTS assignments (
     assigned_at_s DOUBLE NOT NULL
 );
 
+-- Everything that happened to versions: registered, activated, challenged, aliased, tagged, switch requested,
+-- deregistered, linked (to a registered model of MLflow). What the registry is after a restart is folded from these rows.
+CREATE TABLE IF NOT EXISTS registry_history (
+    model_id     VARCHAR NOT NULL,
+    version      VARCHAR,                     -- NULL: nothing (an alias removed, no operation under way any more)
+    event        VARCHAR NOT NULL,
+    detail       JSON NOT NULL,               -- of an alias its name, of a tag key and value, of a request its metadata
+    operation_id VARCHAR,
+    at_s         DOUBLE NOT NULL
+);
+
 -- What the health monitor saw: one row per version and look.
 CREATE TABLE IF NOT EXISTS health_samples (
     at_s                DOUBLE NOT NULL,
