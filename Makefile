@@ -2,7 +2,7 @@
 # when that is already there. Variables: ACCELERATOR=cpu|gpu, PYTHON=python3.12, ARGS="-k name" (test), PORT=5000 (mlflow).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench lab mlflow lock clean distclean
+.PHONY: help setup demo test soak check format bench lab mlflow lock clean distclean
 
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
@@ -23,6 +23,9 @@ test: setup ## every test, with real vLLM, the notebooks and a browser (ARGS="-k
 ifeq ($(ARGS),)
 	@$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax --nbval-current-env $(NOTEBOOKS))
 endif
+
+soak: setup ## 20,000 random histories of switches, faults and crashes (about a quarter of an hour)
+	@ABSWITCH_HYPOTHESIS=soak $(BIN)/python -m pytest tests/serving/test_stateful.py $(ARGS)
 
 check: setup ## lint, format, strict types, import layers, notebooks without outputs
 	@$(BIN)/ruff check .

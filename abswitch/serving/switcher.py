@@ -415,9 +415,8 @@ class ModelSwitcher:
 
         Should the operation have moved on by then, the event's epoch is an older one, and it is dropped.
         """
-        self._unwritten[operation_id, type(event)] = self._clock.call_later(
-            _RETRY_S, lambda: self._put(operation_id, event)
-        )
+        again = self._clock.call_later(_RETRY_S, lambda: self._put(operation_id, event))
+        self._unwritten[operation_id, type(event)] = again
 
     async def _take(self, before: Operation, event: Event) -> Operation:
         if before.phase.is_final:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from abswitch.errors import IllegalTransition, InvalidInput
 from abswitch.rollout import operation as ops
+from abswitch.rollout import strategies
 from abswitch.rollout.judging import Judgement, Ruling
 from abswitch.rollout.machine import TABLE, step
 from abswitch.rollout.operation import Event, Operation, Phase
@@ -91,44 +94,84 @@ STAGED = (Phase.SHIFTING, Phase.EVALUATING, Phase.PAUSED)
 """Phases in which a switch has traffic on a stage; one without stages comes to PAUSED only after a restart."""
 
 
-def legal(strategy: Strategy, phase: Phase) -> bool:
-    return bool(strategy.stages) or phase not in STAGED
+ENDINGS = (Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.FAILED)
 
 
-@pytest.mark.parametrize("promoted", [False, True])
-@pytest.mark.parametrize("detached", [False, True])
+PROMOTED = {Phase.PROMOTING: (True,), Phase.DRAINING: (False, True), Phase.SUCCEEDED: (False, True)}
+"""Whether a candidate is the active version; in every other phase none is."""
+
+
+def states(strategy: Strategy, phase: Phase) -> Iterator[Operation]:
+    """Every operation that differs in what the machine looks at, in a phase that its strategy can be in."""
+    stages = sorted({0, len(strategy.stages) // 2, max(0, len(strategy.stages) - 1)})
+    for stage, detached, won, ending in product(stages, (False, True), PROMOTED.get(phase, (False,)), ENDINGS):
+        if strategy.stages or phase not in STAGED or (phase is Phase.PAUSED and detached):
+            made = operation(strategy, phase=phase, promoted=won)
+            yield replace(made, stage=stage, detached=detached, ending=ending, epoch=7)
+
+
+def test_every_strategy_phase_and_event_is_tried() -> None:
+    assert {type(strategy) for strategy in STRATEGIES} == set(strategies.STRATEGIES.values())
+    assert {type(event).__name__ for event in EVENTS} == {one.__name__ for one in Event.__subclasses__()}
+    assert {event.judgement.ruling for event in EVENTS if isinstance(event, ops.Judged)} == set(Ruling)
+    assert set(TABLE) == set(Phase)
+    untried = {
+        (strategy.type.value, phase.value)
+        for strategy in STRATEGIES
+        for phase in Phase
+        if not any(True for _ in states(strategy, phase))
+    }
+    assert untried == {("immediate", "shifting"), ("immediate", "evaluating")}, "it has no stages"
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.type.value)
 @pytest.mark.parametrize("event", EVENTS, ids=lambda e: type(e).__name__)
-def test_every_pair_follows_the_table_or_raises_and_changes_nothing(
-    event: Event, strategy: Strategy, detached: bool, promoted: bool
-) -> None:
+def test_every_pair_follows_the_table_or_raises_and_changes_nothing(event: Event, strategy: Strategy) -> None:
     for phase in Phase:
-        before = replace(operation(strategy, phase=phase, promoted=promoted), detached=detached)
-        allowed = TABLE[phase].get(type(event))
-        if allowed is None:
-            with pytest.raises(IllegalTransition) as caught:
-                step(before, event, 1.0)
-            assert (caught.value.phase, caught.value.event) == (phase, type(event).__name__)
-        elif legal(strategy, phase):
-            after, _ = step(before, event, 1.0)
-            assert after.phase in allowed
+        for before in states(strategy, phase):
+            copy, allowed = replace(before), TABLE[phase].get(type(event))
+            if allowed is None:
+                with pytest.raises(IllegalTransition) as caught:
+                    step(before, event, 1.0)
+                assert (caught.value.phase, caught.value.event) == (phase, type(event).__name__)
+            else:
+                after, effects = step(before, event, 1.0)
+                assert after.phase in allowed
+                assert after.epoch == before.epoch + (after.phase is not phase or bool(effects))
+                assert (after.operation_id, after.model_id, after.stable, after.candidate, after.strategy) == (
+                    (before.operation_id, before.model_id, before.stable, before.candidate, before.strategy)
+                )
+            assert before == copy, "an operation is a value"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.type.value)
+def test_what_comes_from_an_earlier_epoch_is_dropped_wherever_the_operation_is(strategy: Strategy) -> None:
+    for phase, event in product(Phase, EVENTS):
+        for before in states(strategy, phase):
+            after, effects = step(before, replace(event, epoch=before.epoch - 1), 1.0)
+            assert after is before and effects == ()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.type.value)
+def test_abort_wins_in_every_phase_that_is_not_final(strategy: Strategy) -> None:
+    for phase in Phase:
+        for before in states(strategy, phase):
+            if phase.is_final:
+                continue
+            after, effects = step(before, ops.Abort(reason="stop"), 1.0)
+            assert after.ending is Phase.ABORTED or after.phase is Phase.ABORTED
+            assert not after.promoted and after.reason == "stop"
+            assert not any(isinstance(one, ops.Route) and (one.arms or one.shadow) for one in effects)
+            assert all(one.active == "v1" for one in effects if isinstance(one, ops.Route))
 
 
 def test_every_transition_of_the_table_can_be_reached_and_no_other_is() -> None:
-    endings = (Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.ABORTED, Phase.FAILED)
-    cases = [
-        (replace(operation(strategy, phase=phase, promoted=won), ending=ending, detached=detached, stage=stage), event)
-        for strategy in STRATEGIES
-        for stage in {0, max(0, len(strategy.stages) - 1)}
-        for phase in Phase
-        for won in (False, True)
-        for detached in (False, True)
-        if legal(strategy, phase) or (phase is Phase.PAUSED and detached)
-        for ending in endings
-        for event in EVENTS
+    reached = {
+        (phase, type(event), step(before, event, 0.0)[0].phase)
+        for strategy, phase, event in product(STRATEGIES, Phase, EVENTS)
         if type(event) in TABLE[phase]
-    ]
-    reached = {(before.phase, type(event), step(before, event, 0.0)[0].phase) for before, event in cases}
+        for before in states(strategy, phase)
+    }
     listed = {(phase, event, to) for phase, row in TABLE.items() for event, tos in row.items() for to in tos}
     assert listed == reached
 

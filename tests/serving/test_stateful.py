@@ -230,6 +230,7 @@ class Switching(RuleBasedStateMachine):
         gate = self.world.gates[self.engine(at).version.key]
         gate.close()
         gate.let(tokens)
+        self.world.settle()
 
     @rule()
     def engines_go_on(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from abswitch.errors import (
     IllegalTransition,
+    InstanceDied,
     InvalidInput,
     NoActiveVersion,
     OperationFinished,
@@ -19,6 +20,7 @@ from abswitch.errors import (
 )
 from abswitch.rollout import operation as ops
 from abswitch.rollout.operation import Phase
+from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.scripted import Gate, ScriptedInstance
 from tests.serving.harness import MODEL, Shell, eventually
 
@@ -234,6 +236,69 @@ async def test_journal_before_effects(shell: Shell) -> None:
     shell.journal_error = None
     await shell.switcher.tell(operation_id, ops.Conclude(promote=True, reason="x"))
     await shell.until(operation_id, Phase.SUCCEEDED)
+
+
+async def test_a_move_that_could_not_be_written_down_is_made_up_for(shell: Shell) -> None:
+    """Otherwise an operation that was aborted while the disk was full would hold its model for ever."""
+    await shell.deploy("v1")
+    operation_id = await shell.split("v2")
+    shell.journal_error = StoreError("disk full")
+    assert await shell.switcher.abort(operation_id)
+    for _ in range(3):
+        shell.clock.advance(1.0)
+        await eventually(shell.switcher._inbox.empty)
+        assert shell.switcher.operation(operation_id).phase is Phase.ROLLING_BACK
+    assert await shell.ask() == "I am v1", "the way back itself did not wait for the disk"
+    shell.journal_error = None
+    shell.clock.advance(1.0)
+    await shell.until(operation_id, Phase.ABORTED)
+    assert (await shell.deploy("v2")).promoted
+
+
+async def test_what_could_not_be_written_down_does_not_outlive_an_abort(shell: Shell) -> None:
+    await shell.deploy("v1")
+    operation_id = await shell.start("v2", "gradual", {"duration_minutes": 30, "steps": 3})
+    before = await shell.until(operation_id, Phase.EVALUATING)
+    shell.journal_error = StoreError("disk full")
+    shell.clock.advance(600)  # the next step is due, and that cannot be written down
+    await eventually(lambda: bool(shell.switcher._unwritten))
+    assert shell.switcher.operation(operation_id) == before
+    shell.journal_error = None
+    assert await shell.switcher.abort(operation_id)
+    ended = await shell.until(operation_id, Phase.ABORTED)
+    shell.clock.advance(60)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert shell.switcher.operation(operation_id) == ended
+
+
+async def test_a_request_that_nobody_could_take_over_is_a_failure_and_no_fallback() -> None:
+    shell = Shell(restarts=RestartPolicy(max_restarts=0))
+    await shell.deploy("v1")
+    shell.instance("v1").die("bus error")
+    with pytest.raises(InstanceDied):
+        await shell.ask()
+    row = shell.requests[-1]
+    assert (row.error_type, row.fallback, row.served_version) == ("InstanceDied", False, "v1")
+    await shell.close()
+
+
+async def test_a_request_for_a_version_that_died_and_does_not_come_back_says_that_it_died(shell: Shell) -> None:
+    submission = shell.submission()
+    submission.version = "v2"
+    shell.backend._configure = lambda instance: setattr(instance, "token_gate", Gate())
+    asked = asyncio.create_task(shell.dispatcher.complete(submission))
+    await eventually(lambda: bool(shell.backend.made))
+    gate = shell.instance("v2").token_gate
+    assert gate is not None
+    await eventually(lambda: gate.waiting == 1)
+    gate.let(1)  # the token that proves it
+    await eventually(lambda: bool(shell.transitions.in_flight()) and gate.waiting == 1)
+    shell.backend._configure = lambda instance: setattr(instance, "load_error", "no such tensor")
+    shell.instance("v2").die("bus error")
+    with pytest.raises(InstanceDied, match="bus error"):
+        await asked
+    assert shell.requests[-1].fallback is False
 
 
 async def test_ten_requests_for_a_cold_version_start_one_load(shell: Shell) -> None:

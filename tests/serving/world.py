@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from abswitch.clock import VirtualClock
 from abswitch.domain import GenerationRequest, Prompt, RouteRecord, TokenChunk
-from abswitch.errors import StoreError
+from abswitch.errors import InstanceDied, InstanceNotRunning, LoadFailed, RequestFailed, StoreError, StreamBroken
 from abswitch.persistence import SwitchLog, open_journal
 from abswitch.rollout.machine import TABLE
 from abswitch.rollout.operation import Operation, Phase
@@ -302,7 +302,8 @@ class World:
             instance = cast(ScriptedInstance, arm.instance)
             if arm.share > 0.0 and not instance._tokens:
                 self.broken.append(f"epoch {record.epoch}: {arm.version} is routed and never generated a token")
-        if record.operation_id in self.aborted:
+        before = {r.arm for r in self.life.routes if r.model_id == record.model_id and r.epoch == record.epoch - 1}
+        if record.operation_id in self.aborted and record.arm not in before:
             self.broken.append(f"epoch {record.epoch}: {record.operation_id} was aborted, and is routed again")
 
     def durable(self, entry: JournalEntry, journal: list[Any]) -> None:
@@ -425,7 +426,17 @@ class World:
         )
         assert not running & recorded, "a row is written when a request ends"
         report.raise_for_violations()
+        self._check_failures(life)
         self._check_sticky(life)
+
+    def _check_failures(self, life: Life) -> None:
+        """A request that had no token fails only when nothing came to serve it in time, or it met death after death."""
+        for name, error in life.witness.failed.items():
+            if isinstance(error, InstanceDied | InstanceNotRunning):
+                nothing = isinstance(error.__cause__, RequestFailed | LoadFailed)
+                assert nothing or len(self.attempts[name]) >= 4, f"{name}: {error!r} with {self.attempts[name]}"
+            else:
+                assert isinstance(error, StreamBroken | ValueError), f"{name}: {error!r}"
 
     def _check_sticky(self, life: Life) -> None:
         """Within an operation a unit that met a candidate meets no other version any more, restarts included."""
