@@ -1,4 +1,4 @@
-"""Ten million requests analysed: abswitch, tea-tasting (through Ibis) and pandas + SciPy on one DuckDB file, in one run.
+"""Ten million requests analysed: abswitch, tea-tasting (through Ibis) and pandas + SciPy on one file, in one run.
 
 Each way reads the table `requests` of a store with ten million rows of 100,000 users and compares the two arms of one
 operation, in a process of its own (for its peak memory), on two threads. A way is asked several times; the first time
@@ -144,18 +144,19 @@ def _panel(panel: Any) -> dict[str, float]:
     n = {arm: panel.counts[arm].answered for arm in ("stable", "candidate")}
     plain = {arm: quantile_ranks(n[arm], 0.5) for arm in n}
     p95_rank = {arm: -(-n[arm] * 95 // 100) for arm in n}
-    at = {arm: panel.values_at("latency_s", [*plain[arm].needed, p95_rank[arm]], arm) for arm in n}
+    at = panel.values_at("latency_s", {arm: [*plain[arm].needed, p95_rank[arm]] for arm in n})
     edges = [Edge("latency_s", {arm: at[arm][k] for arm in n}) for k in (3, 1)]
     speed, mean = ("output_tokens", "latency_s"), ("latency_s", "count")
     grouped = panel.grouped([speed, mean], edges)
     for name, pair in (("clustered_ratio", speed), ("clustered_mean", mean)):
         arms = [RatioSummary.from_moments(*grouped[arm][0][pair]) for arm in ("stable", "candidate")]
         out[name] = float(clustered_mean_test(*arms).p_value or 0.0)
-    intervals = []
-    for arm in ("stable", "candidate"):
+    ranks = {}
+    for arm in n:
         below, median = (RatioSummary.from_moments(*moments) for moments in grouped[arm][1])
-        ranks = clustered_quantile_ranks(below, median, 0.95)
-        intervals.append(ranks.interval(*panel.values_at("latency_s", ranks.needed, arm)))
+        ranks[arm] = clustered_quantile_ranks(below, median, 0.95)
+    ends = panel.values_at("latency_s", {arm: ranks[arm].needed for arm in n})
+    intervals = [ranks[arm].interval(*ends[arm]) for arm in n]
     out["p95"] = float(quantile_test(*intervals).p_value or 0.0)
     medians = [plain[arm].interval(*at[arm][:3]) for arm in ("stable", "candidate")]
     out["p50"] = float(quantile_test(*medians).p_value or 0.0)

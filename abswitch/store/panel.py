@@ -25,6 +25,13 @@ _SAMPLE_ROWS = 1000
 _COMPARED = "FROM routes WHERE operation_id = $operation_id AND arm = 'candidate' AND share > 0"
 
 
+_ONE = "1.0::DOUBLE"
+_ALWAYS = frozenset(
+    {_ONE, *(f"({ANSWER_COLUMNS[name]})::DOUBLE" for name in ("latency_s", "queue_s", "output_tokens"))}
+)
+"""Values that every answered request has."""
+
+
 class Counts(NamedTuple):
     """Requests of one arm."""
 
@@ -34,7 +41,7 @@ class Counts(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """A value of each arm that others are held against; `name` is one of `ANSWER_COLUMNS`."""
+    """A value of each arm, which others are held against; `name` is one of `ANSWER_COLUMNS`."""
 
     name: str
     at: Mapping[str, float]
@@ -42,11 +49,12 @@ class Edge(NamedTuple):
     def columns(self) -> tuple[str, str]:
         """Whether a value is there and up to its arm's edge, and whether it is there: 1 or 0, in SQL."""
         x = _value(self.name)
-        cases = " ".join(
-            f"WHEN arm = '{checks.name('arm', arm)}' THEN {checks.number('edge', value)!r}"
-            for arm, value in self.at.items()
-        )
-        return f"(coalesce({x} <= CASE {cases} END, FALSE))::DOUBLE", f"({x} IS NOT NULL)::DOUBLE"
+        *others, (_, last) = [(checks.name("arm", arm), checks.number("edge", at)) for arm, at in self.at.items()]
+        cases = " ".join(f"WHEN arm = '{arm}' THEN {at!r}" for arm, at in others)
+        up_to = f"{x} <= " + (f"CASE {cases} ELSE {last!r} END" if others else repr(last))
+        if x in _ALWAYS:
+            return f"({up_to})::DOUBLE", _ONE
+        return f"coalesce({up_to}, FALSE)::DOUBLE", f"({x} IS NOT NULL)::DOUBLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +116,40 @@ class Panel:
         """
         pairs = tuple(dict.fromkeys(pairs))
         names = _known((*names, *(name for pair in pairs for name in pair)))
+        if not names:
+            return {arm: ({}, {}) for arm in self.counts}
         shifts = self._shifts(names)
-        columns = {name: f"(({ANSWER_COLUMNS[name]})::DOUBLE - {shifts[name]!r})" for name in names}
-        sums = [part for name in names for part in _sums(columns[name])]
-        for x, y in pairs:
-            sums += _pair_sums(columns[x], columns[y])
-        rows = self.recorder.rows(
-            f"SELECT arm, {', '.join(sums)} FROM requests WHERE {self._where} GROUP BY arm", self._params
+        x = {name: f"(({ANSWER_COLUMNS[name]})::DOUBLE - {shifts[name]!r})" for name in names}
+        asked = [
+            part for name in names for part in (f"count({x[name]})", f"sum({x[name]})", f"sum({x[name]} * {x[name]})")
+        ]
+        asked += [part for u, v in pairs for part in (f"count({x[u]} * {x[v]})", f"sum({x[u]} * {x[v]})")]
+        found = {str(arm): _Sums(names, pairs, cells) for arm, *cells in self._by_arm(asked)}
+        partial = [pair for pair in pairs if not all(sums.is_whole(pair) for sums in found.values())]
+        exact = self._partial_pairs(partial, x)
+        return {
+            arm: (
+                {name: _moments(sums.values[name], shifts[name]) for name in names},
+                {
+                    (u, v): _pair_moments(exact.get((arm, u, v)) or sums.six(u, v), shifts[u], shifts[v])
+                    for u, v in pairs
+                },
+            )
+            for arm, sums in found.items()
+        }
+
+    def _by_arm(self, asked: Sequence[str]) -> list[tuple[Any, ...]]:
+        return self.recorder.rows(
+            f"SELECT arm, {', '.join(asked)} FROM requests WHERE {self._where} GROUP BY arm", self._params
         )
-        return {str(arm): _read(iter(cells), names, pairs, shifts) for arm, *cells in rows}
+
+    def _partial_pairs(self, pairs: Sequence[Pair], x: Mapping[str, str]) -> dict[tuple[str, str, str], list[float]]:
+        """Sums over requests that have both values, for pairs of which some have only one."""
+        exact = {}
+        for u, v in pairs:
+            for arm, *cells in self._by_arm(_pair_sums(x[u], x[v])):
+                exact[str(arm), u, v] = [cell or 0.0 for cell in cells]
+        return exact
 
     def grouped(
         self, pairs: Sequence[Pair] = (), below: Sequence[Edge] = (), *, groups: int = GROUPS
@@ -142,25 +175,25 @@ class Panel:
             for arm, found in self._grouped(couples, groups)
         }
 
-    def values_at(self, name: str, ranks: Sequence[int], arm: str) -> list[float]:
-        """The values at these ranks (1 is the least) of one arm's sorted values.
+    def values_at(self, name: str, ranks: Mapping[str, Sequence[int]]) -> dict[str, list[float]]:
+        """The values at ranks (1 is the least) of each arm's sorted values, in one pass.
+
+        Args:
+            ranks: by arm.
 
         Raises:
             InvalidInput: an unknown name, or a rank that there is not.
             StoreError: the store cannot be read.
         """
-        column, counts = _value(name), self.counts.get(arm, Counts(0, 0, 0))
-        n = self._one(f"SELECT count({column}) FROM requests WHERE {self._where} AND arm = $arm", arm)
-        for rank in ranks:
-            checks.integer("ranks", rank, low=1, high=max(1, min(n, counts.answered)))
-        if not ranks or not n:
-            return []
-        shares = ", ".join(repr((rank - 0.5) / n) for rank in ranks)
-        sql = f"SELECT quantile_disc({column}, [{shares}]) FROM requests WHERE {self._where} AND arm = $arm"
-        return [float(value) for value in self._one(sql, arm)]
-
-    def _one(self, sql: str, arm: str) -> Any:
-        return self.recorder.rows(sql, {**self._params, "arm": arm})[0][0]
+        column = _value(name)
+        n = {arm: counts.answered for arm, counts in self.counts.items()}
+        if column not in _ALWAYS:
+            n = {str(arm): int(count) for arm, count in self._by_arm([f"count({column})"])}
+        shares = sorted({(rank - 0.5) / n[arm] for arm in ranks for rank in _ranks(ranks[arm], n.get(arm, 0))})
+        if not shares:
+            return {arm: [] for arm in ranks}
+        found = {str(arm): values for arm, values in self._by_arm([f"quantile_disc({column}, {shares!r})"])}
+        return {arm: [float(found[arm][shares.index((rank - 0.5) / n[arm])]) for rank in ranks[arm]] for arm in ranks}
 
     def _shifts(self, names: Sequence[str]) -> dict[str, float]:
         """A typical value of each, from the first rows; any would do, and a near one keeps the most digits."""
@@ -173,11 +206,11 @@ class Panel:
         checks.integer("groups", groups, low=2, high=65_536)
         if groups & (groups - 1):
             raise InvalidInput("groups", groups, "a power of two")
-        sums = ", ".join(f"sum({x} + 0 * {y}) AS x{i}, sum({y} + 0 * {x}) AS y{i}" for i, (x, y) in enumerate(couples))
-        by_arm = ", ".join(
-            f"count(x{i}), favg(x{i}), favg(y{i}), var_samp(x{i}), var_samp(y{i}), covar_samp(x{i}, y{i})"
-            for i in range(len(couples))
-        )
+        sides = [(_total(x, y), _total(y, x)) for x, y in couples]
+        # Each sum once: the same one takes part in several couples.
+        named = {total: f"s{i}" for i, total in enumerate(dict.fromkeys(one for both in sides for one in both))}
+        sums = ", ".join(f"{total} AS {alias}" for total, alias in named.items())
+        by_arm = ", ".join(_over_groups(named[x], named[y]) for x, y in sides)
         part = f"hash(unit_id) & {groups - 1} AS part"
         inner = f"SELECT arm, {part}, {sums} FROM requests WHERE {self._where} GROUP BY ALL"
         rows = self.recorder.rows(f"SELECT arm, {by_arm} FROM ({inner}) GROUP BY arm", self._params)
@@ -189,11 +222,26 @@ def _known(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _value(name: str) -> str:
-    return "1.0::DOUBLE" if name == "count" else f"({ANSWER_COLUMNS[_known((name,))[0]]})::DOUBLE"
+    return _ONE if name == "count" else f"({ANSWER_COLUMNS[_known((name,))[0]]})::DOUBLE"
 
 
-def _sums(x: str) -> list[str]:
-    return [f"count({x})", f"sum({x})", f"sum({x} * {x})"]
+def _ranks(ranks: Sequence[int], n: int) -> Sequence[int]:
+    for rank in ranks:
+        if not n:
+            raise InvalidInput("ranks", rank, "none, as there are no values")
+        checks.integer("ranks", rank, low=1, high=n)
+    return ranks
+
+
+def _total(x: str, y: str) -> str:
+    """The sum of x where y is there, too: adding 0 times the other makes a value NULL where the other is."""
+    if x == _ONE and y in _ALWAYS:
+        return "count(*)::DOUBLE"
+    return f"sum({x})" if y in _ALWAYS else f"sum({x} + 0 * {y})"
+
+
+def _over_groups(x: str, y: str) -> str:
+    return f"count({x}), favg({x}), favg({y}), var_samp({x}), var_samp({y}), covar_samp({x}, {y})"
 
 
 def _pair_sums(x: str, y: str) -> list[str]:
@@ -202,13 +250,22 @@ def _pair_sums(x: str, y: str) -> list[str]:
     return [f"count({x} * {y})", f"sum({u})", f"sum({v})", f"sum({u} * {u})", f"sum({v} * {v})", f"sum({x} * {y})"]
 
 
-def _read(
-    cells: Iterable[float | None], names: Sequence[str], pairs: Sequence[Pair], shifts: Mapping[str, float]
-) -> tuple[dict[str, Moments], dict[Pair, PairMoments]]:
-    left = iter(cells)
-    values = {name: _moments([next(left) or 0.0 for _ in range(3)], shifts[name]) for name in names}
-    couples = {(x, y): _pair_moments([next(left) or 0.0 for _ in range(6)], shifts[x], shifts[y]) for x, y in pairs}
-    return values, couples
+class _Sums:
+    """One arm's sums: of each value (count, sum, squares), and of each pair (count, products)."""
+
+    def __init__(self, names: Sequence[str], pairs: Sequence[Pair], cells: Sequence[float | None]) -> None:
+        left = iter(cells)
+        self.values = {name: [next(left) or 0.0 for _ in range(3)] for name in names}
+        self.products = {pair: [next(left) or 0.0 for _ in range(2)] for pair in pairs}
+
+    def is_whole(self, pair: Pair) -> bool:
+        """Every request that has one of the two values has the other, so sums of each are sums of both."""
+        return self.values[pair[0]][0] == self.values[pair[1]][0] == self.products[pair][0]
+
+    def six(self, u: str, v: str) -> list[float]:
+        """What `_pair_sums` asks for, of a pair that is whole."""
+        (n, x, xx), (_, y, yy), (_, xy) = self.values[u], self.values[v], self.products[u, v]
+        return [n, x, y, xx, yy, xy]
 
 
 def _moments(sums: Sequence[float], shift: float) -> Moments:

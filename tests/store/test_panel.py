@@ -88,7 +88,18 @@ def test_values_at_ranks_and_counts_below_them(recorder: Recorder) -> None:
         )
     )
     n = len(values)
-    assert panel.values_at("latency_s", [1, 500, n], "stable") == [values[0], values[499], values[-1]]
+    assert panel.values_at("latency_s", {"stable": [1, 500, n], "candidate": []}) == {
+        "stable": [values[0], values[499], values[-1]],
+        "candidate": [],
+    }
+    some = sorted(
+        row[0]
+        for row in recorder.rows(
+            "SELECT first_token_s FROM requests WHERE arm = 'candidate' AND error_type IS NULL AND NOT fallback "
+            "AND route_epoch = 1 AND first_token_s IS NOT NULL"
+        )
+    )
+    assert panel.values_at("first_token_s", {"candidate": [7, len(some)]})["candidate"] == [some[6], some[-1]]
     edges = [Edge("latency_s", {"stable": values[at], "candidate": 0.0}) for at in (n // 2, n - 5)]
     below = panel.grouped(below=edges, groups=256)
     for found, at in zip(below["stable"][1], (n // 2, n - 5), strict=True):
@@ -103,8 +114,9 @@ def test_unknown_names_and_groups_are_refused(recorder: Recorder) -> None:
         lambda: panel.moments(["quality"]),
         lambda: panel.grouped([("latency_s", "nothing")]),
         lambda: panel.grouped([("latency_s", "count")], groups=1000),
-        lambda: panel.values_at("latency_s", [0], "stable"),
-        lambda: panel.values_at("latency_s", [10**6], "stable"),
+        lambda: panel.values_at("latency_s", {"stable": [0]}),
+        lambda: panel.values_at("latency_s", {"stable": [10**6]}),
+        lambda: panel.values_at("latency_s", {"nobody": [1]}),
     ):
         with pytest.raises(InvalidInput):
             ask()
@@ -114,4 +126,4 @@ def test_nothing_is_nothing() -> None:
     with Recorder(":memory:") as empty:
         panel = Panel.of(empty, "op")
         assert panel.counts == {} and panel.moments(["latency_s"]) == {} and panel.grouped() == {}
-        assert panel.values_at("latency_s", [], "stable") == []
+        assert panel.values_at("latency_s", {"stable": []}) == {"stable": []}
