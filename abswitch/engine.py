@@ -29,7 +29,7 @@ from abswitch.domain import (
     TokenChunk,
     prompt_of,
 )
-from abswitch.errors import EngineClosed, InvalidInput
+from abswitch.errors import EngineClosed, InvalidInput, SwitchRefused
 from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import Judge
 from abswitch.rollout.operation import Operation
@@ -275,12 +275,14 @@ class SwitchingEngine:
         Raises:
             InvalidInput: unknown version, strategy or field, or a value outside its range; nothing changed.
             OperationInProgress: another operation holds the model.
-            SwitchRefused: a comparison without an active version, a target that is already active, or too many
-                switches at once.
+            SwitchRefused: a comparison without an active version, a target that is already active, too many switches
+                at once, or switching is turned off (`enabled`).
         """
         self._refuse_closed()
         strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
         model = self.registry.resolve_model(model_id)
+        if not self.config.enabled and self.registry.active_version(model) is not None:
+            raise SwitchRefused(f"switching is turned off (enabled: {self.config.origins['enabled']})")
         operation_id = f"op-{uuid4().hex[:12]}"
         salt = operation_id if experiment is None else checks.name("experiment", experiment)
         if judge is not None and not callable(judge):
