@@ -45,6 +45,7 @@ from abswitch.settings import ModelSwitchingConfig
 from abswitch.stats.plan import AnalysisPlan
 from abswitch.store.recorder import PlanRecord
 from abswitch.store.retention import Retention
+from abswitch.watching import Watching
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SwitchingEngine:
+class SwitchingEngine(Watching):
     """Serves versions of models, switches traffic between them, and keeps the evidence.
 
     Args:
