@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from abswitch.engine import SwitchingEngine
     from abswitch.errors import AbswitchError, InvalidInput
     from abswitch.rollout.judging import Guardrail, Judgement, Ruling, StepEvidence
+    from abswitch.rollout.limits import AlertThresholds, Limit
     from abswitch.rollout.strategies import (
         ABTestStrategy,
         CanaryStrategy,
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
         ShadowStrategy,
     )
     from abswitch.scoring import ExactMatch, Function, Judge, Matches, Sample
+    from abswitch.serving.alerts import Alert
     from abswitch.serving.handle import SwitchHandle
+    from abswitch.serving.report import HealthReport
+    from abswitch.serving.webhook import WebhookSink
     from abswitch.settings import ModelSwitchingConfig
     from abswitch.store.reader import open_readonly as read
 
@@ -37,16 +41,20 @@ __version__ = "0.1.0"
 _HOME = {
     "ABTestStrategy": "abswitch.rollout.strategies",
     "AbswitchError": "abswitch.errors",
+    "Alert": "abswitch.serving.alerts",
+    "AlertThresholds": "abswitch.rollout.limits",
     "CanaryStrategy": "abswitch.rollout.strategies",
     "Completion": "abswitch.domain",
     "ExactMatch": "abswitch.scoring",
     "Function": "abswitch.scoring",
     "GradualStrategy": "abswitch.rollout.strategies",
     "Guardrail": "abswitch.rollout.judging",
+    "HealthReport": "abswitch.serving.report",
     "ImmediateStrategy": "abswitch.rollout.strategies",
     "InvalidInput": "abswitch.errors",
     "Judge": "abswitch.scoring",
     "Judgement": "abswitch.rollout.judging",
+    "Limit": "abswitch.rollout.limits",
     "Matches": "abswitch.scoring",
     "ModelConfig": "abswitch.domain",
     "ModelSwitchingConfig": "abswitch.settings",
@@ -60,22 +68,27 @@ _HOME = {
     "SwitchingEngine": "abswitch.engine",
     "SwitchingStrategyType": "abswitch.domain",
     "TokenChunk": "abswitch.domain",
+    "WebhookSink": "abswitch.serving.webhook",
     "read": "abswitch.store.reader",
 }
 
 __all__ = [
     "ABTestStrategy",
     "AbswitchError",
+    "Alert",
+    "AlertThresholds",
     "CanaryStrategy",
     "Completion",
     "ExactMatch",
     "Function",
     "GradualStrategy",
     "Guardrail",
+    "HealthReport",
     "ImmediateStrategy",
     "InvalidInput",
     "Judge",
     "Judgement",
+    "Limit",
     "Matches",
     "ModelConfig",
     "ModelSwitchingConfig",
@@ -89,6 +102,7 @@ __all__ = [
     "SwitchingEngine",
     "SwitchingStrategyType",
     "TokenChunk",
+    "WebhookSink",
     "read",
 ]
 

@@ -18,12 +18,15 @@ from abswitch.persistence import Recovery, SwitchLog, history, keeper, noter, op
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.strategies import ImmediateStrategy
 from abswitch.scoring import Sample, Score, Scorer, scorers_of
+from abswitch.serving.alertdesk import AlertDesk
 from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import CachedVersion, ModelCache
 from abswitch.serving.dispatch import Dispatcher, Submission
+from abswitch.serving.findings import HealthPolicy
 from abswitch.serving.golden import GoldenPrompts
 from abswitch.serving.grading import Grader
-from abswitch.serving.instance import InstanceFactory
+from abswitch.serving.health import HealthMonitor, Wiring
+from abswitch.serving.instance import InstanceFactory, ModelInstance
 from abswitch.serving.judges import judgement_on
 from abswitch.serving.lineage import HistoryEntry
 from abswitch.serving.loop import EngineLoop
@@ -33,12 +36,14 @@ from abswitch.serving.queueing import AdmissionQueue
 from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.router import RequestRouter
+from abswitch.serving.sinks import LogSink
 from abswitch.serving.source import check_source
 from abswitch.serving.switcher import ModelSwitcher
 from abswitch.serving.tally import StepTally
 from abswitch.serving.timings import Timings
 from abswitch.serving.transition import TransitionManager
 from abswitch.serving.vllm import VllmEnginePool, vllm_backend
+from abswitch.serving.webhook import WebhookSink
 from abswitch.settings import ModelSwitchingConfig
 from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
@@ -70,6 +75,8 @@ class Machinery:
     switcher: ModelSwitcher
     dispatcher: Dispatcher
     grader: Grader
+    health: HealthMonitor
+    alerts: AlertDesk
     tally: StepTally
     recovery: Recovery
     background: set[asyncio.Task[object]] = field(default_factory=set)
@@ -86,12 +93,14 @@ class Machinery:
             self.loop.run(self._stop())
 
     async def _stop(self) -> None:
+        await self.health.close()
         for task in tuple(self.background):
             task.cancel()
         await self.dispatcher.close()
         await self.switcher.close()
         await self.grader.close()
         await self.cache.close()
+        await self.alerts.close()
 
     async def begin(self, work: Coroutine[Any, Any, object]) -> None:
         """Have something done in the background."""
@@ -122,7 +131,9 @@ class Machinery:
         call()
 
     def resume(self) -> None:
-        """After a crash: the versions that served come to serve again, in the background; requests wait for them."""
+        """Begin to watch. After a crash: the versions that served come to serve again; requests wait for them."""
+        if self.config.enable_health_checks:
+            self.loop.post(self.health.start)
         if self.recovery.crashed:
             for model_id in self.recovery.active:
                 if model_id in self.registry.list_models():
@@ -212,7 +223,7 @@ def _wire(
         journal=switch_log.write,
         judge=judgement_on(tally),
         record_route=store.route,
-        on_move=_moved(tally, registry),
+        on_move=lambda operation: _moved(operation, tally, registry, health),
         drain_timeout_s=config.max_transition_time_seconds,
         load_timeout_s=config.switch_timeout_seconds,
         max_running=config.max_concurrent_switches,
@@ -228,6 +239,23 @@ def _wire(
         max_waiting=config.max_queued_requests,
     )
     grader = Grader(scorers, clock, record=_scored(store, tally))
+    alerts = AlertDesk(clock, cooldown_s=config.alert_cooldown_seconds, history=config.alert_history_size)
+    _add_sinks(alerts, config)
+    health = HealthMonitor(
+        cache,
+        router,
+        transitions,
+        clock,
+        policy=_health_policy(config),
+        desk=alerts,
+        wiring=Wiring(
+            waiting=queue.waiting,
+            operation=switcher.running,
+            lost=switcher.instance_lost,
+            breached=switcher.breached,
+            may_probe_idle=_costs_nothing,
+        ),
+    )
     dispatcher = Dispatcher(
         queue,
         router,
@@ -235,10 +263,10 @@ def _wire(
         clock,
         load=_loader(registry, readiness),
         residency=cache.tier,
-        record=_requested(store, tally),
+        record=_requested(store, tally, health),
         assigned=store.assignment,
         on_answer=_grading(grader),
-        on_lost=switcher.instance_lost,
+        on_lost=health.instance_lost,
         record_text=record_text,
     )
     return Machinery(
@@ -259,6 +287,8 @@ def _wire(
         switcher=switcher,
         dispatcher=dispatcher,
         grader=grader,
+        health=health,
+        alerts=alerts,
         tally=tally,
         recovery=recovery,
     )
@@ -285,15 +315,6 @@ def _noted(write: Callable[[HistoryEntry], None], link: RegistryLink) -> Callabl
     return noted
 
 
-def _moved(tally: StepTally, registry: DynamicModelRegistry) -> Callable[[Operation], None]:
-    def moved(operation: Operation) -> None:
-        tally.moved(operation)
-        challenger = None if operation.phase.is_final else operation.candidate
-        registry.challenge(operation.model_id, challenger, operation.operation_id)
-
-    return moved
-
-
 def _in_use(key: VersionKey, transitions: TransitionManager, router: RequestRouter, cache: ModelCache) -> str | None:
     if router.is_routed(*key):
         return "traffic is routed to it"
@@ -311,6 +332,38 @@ def _restarts(config: ModelSwitchingConfig) -> RestartPolicy:
     )
 
 
+def _health_policy(config: ModelSwitchingConfig) -> HealthPolicy:
+    return HealthPolicy(
+        interval_s=config.monitoring_interval_seconds,
+        probe_after_s=config.health_probe_interval_seconds,
+        hang_after_s=config.health_check_timeout_seconds,
+        window_s=config.metrics_window_seconds,
+        min_requests=config.alert_min_requests,
+        cooldown_s=config.alert_cooldown_seconds,
+        history=config.alert_history_size,
+        limits=config.limits,
+        acts=config.enable_automatic_rollback,
+    )
+
+
+def _add_sinks(alerts: AlertDesk, config: ModelSwitchingConfig) -> None:
+    alerts.add_sink(LogSink())
+    if config.alert_webhook_url is not None:
+        alerts.add_sink(WebhookSink(config.alert_webhook_url, secret=config.alert_webhook_secret))
+
+
+def _costs_nothing(instance: ModelInstance) -> bool:
+    """Whether an idle instance may be asked for a token: not where somebody else's server would bill it."""
+    return instance.version.config.backend != "openai"
+
+
+def _moved(operation: Operation, tally: StepTally, registry: DynamicModelRegistry, health: HealthMonitor) -> None:
+    tally.moved(operation)
+    health.moved(operation)
+    challenger = None if operation.phase.is_final else operation.candidate
+    registry.challenge(operation.model_id, challenger, operation.operation_id)
+
+
 def _version_check(cache: ModelCache) -> Callable[[ModelVersion], None]:
     def check(version: ModelVersion) -> None:
         cache.check_backend(version)
@@ -326,10 +379,11 @@ def _loader(registry: DynamicModelRegistry, readiness: Readiness) -> Callable[[s
     return load
 
 
-def _requested(store: Recorder, tally: StepTally) -> Callable[[RequestRecord], None]:
+def _requested(store: Recorder, tally: StepTally, health: HealthMonitor) -> Callable[[RequestRecord], None]:
     def requested(record: RequestRecord) -> None:
         store.request(record)
         tally.request(record)
+        health.request(record)
 
     return requested
 

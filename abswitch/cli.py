@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from abswitch import __version__
+from abswitch.errors import InvalidInput
 
 NOTEBOOK = Path("notebooks/01_quickstart.ipynb")
 CANDIDATES = ("better", "regressed", "identical")
@@ -26,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 failed, 2 asked for something that does not exist."""
     options = _parser().parse_args(arguments)
     try:
-        _demo(options)
+        options.work(options)
     except _Failure as failure:
-        print(f"abswitch demo: {failure}", file=sys.stderr)
+        print(f"abswitch {options.command}: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nabswitch demo: interrupted", file=sys.stderr)
+        print(f"\nabswitch {options.command}: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -46,13 +47,17 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="abswitch", description="Switch live traffic between language-model versions.")
     parser.add_argument("--version", action="version", version=f"abswitch {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=_Parser, dest="command"
+    )
+    _add_settings(commands)
     demo = commands.add_parser(
         "demo",
         help="the whole story on two small models: switch, compare, verdict",
         description="Runs the quickstart notebook: trains two small models, serves both, compares them on live "
         "traffic, switches to the winner, and writes a report.",
     )
+    demo.set_defaults(work=_demo)
     demo.add_argument(
         "--output", type=Path, default=Path("reports/quickstart"), metavar="FOLDER", help="the report (%(default)s)"
     )
@@ -65,6 +70,33 @@ def _parser() -> argparse.ArgumentParser:
         help="MLflow store or server to publish to, '' for none (%(default)s, in the repository)",
     )
     return parser
+
+
+def _add_settings(commands: Any) -> None:
+    settings = commands.add_parser(
+        "settings",
+        help="the settings in force here, and where each comes from",
+        description="Shows every setting as the environment and the file say, or the page that documents them.",
+    )
+    settings.set_defaults(work=_settings)
+    settings.add_argument("--file", type=Path, metavar="FILE", help="TOML or YAML file to read")
+    settings.add_argument("--markdown", action="store_true", help="the page docs/settings.md")
+
+
+def _settings(options: argparse.Namespace) -> None:
+    from abswitch.settings import ModelSwitchingConfig
+    from abswitch.settings.table import page
+
+    if options.markdown:
+        print(page(), end="")
+        return
+    try:
+        rows = list(ModelSwitchingConfig.load(options.file).shown())
+    except InvalidInput as wrong:
+        raise _Failure(str(wrong)) from wrong
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, origin in rows:
+        print(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
 
 
 def _questions(text: str) -> int:

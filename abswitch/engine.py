@@ -46,6 +46,7 @@ from abswitch.settings import ModelSwitchingConfig
 from abswitch.stats.plan import AnalysisPlan
 from abswitch.store.recorder import PlanRecord, json_text
 from abswitch.store.retention import Retention
+from abswitch.watching import Watching
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SwitchingEngine:
+class SwitchingEngine(Watching):
     """Serves versions of models, switches traffic between them, and keeps the evidence.
 
     Args:
@@ -278,13 +279,15 @@ class SwitchingEngine:
         Raises:
             InvalidInput: unknown version, strategy or field, or a value outside its range; nothing changed.
             OperationInProgress: another operation holds the model.
-            SwitchRefused: a comparison without an active version, a target that is already active, or too many
-                switches at once.
+            SwitchRefused: a comparison without an active version, a target that is already active, too many switches
+                at once, or switching is turned off (`enabled`).
         """
         self._refuse_closed()
         strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
         model = self.registry.resolve_model(model_id)
         target = self.registry.get(model, target_version).version
+        if not self.config.enabled and self.registry.active_version(model) is not None:
+            raise SwitchRefused(f"switching is turned off (enabled: {self.config.origins['enabled']})")
         operation_id = f"op-{uuid4().hex[:12]}"
         salt = operation_id if experiment is None else checks.name("experiment", experiment)
         if judge is not None and not callable(judge):

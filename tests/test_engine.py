@@ -332,3 +332,15 @@ def test_a_bad_setting_is_named(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         ModelSwitchingConfig(**settings)
     assert caught.value.field == field
+
+
+async def test_switching_can_be_turned_off_but_not_the_first_deployment() -> None:
+    config = ModelSwitchingConfig(enabled=False)
+    backend = ScriptedBackend()
+    async with SwitchingEngine(config, store=":memory:", backends={"scripted": backend}) as engine:
+        for version in ("v1", "v2"):
+            engine.registry.register_model({"model_id": "bot", "model": "script", "backend": "scripted"}, version)
+        await engine.deploy("v1")
+        with pytest.raises(SwitchRefused, match=r"turned off \(enabled: code\)"):
+            await engine.start_switch("v2")
+        assert engine.registry.active_version("bot") == "v1"

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from abswitch.notebook.alerts import AlertsView
     from abswitch.notebook.display import Card, card, show
     from abswitch.notebook.live import ProgressView, StageView
     from abswitch.notebook.panel import SwitchPanel
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 # Resolved at first use: matplotlib and ipywidgets are loaded only by who draws or clicks.
 _HOME = {
+    "AlertsView": "alerts",
     "Card": "display",
     "ProgressView": "live",
     "StageView": "live",
@@ -29,6 +31,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AlertsView",
     "Card",
     "ProgressView",
     "StageView",

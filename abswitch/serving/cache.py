@@ -322,15 +322,20 @@ class ModelCache:
             return
         self._parked[key] = _Parked(cached, step.to)
 
-    def evict(self, key: VersionKey) -> asyncio.Task[None] | None:
-        """Forget a version now and begin to stop its instance; None when nothing of it is held."""
+    def evict(self, key: VersionKey, *, killed_for: str | None = None) -> asyncio.Task[None] | None:
+        """Forget a version now and begin to stop its instance; None when nothing of it is held.
+
+        Args:
+            killed_for: the instance hangs or is gone, for this reason, and cannot help.
+        """
         parked = self._parked.pop(key, None)
         cached = self._loaded.pop(key, None) or (parked.cached if parked else None)
-        return None if cached is None else self._stop(key, cached)
+        return None if cached is None else self._stop(key, cached, killed_for)
 
-    def _stop(self, key: VersionKey, cached: CachedVersion) -> asyncio.Task[None]:
+    def _stop(self, key: VersionKey, cached: CachedVersion, killed_for: str | None = None) -> asyncio.Task[None]:
         log.info("unloading %s:%s", *key)
-        task = asyncio.create_task(cached.instance.stop(), name=f"stop {key}")
+        end = cached.instance.stop() if killed_for is None else cached.instance.kill(killed_for)
+        task = asyncio.create_task(end, name=f"stop {key}")
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
         return task

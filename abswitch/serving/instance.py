@@ -12,7 +12,8 @@ from abswitch.serving.policy import Footprint
 class ModelInstance(Protocol):
     """A version that runs, or can. All methods are called on one event loop, the engine's.
 
-    Life: `start` → (`generate` | `health` | `sleep` → `wake`)* → `stop`. `stop` is idempotent and allowed at any time.
+    Life: `start` → (`generate` | `health` | `sleep` → `wake`)* → `stop`. `stop` and `kill` are idempotent and
+    allowed at any time.
     """
 
     @property
@@ -32,6 +33,10 @@ class ModelInstance(Protocol):
 
     async def memory(self) -> Footprint:
         """Memory its whole engine takes now; nothing when it is not started or runs elsewhere."""
+
+    @property
+    def last_token_s(self) -> float | None:
+        """When anything that runs on the same engine last gave a token, on the monotonic clock; None before that."""
 
     async def start(self) -> LoadFacts:
         """Become able to serve.
@@ -79,6 +84,12 @@ class ModelInstance(Protocol):
 
     async def stop(self) -> None:
         """Give everything back; leaves no process behind. Idempotent."""
+
+    async def kill(self, reason: str) -> None:
+        """`stop` without the help of what runs, which hangs or is gone.
+
+        Open generations end at once, with `InstanceDied` and the reason.
+        """
 
 
 InstanceFactory = Callable[[ModelVersion], ModelInstance]

@@ -63,6 +63,10 @@ class EngineLoop:
             raise RuntimeError("run() would wait for itself; await the coroutine instead")
         return self._submit(coroutine).result()
 
+    def ask(self, question: Callable[[], T]) -> T:
+        """What a quick function answers on this loop, from any thread and from this one; blocks until then."""
+        return question() if self.is_current else self._submit(_asked(question)).result()
+
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine that must run on this loop, from any loop. Cancellation goes both ways."""
         if self.is_current:
@@ -119,6 +123,10 @@ class EngineLoop:
         with suppress(RuntimeError):  # at the interpreter's end there is no thread left to wait for the others with
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
+
+
+async def _asked(question: Callable[[], T]) -> T:
+    return question()
 
 
 async def _cancel_others() -> None:

@@ -121,6 +121,7 @@ class OpenAIInstance:
         self._facts: LoadFacts | None = None
         self._in_flight = 0
         self._last_token_s: float | None = None
+        self._killed_for: str | None = None
 
     @property
     def version(self) -> ModelVersion:
@@ -146,6 +147,10 @@ class OpenAIInstance:
     async def become(self, version: ModelVersion) -> ModelInstance:
         raise InstanceError(f"{self._version} cannot become {version}: {await self.why_not_in_place(version)}")
 
+    @property
+    def last_token_s(self) -> float | None:
+        return self._last_token_s
+
     async def start(self) -> LoadFacts:
         if self._facts is not None:
             return self._facts
@@ -161,7 +166,7 @@ class OpenAIInstance:
             await client.close()
             names = ", ".join(served) or "nothing"
             raise LoadFailed(f"{self._version}: {args.base_url} serves {names}, not {self._version.config.model!r}")
-        self._client, self._args = client, args
+        self._client, self._args, self._killed_for = client, args, None
         self._facts = LoadFacts(load_s=time.monotonic() - began_s)
         return self._facts
 
@@ -216,6 +221,8 @@ class OpenAIInstance:
 
     def _translated(self, error: Exception, client: Any) -> Exception:
         """What happened, in this project's terms."""
+        if self._killed_for is not None:
+            return InstanceDied(f"{self._version}: {self._killed_for}")
         if self._client is not client:
             return InstanceNotRunning(f"{self._version} was stopped while the request was under way")
         openai = importlib.import_module("openai")
@@ -266,6 +273,10 @@ class OpenAIInstance:
         client, self._client, self._facts = self._client, None, None
         if client is not None:
             await client.close()
+
+    async def kill(self, reason: str) -> None:
+        self._killed_for = reason
+        await self.stop()
 
 
 class _Answer:

@@ -207,6 +207,10 @@ class ScriptedInstance:
         return other
 
     @property
+    def last_token_s(self) -> float | None:
+        return self._last_token_s
+
+    @property
     def in_flight(self) -> int:
         """Streams that began and have not ended."""
         counts = self.counts
@@ -335,6 +339,11 @@ class ScriptedInstance:
         self._residency = Residency.COLD
         if self._end is not None:
             _resolve(self._end)
+
+    async def kill(self, reason: str) -> None:
+        if self._death is None:
+            self._death = reason
+        await self.stop()
 
 
 def _cut_at_stop(tokens: Sequence[str], stops: Sequence[str]) -> list[str] | None:

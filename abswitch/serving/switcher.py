@@ -286,7 +286,7 @@ class ModelSwitcher:
 
     def get_switcher_stats(self) -> SwitcherStats:
         """Counts of operations by how they ended."""
-        phases = Counter(operation.phase for operation in self.operations.values())
+        phases = Counter(operation.phase for operation in self._operations.values())
         return SwitcherStats(
             started=len(self._operations),
             running=len(self._running),
@@ -331,20 +331,22 @@ class ModelSwitcher:
         if cached is None or cached.instance is not instance:
             return  # every request on it reports the same death; the first one was enough
         log.warning("version %s of model %s was lost: %s", version, model_id, reason)
-        self._cache.evict((model_id, version))
+        self._cache.evict((model_id, version), killed_for=reason)
         operation = self.running(model_id)
         if operation is not None and version in operation.candidates:
             self._put(operation.operation_id, ops.CandidateLost(reason=f"version {version!r} was lost: {reason}"))
         elif self._router.is_routed(model_id, version):
             self._reviver.restart(model_id, version, reason)
 
-    def breached(self, model_id: str, version: str, reason: str) -> None:
-        """A version broke a critical limit: roll its operation back, or give way to the last good version."""
+    def breached(self, model_id: str, version: str, reason: str) -> bool:
+        """A version broke a critical limit: roll its operation back, or give way; False when neither is possible."""
         operation = self.running(model_id)
         if operation is not None and version in operation.candidates:
             self._put(operation.operation_id, ops.Breached(reason=reason))
-        elif operation is None and self._registry.active_version(model_id) == version:
-            self._retreat(model_id, version, reason)
+            return True
+        if operation is None and self._registry.active_version(model_id) == version:
+            return self._retreat(model_id, version, reason)
+        return False
 
     def _broken(self, model_id: str, version: str, reason: str) -> None:
         if not self._retreat(model_id, version, reason):

@@ -82,6 +82,10 @@ class VllmInstance:
         return self._engine is not None and self._engine.can_sleep
 
     @property
+    def last_token_s(self) -> float | None:
+        return None if self._engine is None else self._engine.last_token_s
+
+    @property
     def async_llm(self) -> Any:
         """vLLM's own engine object, for what this interface does not offer; only while the instance runs.
 
@@ -207,7 +211,7 @@ class VllmInstance:
                 reason = piece.finish_reason
                 if reason == "abort":
                     raise self._stopped()
-                self._last_token_s = time.monotonic()
+                engine.last_token_s = self._last_token_s = time.monotonic()
                 yield TokenChunk(
                     index,
                     piece.text,
@@ -335,11 +339,17 @@ class VllmInstance:
             self._facts, self._residency = None, Residency.COLD
             if engine is not None:
                 lora, self._lora = self._lora, None
-                if not engine.is_dead:
+                if not engine.is_dead and not engine.was_killed:
                     await engine.llm.abort(list(self._open))
                     if lora is not None and self._pool.holders(engine) > 1:
                         await engine.llm.remove_lora(lora.lora_int_id)
                 await self._pool.release(engine, self._version)
+
+    async def kill(self, reason: str) -> None:
+        if self._engine is not None:
+            # First of all: whoever waits for an answer of it, a `sleep` under way too, is told now.
+            self._engine.kill(reason)
+        await self.stop()
 
 
 @lru_cache(maxsize=512)

@@ -42,6 +42,7 @@ class VllmEngine:
         llm: vLLM's `AsyncLLM`.
         vllm: the library.
         plan: what it was started with.
+        last_token_s: when it last gave a token to any of those that share it, on the monotonic clock.
     """
 
     def __init__(self, llm: Any, vllm: Vllm, plan: EnginePlan, log: EngineLog) -> None:
@@ -51,6 +52,8 @@ class VllmEngine:
         self.log = log
         self.max_model_len = int(llm.model_config.max_model_len)
         self._processes = _processes(llm)
+        self._killed_for: str | None = None
+        self.last_token_s: float | None = None
 
     @property
     def can_sleep(self) -> bool:
@@ -60,8 +63,32 @@ class VllmEngine:
     def is_dead(self) -> bool:
         return bool(self.llm.errored)
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether `kill` ended it."""
+        return self._killed_for is not None
+
+    def kill(self, reason: str) -> None:
+        """End its processes now, stopped or stuck as they may be, and tell everybody who waits for its answers.
+
+        Not left to vLLM's own watch over its processes: that takes its time, and what listens for it is about to go.
+        """
+        if self.was_killed:
+            return
+        self._killed_for = reason
+        processes = self.pids
+        for pid in processes:
+            with suppress(psutil.Error):
+                psutil.Process(pid).kill()
+        resources = getattr(self.llm.engine_core, "resources", None)
+        if resources is not None:
+            resources.engine_dead = True  # nothing more is sent to it
+        self.llm.output_processor.propagate_error(self.vllm.dead_error())
+
     def death(self) -> str:
         """Why it died, as far as can be told."""
+        if self._killed_for is not None:
+            return self._killed_for
         return why_it_died([process.exitcode for process in self._processes], self.log)
 
     @property

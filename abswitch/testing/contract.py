@@ -28,7 +28,7 @@ from abswitch.domain import (
     Sampling,
     TokenChunk,
 )
-from abswitch.errors import InstanceError, InstanceNotRunning, LoadFailed, PromptTooLong
+from abswitch.errors import InstanceDied, InstanceError, InstanceNotRunning, LoadFailed, PromptTooLong
 from abswitch.serving.instance import ModelInstance
 
 T = TypeVar("T")
@@ -439,3 +439,38 @@ CHECKS: tuple[Callable[[_Trial], Awaitable[None]], ...] = (
     check_sleep,
     check_stop,
 )
+
+
+async def check_kill(make: Make, *, prompt: str = "12+34=", timeout_s: float = 300.0, ends_s: float = 2.0) -> None:
+    """`kill` ends open streams with `InstanceDied` and its reason within `ends_s`, and may be repeated.
+
+    Raises:
+        AssertionError: says what was seen.
+    """
+    instance = await _made(make)
+    await asyncio.wait_for(instance.start(), timeout_s)
+    request = GenerationRequest(
+        request_id="kill", prompt=prompt, sampling=Sampling(temperature=0.0, max_tokens=200, ignore_eos=True)
+    )
+    stream = instance.generate(request)
+    await asyncio.wait_for(anext(stream), timeout_s)
+    assert instance.last_token_s is not None, "last_token_s is None after a token"
+    reading = asyncio.ensure_future(_read_to_the_end(stream))
+    ending = asyncio.ensure_future(instance.kill("the check killed it"))
+    done, _ = await asyncio.wait([reading], timeout=ends_s)
+    assert done, f"a stream that was open at kill had not ended after {ends_s} s"
+    error = reading.exception()  # None: it was over, its last tokens were on their way already
+    assert error is None or (isinstance(error, InstanceDied) and "the check killed it" in str(error)), (
+        f"a stream that was open at kill ended with {error!r}"
+    )
+    await asyncio.wait_for(ending, timeout_s)
+    await asyncio.wait_for(instance.kill("again"), timeout_s)
+    health = await asyncio.wait_for(instance.health(), timeout_s)
+    assert not health.alive, f"health after kill is {health}"
+
+
+async def _read_to_the_end(stream: AsyncGenerator[TokenChunk, None]) -> None:
+    """To its end, or to the end of the script: an answer may be over before it can be cut short."""
+    async for chunk in stream:
+        if chunk.finish_reason is not None:
+            return

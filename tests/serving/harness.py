@@ -12,9 +12,12 @@ from abswitch.domain import EMPTY, RequestRecord, RouteRecord, ScoreRecord, Tran
 from abswitch.rollout.judging import Judge
 from abswitch.rollout.operation import Operation, Phase
 from abswitch.rollout.strategies import Strategy, strategy_of
+from abswitch.serving.alertdesk import AlertDesk
 from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import CachedVersion, ModelCache
 from abswitch.serving.dispatch import Dispatcher, Submission
+from abswitch.serving.findings import HealthPolicy
+from abswitch.serving.health import HealthMonitor, Wiring
 from abswitch.serving.judges import judgement_on
 from abswitch.serving.moves import JournalEntry
 from abswitch.serving.queueing import AdmissionQueue
@@ -45,6 +48,7 @@ class Shell:
         backend: ScriptedBackend | None = None,
         last_epochs: Mapping[str, int] = EMPTY,
         versions: Sequence[str] = ("v1", "v2", "v3"),
+        health: HealthPolicy = HealthPolicy(),  # noqa: B008 (a frozen value)
     ) -> None:
         self.clock = clock or VirtualClock()
         self.backend = backend or ScriptedBackend(
@@ -66,6 +70,7 @@ class Shell:
         self.readiness = Readiness(self.cache)
         self.registry = DynamicModelRegistry(self.clock)
         self.tally = StepTally(self.clock)
+        self.desk = AlertDesk(self.clock, cooldown_s=health.cooldown_s, history=health.history)
         self.switcher = ModelSwitcher(
             self.registry,
             self.cache,
@@ -88,6 +93,20 @@ class Shell:
             max_wait_s=max_wait_s,
             max_waiting=max_waiting,
         )
+        self.health = HealthMonitor(
+            self.cache,
+            self.router,
+            self.transitions,
+            self.clock,
+            policy=health,
+            desk=self.desk,
+            wiring=Wiring(
+                waiting=self.queue.waiting,
+                operation=self.switcher.running,
+                lost=self.switcher.instance_lost,
+                breached=self.switcher.breached,
+            ),
+        )
         self.dispatcher = Dispatcher(
             self.queue,
             self.router,
@@ -97,7 +116,7 @@ class Shell:
             residency=self.cache.tier,
             record=self._record,
             on_answer=lambda _: None,
-            on_lost=self.switcher.instance_lost,
+            on_lost=self.health.instance_lost,
             record_text=True,
         )
         self._ids = itertools.count()
@@ -113,12 +132,14 @@ class Shell:
     def _route(self, record: RouteRecord) -> None:
         self.routes.append(record)
 
-    def _moved(self, operation: Operation) -> None:
-        self.tally.moved(operation)
-
     def _record(self, record: RequestRecord) -> None:
         self.requests.append(record)
         self.tally.request(record)
+        self.health.request(record)
+
+    def _moved(self, operation: Operation) -> None:
+        self.tally.moved(operation)
+        self.health.moved(operation)
 
     def score(self, request_id: str, scorer: str, value: float) -> None:
         self.tally.score(ScoreRecord(request_id, scorer, value, None, self.clock.wall_s()))
@@ -168,10 +189,19 @@ class Shell:
     def instance(self, version: str) -> ScriptedInstance:
         return self.backend[MODEL, version]
 
+    async def pass_time(self, seconds: float, step_s: float = 1.0) -> None:
+        """Move the clock on in steps, letting the loop run after each."""
+        for _ in range(round(seconds / step_s)):
+            self.clock.advance(step_s)
+            for _ in range(60):
+                await asyncio.sleep(0)
+
     async def close(self) -> None:
+        await self.health.close()
         await self.dispatcher.close()
         await self.switcher.close()
         await self.cache.close()
+        await self.desk.close()
 
 
 async def eventually(condition: Callable[[], bool], what: str = "the condition") -> None:

@@ -22,6 +22,7 @@ from abswitch.domain import (
 )
 from abswitch.errors import InstanceDied, InstanceError, InvalidInput, LoadFailed, PromptTooLong, RequestFailed
 from abswitch.serving.openai import OpenAIInstance, ServerArgs, sampling_fields
+from abswitch.testing.contract import check_kill
 
 Reply = Callable[[str, dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
 
@@ -259,3 +260,13 @@ async def test_closing_a_stream_hangs_up() -> None:
         await stream.aclose()
         await asyncio.wait_for(hung_up.wait(), 5)
         assert (await instance.health()).in_flight == 0
+
+
+async def test_killing_ends_a_stream_whose_server_is_silent() -> None:
+    async def stall(path: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + events(piece("a")).encode())
+        await writer.drain()
+        await asyncio.sleep(3600)
+
+    async with server(stall) as base_url:
+        await check_kill(lambda: OpenAIInstance(version_of(base_url)), ends_s=2.0, timeout_s=10.0)

@@ -17,7 +17,7 @@ def heavy(instance: ScriptedInstance) -> None:
 
 def engine_with(limit_gb: float | None) -> SwitchingEngine:
     engine = SwitchingEngine(
-        ModelSwitchingConfig(host_memory_limit_gb=limit_gb),
+        ModelSwitchingConfig(cache_memory_limit_gb=limit_gb),
         store=":memory:",
         backends={"scripted": ScriptedBackend(configure=heavy)},
     )

@@ -22,7 +22,7 @@ from abswitch.domain import (
 )
 from abswitch.errors import InstanceDied, InstanceNotRunning, LoadFailed, PromptTooLong
 from abswitch.serving.scripted import Gate, ScriptedBackend, ScriptedInstance, prompt_text
-from abswitch.testing.contract import check_instance
+from abswitch.testing.contract import check_instance, check_kill
 
 VERSION = ModelVersion(version="v1", config=ModelConfig(model_id="adder", model="scripted", backend="scripted"))
 
@@ -361,3 +361,9 @@ async def test_stop_strings_cut_where_the_first_of_them_begins(stop: tuple[str, 
     answer: Callable[[Prompt], list[str]] = lambda _: ["<1>", "<2>", "<3>"]  # noqa: E731 - a name for the type
     instance = await started(ScriptedInstance(VERSION, answer))
     assert "".join(await texts(instance, stop=stop)) == expected
+
+
+async def test_killing_ends_what_waits() -> None:
+    gate = Gate()
+    gate.let(1)
+    await check_kill(lambda: ScriptedInstance(VERSION, token_gate=gate))

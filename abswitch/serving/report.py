@@ -1,0 +1,169 @@
+"""`HealthReport`: what `engine.health()` answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from abswitch.domain import HealthFacts, Residency, VersionKey
+from abswitch.serving.alerts import Alert
+from abswitch.serving.findings import Finding, HealthPolicy, HealthState, findings_of
+from abswitch.serving.windows import FIRST_TOKEN, LATENCY, Window
+
+_WORST_FIRST = (HealthState.CRITICAL, HealthState.WARNING, HealthState.UNKNOWN, HealthState.HEALTHY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionHealth:
+    """One version over the sliding window. Figures without data are None, never 0.
+
+    Attributes:
+        state: the worst of its findings; `critical` when it hangs or was lost; `unknown` while the error rate is.
+        reason: the state in words.
+        residency: where its weights are; `cold` also while it is being started again.
+        in_flight, waiting: requests under way on it; requests of the model that wait for something to serve them.
+        silence_s: since any generation, or a probe, gave a token; None when nobody watches it.
+        memory_bytes, error: of its processes, as measured last; None before that.
+        window_s: what the figures below cover.
+        requests, errors, lost: that ended; of them failed; of those, because their instance died.
+        error_rate: errors / requests, fraction 0–1.
+        tokens_per_s: while requests were under way.
+        latency_…_ms, first_token_…_ms: of answers, within 1 %.
+        findings: each metric that has a limit.
+    """
+
+    model_id: str
+    version: str
+    state: HealthState
+    reason: str
+    residency: Residency
+    in_flight: int
+    waiting: int
+    silence_s: float | None
+    memory_bytes: int | None
+    error: str | None
+    window_s: float
+    requests: int
+    errors: int
+    lost: int
+    error_rate: float | None
+    requests_per_s: float | None
+    tokens_per_s: float | None
+    latency_p50_ms: float | None
+    latency_p95_ms: float | None
+    latency_p99_ms: float | None
+    first_token_p50_ms: float | None
+    first_token_p95_ms: float | None
+    findings: tuple[Finding, ...]
+
+    def __str__(self) -> str:
+        return f"{self.model_id}:{self.version} {self.state}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthReport:
+    """Every version that serves, or did within the window, and what is wrong.
+
+    Attributes:
+        at_s: seconds since the Unix epoch.
+        memory_usage: of this host or its container, fraction 0–1; None before it was measured.
+        alerts: the active ones, oldest first.
+    """
+
+    at_s: float
+    versions: tuple[VersionHealth, ...]
+    memory_usage: float | None
+    alerts: tuple[Alert, ...]
+
+    @property
+    def state(self) -> HealthState:
+        """The worst of all versions; `unknown` when none serves."""
+        states = Counter(version.state for version in self.versions)
+        return next((state for state in _WORST_FIRST if states[state]), HealthState.UNKNOWN)
+
+    def version(self, version: str, model_id: str | None = None) -> VersionHealth:
+        """One version; `model_id` may be left out where only one model has it.
+
+        Raises:
+            KeyError: it neither serves nor did lately.
+        """
+        found = [one for one in self.versions if one.version == version and model_id in (None, one.model_id)]
+        if len(found) != 1:
+            raise KeyError(f"{version!r} ({len(found)} found of {', '.join(map(str, self.versions)) or 'no version'})")
+        return found[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self) | {"state": self.state}
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.versions)) or "no version serves"
+
+
+def version_health(
+    key: VersionKey,
+    window: Window,
+    policy: HealthPolicy,
+    now_s: float,
+    *,
+    is_watched: bool,
+    lost: Alert | None,
+    in_flight: int,
+    waiting: int,
+    silence_s: float | None,
+    facts: HealthFacts | None,
+) -> VersionHealth:
+    """Put together what is known about a version.
+
+    Args:
+        is_watched: it gave a token since it is watched.
+        lost: the alert that says it hangs or was lost.
+        facts: as its instance told last; None when it is not loaded.
+    """
+    findings = tuple(findings_of(window, policy, now_s))
+    totals = window.totals(now_s)
+    state, reason = _state(findings, lost, is_watched)
+
+    def ms(quantity: str, q: float) -> float | None:
+        value_s = window.quantile_s(quantity, q, now_s)
+        return None if value_s is None else 1000.0 * value_s
+
+    return VersionHealth(
+        model_id=key[0],
+        version=key[1],
+        state=state,
+        reason=reason,
+        residency=Residency.COLD if facts is None else facts.residency,
+        in_flight=in_flight,
+        waiting=waiting,
+        silence_s=silence_s,
+        memory_bytes=None if facts is None else facts.memory_bytes,
+        error=None if facts is None else facts.error,
+        window_s=totals.covered_s,
+        requests=totals.requests,
+        errors=totals.errors,
+        lost=totals.lost,
+        error_rate=totals.error_rate,
+        requests_per_s=totals.requests_per_s,
+        tokens_per_s=totals.tokens_per_s,
+        latency_p50_ms=ms(LATENCY, 0.50),
+        latency_p95_ms=ms(LATENCY, 0.95),
+        latency_p99_ms=ms(LATENCY, 0.99),
+        first_token_p50_ms=ms(FIRST_TOKEN, 0.50),
+        first_token_p95_ms=ms(FIRST_TOKEN, 0.95),
+        findings=findings,
+    )
+
+
+def _state(findings: tuple[Finding, ...], lost: Alert | None, is_watched: bool) -> tuple[HealthState, str]:
+    if lost is not None:
+        return HealthState.CRITICAL, lost.message
+    for state in (HealthState.CRITICAL, HealthState.WARNING):
+        broken = [one.message for one in findings if one.state is state]
+        if broken:
+            return state, "; ".join(broken)
+    errors = next(one for one in findings if one.metric == "error_rate")
+    if errors.state is HealthState.UNKNOWN:
+        return HealthState.UNKNOWN, errors.message + ("; it answers when asked" if is_watched else "")
+    return HealthState.HEALTHY, errors.message
