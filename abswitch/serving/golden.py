@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from itertools import count
 
-from abswitch.domain import GenerationRequest, ModelVersion, Sampling, VersionKey
+from abswitch.domain import GenerationRequest, ModelVersion, Sampling, SwitchPath, VersionKey
 from abswitch.errors import LoadFailed
 from abswitch.serving.cache import CachedVersion
 from abswitch.serving.instance import ModelInstance
@@ -63,9 +63,9 @@ class GoldenPrompts:
         """
         answers = await self._ask(version.key, cached.instance)
         key = (*version.key, cached.weights_digest or "")
-        reference = self._references.setdefault(key, answers)
-        if reference is answers:
-            self._keep(key, answers)
+        reference = self._references.get(key)
+        if reference is None:
+            self._first(version, cached, key, answers)
             return
         agreed = agreement(reference, answers)
         if agreed < MIN_AGREEMENT:
@@ -78,6 +78,14 @@ class GoldenPrompts:
             log.info(
                 "%s came back (%s): %.0f %% of the golden prompts' tokens agree", version, cached.path, 100 * agreed
             )
+
+    def _first(self, version: ModelVersion, cached: CachedVersion, key: ReferenceKey, answers: Answers) -> None:
+        """What comes from its files is the reference; what was swapped in has nothing to be held against."""
+        if cached.path is SwitchPath.IN_PLACE:
+            log.warning("%s was swapped in and never loaded from its files: its answers could not be compared", version)
+            return
+        self._references[key] = answers
+        self._keep(key, answers)
 
     async def _ask(self, key: VersionKey, instance: ModelInstance) -> Answers:
         return tuple(await asyncio.gather(*(self._answer(key, instance, prompt) for prompt in PROMPTS)))

@@ -31,6 +31,8 @@ def _why_not(now: Path, wanted: Path) -> str | None:
     for name in sorted({*configs[0], *configs[1]} - _OF_NO_MATTER):
         if configs[0].get(name) != configs[1].get(name):
             return f"config.json differs in {name} ({configs[0].get(name)!r}, {configs[1].get(name)!r})"
+    if configs[1].get("tie_word_embeddings"):
+        return "its input and output embeddings are tied, and vLLM's reload has left the output with the old ones"
     if any(word in json.dumps(configs[1]).lower() for word in _RECURRENT):
         return "models with recurrent layers have been corrupted by a swap"
     for name in _TOKENIZER:

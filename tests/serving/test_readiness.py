@@ -97,3 +97,16 @@ async def test_a_reference_outlives_the_process_and_belongs_to_its_weights(shell
 )
 def test_agreement_counts_up_to_the_first_difference(now: Answers, agreed: float) -> None:
     assert agreement((("a", "b"), ("c", "d")), now) == agreed
+
+
+async def test_what_was_swapped_in_is_no_reference_for_what_comes_from_the_files() -> None:
+    shell = Shell()
+    kept: list[object] = []
+    golden = GoldenPrompts(keep=lambda key, answers: kept.append(answers))
+    version = shell.registry.get(MODEL, "v1")
+    cached = await shell.cache.ensure(version)
+    await golden.check(version, replace(cached, path=SwitchPath.IN_PLACE))
+    assert not kept
+    await golden.check(version, cached)
+    assert len(kept) == 1
+    await shell.close()

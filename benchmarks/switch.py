@@ -1,0 +1,284 @@
+"""What a switch costs on real vLLM, from the decision to the first token of the new version.
+
+- flip          promotion of a resident candidate: from the call to the moment new requests are admitted to it
+- transitions   p95 latency while an immediate, gradual or canary switch runs, against steady windows beside it, at half
+                of the capacity
+- cold          a switch to a version that must be loaded, against the start of a bare `AsyncLLM`
+- in place      the same by putting its weights into the running engine, against stop and start, at 350 M parameters
+- memory        of this process per cached version, apart from the engines
+- loop          the longest gap of the caller's event loop while an engine starts
+- router        one decision of the router
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from _switching import (
+    ENGINE_ARGS,
+    LoopGap,
+    bootstrap_ratio,
+    capacity_per_s,
+    checkpoint,
+    first_token_s,
+    load,
+    median,
+    p,
+    register,
+)
+
+from abswitch import SwitchingEngine
+from abswitch.testing import TinyModels, tiny_models
+
+GOALS = {
+    "flip_p99_ms": 1.0,
+    "added_p95_immediate": 0.05,
+    "added_p95_gradual": 0.05,
+    "added_p95_canary": 0.05,
+    "own_memory_per_version_mb": 50.0,
+    "cold_ratio": 1.1,
+    "in_place_speedup": 15.0,
+    "router_p99_us": 50.0,
+    "loop_gap_ms": 100.0,
+}
+_AT_LEAST = {"in_place_speedup"}
+
+_BARE = """
+import asyncio, sys, time
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+async def main():
+    began = time.perf_counter()
+    args = dict(max_model_len=256, kv_cache_memory_bytes=64 << 20, dtype="float32", enforce_eager=True, block_size=32,
+                disable_log_stats=True)
+    llm = await asyncio.to_thread(AsyncLLM.from_engine_args, AsyncEngineArgs(model=sys.argv[1], **args))
+    async for _ in llm.generate("12+34=", SamplingParams(max_tokens=1), "r"):
+        break
+    print("TOOK", time.perf_counter() - began, flush=True)
+    llm.shutdown()
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def say(words: str) -> None:
+    print(words, flush=True)
+
+
+async def flips(engine: SwitchingEngine, rounds: int) -> dict[str, float]:
+    """Promotions back and forth between two resident versions."""
+    took_ms = []
+    router = engine._parts.router
+    for turn in range(rounds):
+        target = "v2" if engine.registry.active_version("tiny") == "v1" else "v1"
+        handle = await engine.start_switch(target, "ab_test", {"traffic_percentage": 1}, model_id="tiny")
+        await handle.serving()
+
+        async def flip(handle: Any = handle, target: str = target) -> float:
+            """On the engine's loop, where requests are admitted: call, then look what the next one would meet."""
+            from abswitch.rollout.operation import Conclude
+
+            began_s = time.perf_counter()
+            told = asyncio.ensure_future(
+                engine.switcher.tell(handle.operation_id, Conclude(promote=True, reason="benchmark"))
+            )
+            # Every turn of the loop, as an event would be seen a turn later than an admission is.
+            while router.snapshots["tiny"].choose("somebody").version != target:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            flipped_s = time.perf_counter()
+            await told
+            return (flipped_s - began_s) * 1e3
+
+        took_ms.append(await engine.call(flip()))
+        await handle.done()
+        if (turn + 1) % 50 == 0:
+            say(f"  flip {turn + 1}/{rounds}: median {median(took_ms):.3f} ms")
+    return {"flip_median_ms": median(took_ms), "flip_p99_ms": p(took_ms, 0.99)}
+
+
+async def transitions(engine: SwitchingEngine, models: TinyModels, windows: int, window_s: float) -> dict[str, float]:
+    """Windows with a switch in their middle, each beside a steady one."""
+    prompts = [problem.prompt for problem in models.task.problems(200, seed=4)]
+    rate = 0.5 * await capacity_per_s(engine, prompts)
+    say(f"  load: {rate:.0f} requests/s, half of what the engines take")
+    found: dict[str, float] = {"load_per_s": rate}
+    kinds: dict[str, dict[str, Any]] = {
+        "immediate": {},
+        "gradual": {"duration_minutes": 0.8 * window_s / 60, "steps": 3},
+        "canary": {"initial_percentage": 20, "step_percentage": 40, "evaluation_period_minutes": 0.3 * window_s / 60,
+                   "min_requests": 5},
+    }  # fmt: skip
+    pairs: dict[str, list[tuple[list[float], list[float]]]] = {kind: [] for kind in kinds}
+    for window in range(windows):
+        for kind, config in kinds.items():
+
+            async def switched(kind: str = kind, config: dict[str, Any] = config) -> list[float]:
+                target = "v2" if engine.registry.active_version("tiny") == "v1" else "v1"
+                under_load = asyncio.create_task(load(engine, prompts, rate, window_s))
+                await asyncio.sleep(0.1 * window_s)
+                handle = await engine.start_switch(target, kind, config, model_id="tiny")
+                latencies = await under_load
+                if not handle.status.finished:
+                    await handle.promote()
+                return latencies
+
+            if window % 2:
+                moved, steady = await switched(), await load(engine, prompts, rate, window_s)
+            else:
+                steady, moved = await load(engine, prompts, rate, window_s), await switched()
+            pairs[kind].append((moved, steady))
+        say(f"  window {window + 1}/{windows}: " + ", ".join(
+            f"{kind} p95 {1e3 * p(pairs[kind][-1][0], 0.95):.1f} ms (steady {1e3 * p(pairs[kind][-1][1], 0.95):.1f})"
+            for kind in kinds))  # fmt: skip
+    for kind in kinds:
+        ratio, low, high = bootstrap_ratio(pairs[kind])
+        found |= {f"added_p95_{kind}": ratio - 1, f"added_p95_{kind}_low": low - 1, f"added_p95_{kind}_high": high - 1}
+    return found
+
+
+async def memory(models: TinyModels, versions: int) -> float:
+    """Growth of this process per version held, in MB; engines are processes of their own."""
+    process = psutil.Process()
+    async with SwitchingEngine(store=":memory:") as engine:
+        register(engine, "one", v0=models.baseline)
+        await engine.deploy("v0", model_id="one")
+        gc.collect()
+        before = process.memory_full_info().uss
+        for number in range(versions):
+            register(engine, "one", **{f"w{number}": models.better})
+        config_args = {f"w{number}": dict(ENGINE_ARGS) for number in range(versions)}
+        assert config_args
+        for number in range(versions):
+            await engine.load(f"w{number}", model_id="one")
+        gc.collect()
+        return (process.memory_full_info().uss - before) / versions / 1e6
+
+
+def bare_start_s(folder: Path) -> float:
+    """A bare engine, from the call to its first token, in a process that has vLLM imported."""
+    with tempfile.TemporaryDirectory() as scratch:
+        script = Path(scratch) / "bare.py"
+        script.write_text(_BARE)
+        ran = subprocess.run(
+            [sys.executable, str(script), str(folder)], capture_output=True, text=True, check=True, timeout=300
+        )
+    return float(next(line.split()[1] for line in ran.stdout.splitlines() if line.startswith("TOOK")))
+
+
+async def cold(models: TinyModels, rounds: int) -> dict[str, float]:
+    """Alternating: a bare start, and a switch to a version that no engine holds."""
+    bare, switched, gaps = [], [], []
+    for turn in range(rounds):
+        bare.append(await asyncio.to_thread(bare_start_s, models.better))
+        async with SwitchingEngine(store=":memory:") as engine:
+            register(engine, "tiny", v1=models.baseline, v2=models.better)
+            await engine.deploy("v1")
+            async with LoopGap() as gap:
+                began_s = time.perf_counter()
+                handle = await engine.start_switch("v2", "immediate")
+                await handle.serving()
+                switched.append(await first_token_s(engine, "tiny", "v2") - began_s)
+            gaps.append(gap.longest_ms)
+        say(f"  cold {turn + 1}/{rounds}: bare {bare[-1]:.1f} s, switch {switched[-1]:.1f} s, gap {gaps[-1]:.0f} ms")
+    ratios = [a / b for a, b in zip(switched, bare, strict=True)]
+    return {"cold_switch_s": median(switched), "bare_start_s": median(bare), "cold_ratio": median(ratios),
+            "loop_gap_ms": max(gaps)}  # fmt: skip
+
+
+async def in_place(models: TinyModels, scratch: Path, millions: int, rounds: int) -> dict[str, float]:
+    """The same two checkpoints: weights put into the running engine, and one engine stopped and another started."""
+    a = await asyncio.to_thread(checkpoint, scratch / "a", models.baseline, seed=1, millions=millions)
+    b = await asyncio.to_thread(checkpoint, scratch / "b", models.baseline, seed=2, millions=millions)
+    swapped: list[float] = []
+    restarted: list[float] = []
+    async with SwitchingEngine(store=":memory:") as engine:
+        register(engine, "big", a=a, b=b)
+        await engine.deploy("a", model_id="big")
+        for turn in range(rounds):
+            for config, taken in (({"in_place": True}, swapped), ({"drain_first": True}, restarted)):
+                for _ in range(2 if taken is swapped else 1):
+                    target = "b" if engine.registry.active_version("big") == "a" else "a"
+                    began_s = time.perf_counter()
+                    handle = await engine.start_switch(target, "immediate", config, model_id="big")
+                    await handle.serving()
+                    taken.append(await first_token_s(engine, "big", target) - began_s)
+            say(f"  in place {turn + 1}/{rounds}: {swapped[-1]:.2f} s, stop and start {restarted[-1]:.1f} s")
+    return {"in_place_s": median(swapped), "stop_and_start_s": median(restarted),
+            "in_place_speedup": median(restarted) / median(swapped)}  # fmt: skip
+
+
+def router_us(engine: SwitchingEngine, decisions: int) -> dict[str, float]:
+    """One decision: the snapshot, and the arm of a unit."""
+    router, chance = engine._parts.router, random.Random(3)
+    units = [f"user-{chance.random()}" for _ in range(decisions)]
+    taken = []
+    for unit in units:
+        began_s = time.perf_counter()
+        snapshot = router.current("tiny")
+        assert snapshot is not None
+        snapshot.choose(unit)
+        taken.append((time.perf_counter() - began_s) * 1e6)
+    return {"router_median_us": median(taken), "router_p99_us": p(taken, 0.99)}
+
+
+async def run(options: argparse.Namespace) -> dict[str, float]:
+    quick, models = options.quick, tiny_models()
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        async with SwitchingEngine(store=scratch / "evidence.duckdb") as engine:
+            register(engine, "tiny", v1=models.baseline, v2=models.better)
+            say("two engines …")
+            await asyncio.gather(engine.load("v1"), engine.load("v2"))
+            await engine.deploy("v1")
+            say("pointer flips")
+            found |= await flips(engine, 20 if quick else 300)
+            handle = await engine.start_switch(
+                "v2" if engine.registry.active_version() == "v1" else "v1", "ab_test", {"traffic_percentage": 10}
+            )
+            await handle.serving()
+            found |= router_us(engine, 2_000 if quick else 100_000)
+            await handle.abort()
+            await handle.done()
+            say("transitions under load")
+            found |= await transitions(engine, models, 1 if quick else 8, 2.0 if quick else 4.0)
+        say("cold switches")
+        found |= await cold(models, 1 if quick else 3)
+        say("memory per version")
+        found["own_memory_per_version_mb"] = await memory(models, 1 if quick else 4)
+        millions = 30 if quick else 350
+        say(f"in place, {millions} M parameters")
+        found |= await in_place(models, scratch, millions, 1 if quick else 2)
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def reached(name: str, figure: float) -> bool:
+    return figure >= GOALS[name] if name in _AT_LEAST else figure <= GOALS[name]
+
+
+def main() -> None:
+    """Run and print the line of figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smoke run; its figures mean nothing")
+    figures = asyncio.run(run(parser.parse_args()))
+    print(f"\n{'figure':<30}{'measured':>12}{'goal':>12}")
+    for name, value in figures.items():
+        goal = f"{'≥' if name in _AT_LEAST else '≤'} {GOALS[name]:g}" if name in GOALS else ""
+        print(f"{name:<30}{value:>12.4g}{goal:>12}{'' if not goal or reached(name, value) else '  missed'}")
+    met = all(reached(name, figures[name]) for name in GOALS)
+    print(json.dumps({"benchmark": "switch", "figures": figures, "goals": GOALS, "met": met}))
+
+
+if __name__ == "__main__":
+    main()
