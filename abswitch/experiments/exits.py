@@ -1,4 +1,4 @@
-"""How `abswitch` ends: 0–63 say what an experiment found, 64 and more that something went wrong. docs/experiments.md."""
+"""Exit statuses: 0–63 say what an experiment found, 64 and more that something went wrong; see docs/experiments.md."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ def lock_folder() -> Path:
 
 
 def accelerators(named: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Names of the accelerators that a run uses: those the spec names, or `CUDA_VISIBLE_DEVICES`, or every NVIDIA GPU of
-    the host, or `cpu`."""
+    """Names of the accelerators that a run uses: those the spec names, or those of `CUDA_VISIBLE_DEVICES`, or every
+    NVIDIA GPU of the host, or `cpu`."""
     if named is not None:
         return tuple(sorted(set(named)))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

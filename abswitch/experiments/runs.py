@@ -1,12 +1,12 @@
 """A run's folder: what it was told, where it stands, what it found; and which run the same command goes on with.
 
-    reports/<experiment>/<run id>/
-        spec.json        the spec of this run, whole: defaults, overrides and the matrix's values are in it
-        run.json         where it stands; replaced at once
-        evidence.duckdb  the store of its engine
-        *.ipynb, *.log   the executed notebook, and what the processes said
-        index.html, summary.json, *.png
-        result.json      the verdict; there once the run has finished, and only then
+reports/<experiment>/<run id>/
+    spec.json        the spec of this run, whole: defaults, overrides and the matrix's values are in it
+    run.json         where it stands; replaced at once
+    evidence.duckdb  the store of its engine
+    *.ipynb, *.log   the executed notebook, and what the processes said
+    index.html, summary.json, *.png
+    result.json      the verdict; there once the run has finished, and only then
 """
 
 from __future__ import annotations

@@ -226,3 +226,21 @@ def _importable(project: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(project))
+
+
+def read_instants(path: Path) -> tuple[float, ...]:
+    """The column `at_s` of a trace, CSV or JSONL, in order.
+
+    Raises:
+        InvalidInput: it is not there, or holds no numbers.
+    """
+    rows = rows_of(_existing(path, "load.path"), "jsonl" if path.suffix in (".jsonl", ".json") else "csv")
+    instants = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            instants.append(float(row["at_s"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"load.path ({path.name}, row {number})", dict(row), "a number in column at_s"
+            ) from error
+    return tuple(sorted(instants))

@@ -49,7 +49,7 @@ class ExperimentSpec(Strict):
     prompts: Prompts
     design: Design = RandomisedDesign()
     load: Load = ClosedLoopLoad()
-    sampling: SamplingField = {}
+    sampling: SamplingField = Field(default_factory=dict)
     """Sampling fields of every request, over the versions' own."""
     metrics: tuple[MetricField, ...] = ()
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
@@ -62,7 +62,7 @@ class ExperimentSpec(Strict):
     engine: EngineSpec = EngineSpec()
     accelerators: tuple[Text, ...] | None = None
     """Locks to hold while it runs; by default one per visible GPU, or `cpu`. An empty list holds none."""
-    matrix: dict[str, tuple[Any, ...]] = {}
+    matrix: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Dotted fields of the spec → values; every combination is a run of its own."""
     schedule: ScheduleSpec | None = None
     watch: WatchSpec | None = None
