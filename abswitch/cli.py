@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from abswitch import __version__
 from abswitch.errors import InvalidInput
+from abswitch.experiments.executing import NotExecuted, execute
+from abswitch.experiments.exits import ExitStatus, worst
+
+if TYPE_CHECKING:
+    from abswitch.experiments.launch import Launched
 
 NOTEBOOK = Path("notebooks/01_quickstart.ipynb")
 CANDIDATES = ("better", "regressed", "identical")
@@ -22,26 +25,30 @@ _FEWEST_QUESTIONS = 40
 class _Failure(Exception):
     """The command could not do its work; the message is for people, in a few lines."""
 
+    def __init__(self, message: str, status: ExitStatus = ExitStatus.FAILED) -> None:
+        self.status = status
+        super().__init__(message)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0 done, 1 failed, 2 asked for something that does not exist."""
+    """Run the command; returns the exit status, see `abswitch.experiments.exits`."""
     options = _parser().parse_args(arguments)
+    name = f"abswitch {options.command}"
     try:
-        options.work(options)
+        return int(options.work(options))
     except _Failure as failure:
-        print(f"abswitch {options.command}: {failure}", file=sys.stderr)
-        return 1
+        print(f"{name}: {failure}", file=sys.stderr)
+        return int(failure.status)
     except KeyboardInterrupt:
-        print(f"\nabswitch {options.command}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        return int(ExitStatus.INTERRUPTED)
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(ExitStatus.USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,14 +57,19 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", parser_class=_Parser, dest="command"
     )
+    _add_demo(commands)
+    _add_run(commands)
     _add_settings(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="the whole story on two small models: switch, compare, verdict",
         description="Runs the quickstart notebook: trains two small models, serves both, compares them on live "
         "traffic, switches to the winner, and writes a report.",
     )
-    demo.set_defaults(work=_demo)
     demo.add_argument(
         "--output", type=Path, default=Path("reports/quickstart"), metavar="FOLDER", help="the report (%(default)s)"
     )
@@ -69,7 +81,78 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URI",
         help="MLflow store or server to publish to, '' for none (%(default)s, in the repository)",
     )
-    return parser
+    demo.set_defaults(work=_demo)
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run an experiment's spec",
+        description="Runs a spec's notebook. After a crash or Ctrl-C the same command goes on where it stopped. Exits "
+        "with 0 when the verdict is what the plan calls success, 1-63 by the kind of verdict, 64 and more for errors.",
+    )
+    run.add_argument("spec", type=Path, metavar="SPEC", help="e.g. experiments/quickstart.yaml")
+    run.add_argument(
+        "-p",
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a field of the spec, dotted (load.concurrency=8), or a parameter of its notebook; may be repeated",
+    )
+    run.add_argument("--reports", type=Path, metavar="FOLDER", help="where results go (reports/ in the project)")
+    run.add_argument("--fresh", action="store_true", help="begin anew instead of going on with an interrupted run")
+    run.add_argument(
+        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="for the accelerator, when it is busy"
+    )
+    run.set_defaults(work=_run)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: seconds, zero or more")
+    return seconds
+
+
+def _run(options: argparse.Namespace) -> ExitStatus:
+    from abswitch.experiments.launch import launch
+
+    reports = None if options.reports is None else options.reports.expanduser().resolve()
+    ended = []
+    for launched in launch(options.spec, options.settings, reports=reports, fresh=options.fresh, wait_s=options.wait):
+        ended.append(launched.status)
+        if launched.result is None:
+            print(f"abswitch run: {launched.problem}", file=sys.stderr)
+        else:
+            print(result_words(launched))
+    return worst(ended)
+
+
+def result_words(launched: Launched) -> str:
+    """What a run ends with: the verdict in words, the requests, and where to look next."""
+    from abswitch.experiments.specfile import words_of
+
+    result = launched.result
+    assert result is not None, "asked only where there is one"
+    requests = result.requests
+    lines = [
+        f"Verdict   {result.headline}",
+        *(f"          {reason}" for reason in result.reasons),
+        f"Requests  {requests['sent']:,} sent, {requests['answered']:,} answered, "
+        f"{requests['failed']:,} failed, {requests['lost']:,} lost",
+        *(f"ALERT     {alert}" for alert in result.alerts),
+        f"Exit      {int(launched.status)}: {launched.status.meaning}",
+    ]
+    if launched.cell:
+        lines.insert(0, f"Of        {words_of(launched.cell)}")
+    if result.report is not None:
+        lines.append(f"Report    {result.report}")
+    return "\n".join([*lines, f"Folder    {launched.folder}", ""])
 
 
 def _add_settings(commands: Any) -> None:
@@ -83,20 +166,21 @@ def _add_settings(commands: Any) -> None:
     settings.add_argument("--markdown", action="store_true", help="the page docs/settings.md")
 
 
-def _settings(options: argparse.Namespace) -> None:
+def _settings(options: argparse.Namespace) -> ExitStatus:
     from abswitch.settings import ModelSwitchingConfig
     from abswitch.settings.table import page
 
     if options.markdown:
         print(page(), end="")
-        return
+        return ExitStatus.SUCCESS
     try:
         rows = list(ModelSwitchingConfig.load(options.file).shown())
     except InvalidInput as wrong:
-        raise _Failure(str(wrong)) from wrong
+        raise _Failure(str(wrong), ExitStatus.BAD_SPEC) from wrong
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, value, origin in rows:
         print(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
+    return ExitStatus.SUCCESS
 
 
 def _questions(text: str) -> int:
@@ -105,14 +189,14 @@ def _questions(text: str) -> int:
     return int(text)
 
 
-def _demo(options: argparse.Namespace) -> None:
+def _demo(options: argparse.Namespace) -> ExitStatus:
     notebook = _find_notebook()
     folder: Path = options.output.expanduser().resolve()
     executed = folder / notebook.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _Failure(f"cannot write to {folder}: {error.strerror}") from error
+        raise _Failure(f"cannot write to {folder}: {error.strerror}", ExitStatus.CANNOT_WRITE) from error
     summary = folder / "summary.json"
     summary.unlink(missing_ok=True)  # what is printed at the end is of this run, never of an earlier one
     parameters = {
@@ -123,8 +207,12 @@ def _demo(options: argparse.Namespace) -> None:
         "project_dir": str(notebook.parent.parent),
     }
     print(f"Running {notebook.name}; the first run also trains the models, about half a minute.", file=sys.stderr)
-    _execute(notebook, executed, parameters)
+    try:
+        execute(notebook, executed, parameters, title="demo")
+    except NotExecuted as error:
+        raise _Failure(str(error)) from error
     print(closing_words(json.loads(summary.read_text(encoding="utf-8")), folder, executed))
+    return ExitStatus.SUCCESS
 
 
 def _find_notebook() -> Path:
@@ -135,71 +223,6 @@ def _find_notebook() -> Path:
     raise _Failure(
         f"{NOTEBOOK} belongs to the repository, not to the installed package; it is not in "
         f"{' or '.join(map(str, dict.fromkeys(places)))}. Run this from a checkout."
-    )
-
-
-def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> None:
-    import papermill
-    from jupyter_client.kernelspec import NoSuchKernel
-    from nbclient.exceptions import DeadKernelError
-
-    # The kernel of this environment, not one of the same name that the user keeps elsewhere.
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    log = executed.with_suffix(".log")
-    try:
-        with _processes_log_to(log) as terminal:
-            papermill.execute_notebook(
-                notebook,
-                executed,
-                parameters,
-                kernel_name="python3",
-                cwd=notebook.parent,
-                progress_bar={"desc": "demo", "file": terminal},
-            )
-    except papermill.PapermillExecutionError as error:
-        raise _Failure(_failed_cell(error, executed, log)) from error
-    except DeadKernelError as error:
-        raise _Failure(f"the notebook's kernel died, perhaps for want of memory; see {executed} and {log}") from error
-    except NoSuchKernel as error:
-        raise _Failure(f"{error}; install ipykernel into this environment") from error
-
-
-@contextmanager
-def _processes_log_to(log: Path) -> Iterator[TextIO]:
-    """Send what the kernel's and the engines' processes write to a file, so that the terminal keeps the progress bar.
-
-    Yields:
-        The terminal, or whatever standard error was.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    kept = [os.dup(1), os.dup(2)]
-    try:
-        with log.open("wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        replaced = sys.stderr is not sys.__stderr__  # somebody listens to it already
-        with os.fdopen(os.dup(kept[1]), "w", encoding="utf-8") as terminal:
-            yield sys.stderr if replaced else terminal
-    finally:
-        for number, descriptor in enumerate(kept, start=1):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-
-
-def _failed_cell(error: Any, executed: Path, log: Path) -> str:
-    code = [line for line in error.source.splitlines() if line.strip() and not line.startswith("#")]
-    message = str(error.evalue).strip().splitlines()
-    return "\n".join(
-        [
-            f"cell [{error.exec_count}] of the notebook failed",
-            *(f"    {line}" for line in code[:3]),
-            *(["    …"] if len(code) > 3 else []),
-            f"  {error.ename}: " + "\n  ".join(message[:6]),
-            f"The notebook up to there, with the whole traceback: {executed}",
-            f"What the engines' processes said: {log}",
-        ]
     )
 
 

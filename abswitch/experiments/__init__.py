@@ -1,19 +1,77 @@
-"""Experiments: questions through an engine, evidence from its store, a verdict, a report."""
+"""Experiments: questions through an engine, evidence from its store, a verdict and a report; from Python or a spec."""
 
-from abswitch.experiments.ab_test import ABTestResult, Progress, RequestCounts, run_ab_test
-from abswitch.experiments.prompts import Question
-from abswitch.experiments.publish import publish
-from abswitch.experiments.report import write_report
-from abswitch.experiments.timing import SwitchTiming, switch_timing
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from abswitch.experiments.ab_test import ABTestResult, run_ab_test
+    from abswitch.experiments.arrivals import ClosedLoop, Poisson, Trace
+    from abswitch.experiments.asking import Progress, RequestBudget, RequestCounts
+    from abswitch.experiments.canary import CanaryResult, run_canary
+    from abswitch.experiments.conduct import Experiment
+    from abswitch.experiments.prompts import Question
+    from abswitch.experiments.publish import publish
+    from abswitch.experiments.report import write_report
+    from abswitch.experiments.runs import open_run
+    from abswitch.experiments.spec import ExperimentSpec
+    from abswitch.experiments.specfile import read_spec
+    from abswitch.experiments.timing import SwitchTiming, switch_timing
+
+# Resolved at first use: the command line needs little of it, and the statistics take most of a second to import.
+_HOME = {
+    "ABTestResult": "ab_test",
+    "CanaryResult": "canary",
+    "ClosedLoop": "arrivals",
+    "Experiment": "conduct",
+    "ExperimentSpec": "spec",
+    "Poisson": "arrivals",
+    "Progress": "asking",
+    "Question": "prompts",
+    "RequestBudget": "asking",
+    "RequestCounts": "asking",
+    "SwitchTiming": "timing",
+    "Trace": "arrivals",
+    "open_run": "runs",
+    "publish": "publish",
+    "read_spec": "specfile",
+    "run_ab_test": "ab_test",
+    "run_canary": "canary",
+    "switch_timing": "timing",
+    "write_report": "report",
+}
 
 __all__ = [
     "ABTestResult",
+    "CanaryResult",
+    "ClosedLoop",
+    "Experiment",
+    "ExperimentSpec",
+    "Poisson",
     "Progress",
     "Question",
+    "RequestBudget",
     "RequestCounts",
     "SwitchTiming",
+    "Trace",
+    "open_run",
     "publish",
+    "read_spec",
     "run_ab_test",
+    "run_canary",
     "switch_timing",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'abswitch.experiments' has no attribute {name!r}")
+    found = getattr(import_module(f"abswitch.experiments.{_HOME[name]}"), name)
+    globals()[name] = found  # `publish` is also the name of its module, which the import has just set here
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

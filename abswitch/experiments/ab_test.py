@@ -7,59 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from abswitch import checks
-from abswitch.domain import Completion, Sampling, SwitchingStrategyType
+from abswitch.domain import Sampling, SwitchingStrategyType
 from abswitch.engine import SwitchingEngine
-from abswitch.errors import AbswitchError, SwitchRefused
-from abswitch.experiments.prompts import Question, questions_of
+from abswitch.errors import InvalidInput, SwitchRefused
+from abswitch.experiments.arrivals import Arrivals, ClosedLoop
+from abswitch.experiments.asking import NO_LIMIT, Asking, Progress, RequestBudget, RequestCounts
+from abswitch.experiments.prompts import questions_of
 from abswitch.rollout.strategies import ABTestStrategy
 from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.status import OperationStatus
 from abswitch.stats import AnalysisPlan, Evidence, Metric, Verdict, decide
 from abswitch.store.evidence import check_columns, collect_evidence
 from abswitch.store.recorder import VerdictRecord
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestCounts:
-    """What became of the requests.
-
-    Attributes:
-        sent: handed to the engine.
-        answered: came back whole.
-        failed: ended with an explicit error.
-        lost: neither; anything but 0 is a defect.
-    """
-
-    sent: int
-    answered: int
-    failed: int
-
-    @property
-    def lost(self) -> int:
-        return self.sent - self.answered - self.failed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far an experiment is; estimates are left out on purpose, as the plan allows one look, at the end.
-
-    Attributes:
-        by_arm: answered requests by arm name.
-        phase: what the experiment is doing, in a few words.
-    """
-
-    phase: str
-    done: int
-    total: int
-    failed: int
-    by_arm: dict[str, int]
-    elapsed_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +69,9 @@ async def run_ab_test(
     concurrency: int = 16,
     model_id: str | None = None,
     experiment: str | None = None,
+    arrivals: Arrivals | None = None,
+    budget: RequestBudget = NO_LIMIT,
+    resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     **sampling: Any,
 ) -> ABTestResult:
@@ -119,6 +86,10 @@ async def run_ab_test(
         alpha: error rate of the primary comparison, two-sided.
         concurrency: requests under way at once.
         experiment: name that the assignment depends on; the same name splits the same units the same way.
+        arrivals: when requests are sent, see `ClosedLoop`, `Poisson` and `Trace`; by default `concurrency` users.
+        budget: what the run may use up. A test that ends before its planned number of units is not decided.
+        resume: go on with the test of this candidate that an earlier process left in the same store: nothing that was
+            answered is asked again, and its plan must be this one. Without such a test a new one begins.
         on_progress: called after every request, on the caller's loop.
         **sampling: fields of `Sampling` for every request.
 
@@ -126,7 +97,7 @@ async def run_ab_test(
         The result with its verdict. The candidate keeps its share until `result.promote()` or `result.keep()`.
 
     Raises:
-        InvalidInput: a malformed argument, or no prompts; nothing was started.
+        InvalidInput: a malformed argument, no prompts, or not the plan of the test to go on with; nothing was started.
         SwitchFailed: the candidate did not come to serve; the active version still does.
         SwitchRefused, OperationInProgress: see `SwitchingEngine.start_switch`.
     """
@@ -136,28 +107,45 @@ async def run_ab_test(
     model = engine.registry.resolve_model(model_id)
     engine.registry.get(model, candidate)
     strategy = ABTestStrategy(traffic_percentage=traffic_percentage)
-    baseline = engine.registry.active_version(model)
+    left_behind = unfinished(engine, model, candidate, SwitchingStrategyType.AB_TEST) if resume else None
+    baseline = engine.registry.active_version(model) if left_behind is None else left_behind.status.stable
     if baseline is None:
         raise SwitchRefused(f"model {model!r} has no active version to compare with; use `await engine.deploy(…)`")
+    asking = Asking(
+        engine,
+        questions,
+        model,
+        sampling,
+        on_progress,
+        arrivals=arrivals or ClosedLoop(concurrency=concurrency),
+        budget=budget,
+    )
     plan = AnalysisPlan(
         baseline=baseline,
         candidate=candidate,
         metrics=tuple(metrics),
         expected_share=strategy.stages[0].share,
         alpha=alpha,
-        planned_n=len({question.unit_id or str(index) for index, question in enumerate(questions)}),
+        planned_n=len({question.unit_id or str(i) for i, question in enumerate(questions[: asking.total])}),
     )
     check_columns(plan, engine.scorers)
-    run = _Run(engine, questions, model, sampling, on_progress)
-    run.tell(f"loading {candidate}")
-    handle = await engine.start_switch(
-        candidate, SwitchingStrategyType.AB_TEST, strategy, model_id=model, experiment=experiment, plan=plan
+    asking.tell(f"loading {candidate}")
+    handle = (
+        left_behind
+        if left_behind is not None
+        else await engine.start_switch(
+            candidate, SwitchingStrategyType.AB_TEST, strategy, model_id=model, experiment=experiment, plan=plan
+        )
     )
-    await handle.serving()
-    counts = await run.ask_all(handle, concurrency)
-    run.tell("scoring")
+    started_at_s = asking.started_at_s
+    if left_behind is not None:
+        started_at_s = await _take_up(engine, handle, plan)
+    else:
+        await handle.serving()
+    counts = await asking.ask_all(handle.operation_id, lambda: handle.status.finished)
+    asking.tell("scoring")
     await engine.scored()
-    run.tell("deciding")
+    asking.tell("deciding")
     evidence = await asyncio.to_thread(collect_evidence, engine.store, handle.operation_id, plan)
     verdict = decide(plan, evidence)
     await asyncio.wrap_future(engine.store.verdict(_record(handle.operation_id, verdict)))
@@ -168,10 +156,10 @@ async def run_ab_test(
         evidence=evidence,
         verdict=verdict,
         requests=counts,
-        started_at_s=run.started_at_s,
-        elapsed_s=run.elapsed_s,
+        started_at_s=started_at_s,
+        elapsed_s=time.time() - started_at_s,
     )
-    run.tell(str(verdict.decision))
+    asking.tell(str(verdict.decision))
     return result
 
 
@@ -187,70 +175,25 @@ def _record(operation_id: str, verdict: Verdict) -> VerdictRecord:
     )
 
 
-class _Run:
-    """The asking of one experiment's questions."""
+def unfinished(
+    engine: SwitchingEngine, model_id: str, candidate: str, strategy: SwitchingStrategyType
+) -> SwitchHandle | None:
+    """The last operation of this kind that the store knows, whether an earlier process left it open or concluded it."""
+    found = [
+        operation.operation_id
+        for operation in engine.switcher.operations.values()
+        if (operation.model_id, operation.candidate) == (model_id, candidate) and operation.strategy.type is strategy
+    ]
+    return SwitchHandle(engine, found[-1]) if found else None
 
-    def __init__(
-        self,
-        engine: SwitchingEngine,
-        questions: Sequence[Question],
-        model_id: str,
-        sampling: dict[str, Any],
-        on_progress: Callable[[Progress], None],
-    ) -> None:
-        self._engine = engine
-        self._questions = questions
-        self._model_id = model_id
-        self._sampling = sampling
-        self._on_progress = on_progress
-        self._sent = self._failed = 0
-        self._by_arm: Counter[str] = Counter()
-        self._start_s = time.monotonic()
-        self.started_at_s = time.time()
 
-    @property
-    def elapsed_s(self) -> float:
-        return time.monotonic() - self._start_s
-
-    def tell(self, phase: str) -> None:
-        """Report how far the run is."""
-        self._on_progress(
-            Progress(
-                phase=phase,
-                done=self._by_arm.total() + self._failed,
-                total=len(self._questions),
-                failed=self._failed,
-                by_arm=dict(self._by_arm),
-                elapsed_s=self.elapsed_s,
-            )
-        )
-
-    async def ask_all(self, handle: SwitchHandle, concurrency: int) -> RequestCounts:
-        """Ask every question, `concurrency` at a time; stops when somebody ends the switch."""
-        waiting = iter(enumerate(self._questions))
-
-        async def worker() -> None:
-            for index, question in waiting:
-                if handle.status.finished:
-                    return
-                await self._ask(f"{handle.operation_id}-{index}", question, f"question-{index}")
-
-        await asyncio.gather(*(worker() for _ in range(concurrency)))
-        return RequestCounts(sent=self._sent, answered=self._by_arm.total(), failed=self._failed)
-
-    async def _ask(self, request_id: str, question: Question, own_unit: str) -> None:
-        self._sent += 1
-        try:
-            completion: Completion = await self._engine.generate(
-                question.prompt,  # type: ignore[arg-type]  # already normalised: a string or chat messages
-                unit_id=question.unit_id or own_unit,
-                request_id=request_id,
-                model_id=self._model_id,
-                reference=question.reference,
-                **self._sampling,
-            )
-        except AbswitchError:
-            self._failed += 1  # its row says which error; the verdict counts it
-        else:
-            self._by_arm[completion.arm] += 1
-        self.tell("asking")
+async def _take_up(engine: SwitchingEngine, handle: SwitchHandle, plan: AnalysisPlan) -> float:
+    """Have a test's shares in force again; returns when it had begun, seconds since the epoch."""
+    rows = engine.store.rows("SELECT digest, at_s FROM plans WHERE operation_id = ?", (handle.operation_id,))
+    if not rows or rows[0][0] != plan.digest():
+        raise InvalidInput("resume", plan.digest()[:12], f"the plan it began with: {rows[0][0][:12] if rows else None}")
+    if handle.status.detached:
+        await handle.resume()
+    if not handle.status.finished:
+        await handle.serving()
+    return float(rows[0][1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Protocol, TextIO
 
-from abswitch.experiments.ab_test import Progress
+from abswitch.experiments.asking import Progress
 from abswitch.experiments.palette import BASELINE, FAILED, color_of_arm
 from abswitch.notebook.output import LiveOutput, Renderable, in_notebook
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
+from abswitch.experiments.project import project_folder, store_uri
+
+__all__ = ["Allowed", "check_parameters", "project_folder", "store_uri"]
 
 _INJECTED = "# Parameters"
-_SQLITE = "sqlite:///"
 
 Allowed = range | tuple[str, ...] | type
 """What a parameter may be: a whole number within a range, one of some words, or an instance of a type."""
@@ -32,23 +33,6 @@ def check_parameters(namespace: Mapping[str, Any], **allowed: Allowed) -> None:
             raise InvalidInput(f"parameters.{name}", namespace.get(name), "only " + ", ".join(sorted(allowed)))
     for name, what in allowed.items():
         _check(f"parameters.{name}", namespace.get(name), what)
-
-
-def project_folder(given: Path | str = "") -> Path:
-    """The folder that relative paths of a notebook start from: the given one, or else the nearest one at or above the
-    working directory with a `pyproject.toml`, or else the working directory."""
-    if str(given):
-        return Path(given).expanduser().resolve()
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "pyproject.toml").is_file()), here)
-
-
-def store_uri(uri: str, folder: Path) -> str | None:
-    """An MLflow address with a relative SQLite path made absolute, from `folder`; None for an empty one."""
-    path = uri.removeprefix(_SQLITE)
-    if path == uri or path.startswith("/"):
-        return uri or None
-    return f"{_SQLITE}{folder / path}"
 
 
 def _check(field: str, value: object, allowed: Allowed) -> None:

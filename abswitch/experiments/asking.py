@@ -1,0 +1,231 @@
+"""Asking an experiment's questions: at the times of its load, within its budget, and each one once.
+
+A request's id holds its operation and its number, so that a process that takes over after a crash reads from the store
+which questions were answered, and goes on with the others.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from abswitch import checks
+from abswitch.clock import Clock, SystemClock
+from abswitch.domain import Completion
+from abswitch.engine import SwitchingEngine
+from abswitch.errors import AbswitchError
+from abswitch.experiments.arrivals import Arrivals, send_all
+from abswitch.experiments.prompts import Question
+
+_NUMBER = re.compile(r"-(\d+)(?:~(\d+))?\Z")
+_ASKED = """
+SELECT request_id, arm, error_type, output_tokens FROM requests
+WHERE operation_id = ? AND pair_id IS NULL AND arm <> 'pinned'
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCounts:
+    """What became of the requests.
+
+    Attributes:
+        sent: handed to the engine.
+        answered: came back whole.
+        failed: ended with an explicit error.
+        lost: neither; anything but 0 is a defect.
+    """
+
+    sent: int
+    answered: int
+    failed: int
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.answered - self.failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far an experiment is; estimates are left out on purpose, as the plan allows one look, at the end.
+
+    Attributes:
+        by_arm: answered requests by arm name.
+        phase: what the experiment is doing, in a few words.
+    """
+
+    phase: str
+    done: int
+    total: int
+    failed: int
+    by_arm: dict[str, int]
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestBudget:
+    """What a run may use up; None is no limit.
+
+    Args:
+        requests: asked in all, those of an interrupted first attempt included.
+        time_s: of asking, in this process.
+        tokens: generated in all. What is under way when it is reached still ends.
+
+    Raises:
+        InvalidInput: a limit is not above 0.
+    """
+
+    requests: int | None = None
+    time_s: float | None = None
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.requests is not None:
+            checks.integer("budget.requests", self.requests, low=1)
+        if self.time_s is not None:
+            checks.number("budget.time_s", self.time_s, low=0.0, above=True)
+        if self.tokens is not None:
+            checks.integer("budget.tokens", self.tokens, low=1)
+
+
+NO_LIMIT = RequestBudget()
+
+
+@dataclass(slots=True)
+class Asked:
+    """What was asked so far.
+
+    Attributes:
+        ended: numbers of the questions that were answered, or failed.
+        attempts: how often a question was begun whose caller went away before it ended; it is asked again.
+    """
+
+    ended: set[int] = field(default_factory=set)
+    attempts: Counter[int] = field(default_factory=Counter)
+    by_arm: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    tokens: int = 0
+
+    @classmethod
+    def before(cls, engine: SwitchingEngine, operation_id: str) -> Asked:
+        """What the store says of an operation; nothing for a new one."""
+        asked = cls()
+        for request_id, arm, error, tokens in engine.store.rows(_ASKED, (operation_id,)):
+            found = _NUMBER.search(request_id)
+            if found is None or not request_id.startswith(operation_id):
+                continue  # somebody else's question to the same model
+            number = int(found[1])
+            asked.tokens += tokens
+            if error == "Cancelled":
+                asked.attempts[number] = max(asked.attempts[number], 1 + int(found[2] or 0))
+            else:
+                asked.ended.add(number)
+                asked.failed += error is not None
+                asked.by_arm[arm] += error is None
+        return asked
+
+
+class Asking:
+    """The asking of one experiment's questions.
+
+    Args:
+        questions: asked in order; `endless` begins anew at the end.
+        on_progress: called after every request, on the caller's loop.
+    """
+
+    def __init__(
+        self,
+        engine: SwitchingEngine,
+        questions: Sequence[Question],
+        model_id: str,
+        sampling: Mapping[str, Any],
+        on_progress: Callable[[Progress], None],
+        *,
+        arrivals: Arrivals,
+        budget: RequestBudget = NO_LIMIT,
+        endless: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        self._engine = engine
+        self._questions = questions
+        self._model_id = model_id
+        self._sampling = sampling
+        self._on_progress = on_progress
+        self._arrivals = arrivals
+        self._budget = budget
+        self._endless = endless
+        self._clock = clock or SystemClock()
+        self._asked = Asked()
+        self._sent = 0
+        self._start_s = self._clock.monotonic_s()
+        self._asking_since_s = self._start_s
+        self.started_at_s = time.time()
+
+    @property
+    def total(self) -> int:
+        """How many questions there are to ask."""
+        most = self._budget.requests
+        if self._endless:
+            return most or 0
+        return len(self._questions) if most is None else min(most, len(self._questions))
+
+    def tell(self, phase: str) -> None:
+        """Report how far the run is."""
+        self._on_progress(
+            Progress(
+                phase=phase,
+                done=self._asked.by_arm.total() + self._asked.failed,
+                total=self.total,
+                failed=self._asked.failed,
+                by_arm=dict(self._asked.by_arm),
+                elapsed_s=self._clock.monotonic_s() - self._start_s,
+            )
+        )
+
+    async def ask_all(self, operation_id: str, over: Callable[[], bool]) -> RequestCounts:
+        """Ask every question that was not answered yet, until they, or the budget, end or `over()` says so."""
+        self._asked = Asked.before(self._engine, operation_id)
+        self._sent = len(self._asked.ended)
+        self._asking_since_s = self._clock.monotonic_s()
+
+        async def ask(number: int) -> None:
+            attempt = self._asked.attempts[number]
+            await self._ask(f"{operation_id}-{number}" + (f"~{attempt}" if attempt else ""), number)
+
+        await send_all(self._numbers(), self._arrivals, ask, self._clock, enough=lambda: over() or self._used_up())
+        return RequestCounts(sent=self._sent, answered=self._asked.by_arm.total(), failed=self._asked.failed)
+
+    def _numbers(self) -> Iterator[int]:
+        everyone = count() if self._endless else iter(range(len(self._questions)))
+        return (number for number in everyone if number not in self._asked.ended)
+
+    def _used_up(self) -> bool:
+        budget = self._budget
+        return (
+            (budget.requests is not None and self._sent >= budget.requests)
+            or (budget.tokens is not None and self._asked.tokens >= budget.tokens)
+            or (budget.time_s is not None and self._clock.monotonic_s() - self._asking_since_s >= budget.time_s)
+        )
+
+    async def _ask(self, request_id: str, number: int) -> None:
+        question = self._questions[number % len(self._questions)]
+        self._sent += 1
+        try:
+            completion: Completion = await self._engine.generate(
+                question.prompt,  # type: ignore[arg-type]  # already normalised: a string or chat messages
+                unit_id=question.unit_id or f"question-{number}",
+                request_id=request_id,
+                model_id=self._model_id,
+                reference=question.reference,
+                **self._sampling,
+            )
+        except AbswitchError:
+            self._asked.failed += 1  # its row says which error; the verdict counts it
+        else:
+            self._asked.by_arm[completion.arm] += 1
+            self._asked.tokens += completion.output_tokens
+        self.tell("asking")

@@ -1,0 +1,348 @@
+"""`Experiment`: carries a run's spec out, step by step, so that a notebook can show each; and again after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from abswitch import scoring
+from abswitch.domain import ModelConfig, SwitchingStrategyType
+from abswitch.engine import SwitchingEngine
+from abswitch.errors import InvalidInput
+from abswitch.experiments import sources
+from abswitch.experiments.ab_test import ABTestResult, run_ab_test, unfinished
+from abswitch.experiments.arrivals import Arrivals, ClosedLoop, Poisson, Trace
+from abswitch.experiments.asking import Progress, RequestBudget
+from abswitch.experiments.canary import CanaryResult, run_canary, write_canary_summary
+from abswitch.experiments.environment import environment
+from abswitch.experiments.exits import exit_status
+from abswitch.experiments.project import store_uri
+from abswitch.experiments.prompts import Question
+from abswitch.experiments.publish import publish
+from abswitch.experiments.report import write_report
+from abswitch.experiments.runs import RunFolder, RunResult, last_good, working_on
+from abswitch.experiments.spec_parts import (
+    Call,
+    CanaryDesign,
+    ClosedLoopLoad,
+    ExactMatchScorer,
+    JudgeSpec,
+    MatchesScorer,
+    PoissonLoad,
+    Scorer,
+    VersionSpec,
+)
+from abswitch.experiments.timing import switch_timing
+from abswitch.experiments.watch import regressions, send_alerts, watched
+from abswitch.records import RunRecord
+from abswitch.rollout.strategies import CanaryStrategy
+from abswitch.serving.status import OperationStatus
+from abswitch.settings import ModelSwitchingConfig
+
+Result = ABTestResult | CanaryResult
+_JUDGES = "judge-"
+
+
+class Experiment:
+    """One run of a spec.
+
+    Args:
+        run: a run's folder, see `open_run`.
+
+    Raises:
+        InvalidInput: the folder holds no run.
+    """
+
+    def __init__(self, run: RunFolder | Path | str) -> None:
+        self.run = run if isinstance(run, RunFolder) else RunFolder(run)
+        self.spec = self.run.spec
+        self.project = self.run.project
+        self._lock = self.run.held("kernel", 60.0)
+
+    # --- before -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        """The prompts, in the order they are asked in.
+
+        Raises:
+            InvalidInput: they cannot be read, or are not those that the interrupted run asked.
+        """
+        questions = sources.read_prompts(self.spec.prompts, self.project, seed=self.spec.seed)
+        digest = _digest(questions)
+        asked = self.run.state.prompts_digest
+        if asked is not None and asked != digest:
+            raise InvalidInput(
+                "prompts", digest[:12], f"the prompts that this run began with ({asked[:12]}); use --fresh"
+            )
+        self.run.update(prompts_digest=digest)
+        return questions
+
+    async def start(self) -> SwitchingEngine:
+        """An engine on the run's own store, every version registered, the baseline serving.
+
+        Raises:
+            SwitchRefused: another process works on this run.
+            InvalidInput, SwitchFailed: a version cannot be registered, or the baseline does not come to serve.
+        """
+        self._lock.__enter__()
+        working_on(self.run)
+        _ = self.questions
+        engine = self._engine()
+        await asyncio.to_thread(self._register, engine)
+        await self._serve(engine)
+        return engine
+
+    def _engine(self) -> SwitchingEngine:
+        spec, holder = self.spec, []  # type: ignore[var-annotated]  # the judge asks the engine that is made below
+        scorers = [_scorer(scorer, self.project) for scorer in spec.scorers]
+        if spec.judge is not None:
+            scorers.append(_JudgeScorer(spec.judge, self._judge_model, lambda: holder[0]))
+        uri = spec.engine.mlflow
+        engine = SwitchingEngine(
+            ModelSwitchingConfig(max_cached_models=spec.engine.max_cached_models),
+            store=self.run.path / "evidence.duckdb",
+            scorers=scorers,
+            mlflow=None if uri is None else store_uri(uri, self.project),
+            record_text=spec.engine.record_text,
+        )
+        holder.append(engine)
+        return engine
+
+    @property
+    def _judge_model(self) -> str:
+        return f"{_JUDGES}{self.spec.model_id}"
+
+    def _register(self, engine: SwitchingEngine) -> None:
+        models = {self.spec.model_id: dict(self.spec.versions)}
+        if self.spec.judge is not None:
+            models[self._judge_model] = {"judge": self.spec.judge.version}
+        known = set(engine.registry.list_models())
+        for model_id, versions in models.items():
+            there = {v.version for v in engine.registry.get_model_versions(model_id)} if model_id in known else set()
+            for name, version in versions.items():
+                if name not in there:
+                    engine.registry.register_model(self._config(model_id, version), name, metadata=version.metadata)
+
+    def _config(self, model_id: str, version: VersionSpec) -> ModelConfig:
+        given = {name: getattr(version, name) for name in type(version).model_fields if name != "metadata"}
+        given |= {"model": self._made(version.model), "adapter": self._made(version.adapter)}
+        return ModelConfig.of({"model_id": model_id, **given})
+
+    def _made(self, source: str | Call | None) -> str | None:
+        if isinstance(source, Call):
+            return str(sources.call(source.function, source.arguments, self.project, field="versions.model"))
+        if source is not None and (self.project / source).is_dir():
+            return str(self.project / source)
+        return source
+
+    async def _serve(self, engine: SwitchingEngine) -> None:
+        """The baseline serves, unless an interrupted run already goes on from somewhere else."""
+        spec = self.spec
+        if self._switch(engine) is None:
+            await self._end_left_behind(engine)
+            if engine.registry.active_version(spec.model_id) != spec.baseline:
+                await engine.deploy(spec.baseline, model_id=spec.model_id)
+            else:
+                await engine.load(spec.baseline, model_id=spec.model_id)
+        if spec.judge is not None and engine.registry.active_version(self._judge_model) is None:
+            await engine.deploy("judge", model_id=self._judge_model)
+
+    async def _end_left_behind(self, engine: SwitchingEngine) -> None:
+        """A deployment that an interrupted attempt had begun holds its model; it begins anew."""
+        for operation in list(engine.switcher.operations.values()):
+            if not operation.phase.is_final:
+                await engine.abort_switch(operation.operation_id)
+
+    def _switch(self, engine: SwitchingEngine) -> Any:
+        kinds = {"canary": SwitchingStrategyType.CANARY}
+        kind = kinds.get(self.spec.design.kind, SwitchingStrategyType.AB_TEST)
+        return unfinished(engine, self.spec.model_id, self.spec.candidate, kind)
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    async def conduct(
+        self, engine: SwitchingEngine, on_progress: Callable[[Progress], None] = lambda _: None
+    ) -> Result:
+        """Ask, and decide; what an earlier attempt already asked is not asked again.
+
+        Raises:
+            InvalidInput, SwitchFailed, SwitchRefused: as the design's own function.
+        """
+        spec = self.spec
+        shared: dict[str, Any] = {
+            "arrivals": self._arrivals(),
+            "budget": RequestBudget(**spec.budget.model_dump()),
+            "model_id": spec.model_id,
+            "experiment": spec.name if not spec.seed else f"{spec.name}/seed-{spec.seed}",
+            "resume": True,
+            "on_progress": on_progress,
+            **spec.sampling,
+        }
+        if isinstance(spec.design, CanaryDesign):
+            fields = {name: getattr(spec.design, name) for name in type(spec.design).model_fields if name != "kind"}
+            result: Result = await run_canary(
+                engine, spec.candidate, self.questions, strategy=CanaryStrategy(**fields), **shared
+            )
+        elif spec.design.kind == "randomised":
+            result = await run_ab_test(
+                engine,
+                spec.candidate,
+                self.questions,
+                metrics=spec.metrics,
+                traffic_percentage=spec.design.traffic_percentage,
+                alpha=spec.alpha,
+                **shared,
+            )
+        else:
+            raise InvalidInput("design.kind", spec.design.kind, "randomised, canary")
+        self.run.update(operation_id=result.operation_id)
+        return result
+
+    def _arrivals(self) -> Arrivals:
+        load = self.spec.load
+        if isinstance(load, ClosedLoopLoad):
+            return ClosedLoop(concurrency=load.concurrency)
+        if isinstance(load, PoissonLoad):
+            return Poisson(rate_per_s=load.rate_per_s, seed=self.spec.seed, concurrency=load.concurrency)
+        instants = load.at_s if load.path is None else sources.read_instants(self.project / load.path)
+        return Trace(at_s=tuple(instants or ()), speed=load.speed, concurrency=load.concurrency)
+
+    async def apply(self, result: Result) -> OperationStatus:
+        """Move traffic as the verdict says: to the candidate when it ships, else back; does nothing when it is over."""
+        status = result.handle.status
+        if status.finished or not self.spec.policy.apply:
+            return status
+        decision = result.decision if isinstance(result, CanaryResult) else str(result.verdict.decision)
+        reason = f"verdict: {decision}"
+        return await (result.handle.promote(reason) if decision == "ship" else result.handle.keep(reason))
+
+    # --- after ------------------------------------------------------------------------------------------------------
+
+    async def report(self, engine: SwitchingEngine, result: Result) -> Path | None:
+        """Write the page, and publish to MLflow where the spec names a store.
+
+        Returns:
+            The page; None for a canary, whose moves are in `summary.json`.
+        """
+        if isinstance(result, CanaryResult):
+            write_canary_summary(engine, result, self.run.path)
+            return None
+        status = result.handle.status
+        switch = switch_timing(engine, result.operation_id) if status.promoted else None
+        facts = {"run": self.run.state.run_id, "spec digest": self.run.state.spec_digest, **self.run.state.cell}
+        await engine.scored()
+        if engine.tracking is not None:
+            publish(engine, result)
+            await asyncio.to_thread(engine.tracking.flush, 120.0)
+        page = await asyncio.to_thread(write_report, engine, result, self.run.path, switch=switch, extra=facts)
+        if engine.tracking is not None:
+            publish(engine, result, report=page)
+        return page
+
+    async def finish(self, engine: SwitchingEngine, result: Result, *, report: Path | None = None) -> RunResult:
+        """Write the run's result, compare it with the last good run, tell whoever is to be told.
+
+        Args:
+            report: the page that was written.
+        """
+        told = self._result(result, report)
+        record = self._record(told, result.operation_id)
+        await asyncio.wrap_future(engine.store.run(record))
+        if told.alerts and self.spec.watch is not None:
+            await asyncio.to_thread(send_alerts, told.experiment, told.run_id, told.alerts, self.spec.watch)
+        self.run.finish(told)
+        return told
+
+    async def close(self, engine: SwitchingEngine) -> None:
+        """Stop the engine and let go of the run."""
+        await engine.aclose()
+        self._lock.__exit__(None, None, None)
+
+    def _result(self, result: Result, report: Path | None) -> RunResult:
+        state, canary = self.run.state, isinstance(result, CanaryResult)
+        said = result if isinstance(result, CanaryResult) else result.verdict
+        decision = str(said.decision)
+        told = RunResult(
+            run_id=state.run_id,
+            experiment=self.spec.name,
+            exit_status=0,
+            decision=decision,
+            headline=said.headline,
+            reasons=tuple(said.reasons),
+            requests={**asdict(result.requests), "lost": result.requests.lost},
+            started_at_s=state.started_at_s,
+            ended_at_s=time.time(),
+            report=None if report is None else str(report),
+            watched=None if canary else watched(result),  # type: ignore[arg-type]  # not a canary's, then
+        )
+        alerts = self._alerts(told)
+        status = exit_status(decision, success=self.spec.success, regressed=bool(alerts))
+        return replace(told, exit_status=int(status), alerts=alerts)
+
+    def _alerts(self, told: RunResult) -> tuple[str, ...]:
+        watch = self.spec.watch
+        if watch is None or told.watched is None:
+            return ()
+        good = last_good(self.spec.name, self.run.path.parent.parent, before=self.run.path.name)
+        if good is None or good.result is None:
+            return ()
+        return tuple(map(str, regressions(told.watched, good.result, self.spec.metrics, watch)))
+
+    def _record(self, told: RunResult, operation_id: str) -> RunRecord:
+        return RunRecord(
+            run_id=told.run_id,
+            experiment=told.experiment,
+            status="finished",
+            exit_code=told.exit_status,
+            operation_id=operation_id,
+            spec_digest=self.run.state.spec_digest,
+            spec=self.spec.to_plain(),
+            parameters=dict(self.run.state.cell),
+            environment=environment(),
+            folder=str(self.run.path),
+            started_at_s=told.started_at_s,
+            ended_at_s=told.ended_at_s,
+        )
+
+
+def _digest(questions: tuple[Question, ...]) -> str:
+    plain = [(q.prompt, q.reference, q.unit_id) for q in questions]
+    return hashlib.sha256(json.dumps(plain, ensure_ascii=True).encode()).hexdigest()
+
+
+def _scorer(spec: Scorer, project: Path) -> scoring.Scorer:
+    if isinstance(spec, ExactMatchScorer):
+        return scoring.ExactMatch(name=spec.name, ignore_case=spec.ignore_case)
+    if isinstance(spec, MatchesScorer):
+        return scoring.Matches(spec.pattern, name=spec.name, full=spec.full)
+    return scoring.Function(sources.function_of(spec.function, project, field="scorers"), name=spec.name)
+
+
+class _JudgeScorer:
+    """A judge model on the same engine; its own answers are not judged."""
+
+    inline = False
+
+    def __init__(self, spec: JudgeSpec, model_id: str, engine: Callable[[], SwitchingEngine]) -> None:
+        self.name = spec.name
+        self._engine, self._model_id = engine, model_id
+        given = {} if spec.template is None else {"template": spec.template}
+        self._judge = scoring.Judge(self._ask, name=spec.name, low=spec.low, high=spec.high, **given)
+        self._numbers = iter(range(10**18))
+
+    async def _ask(self, prompt: str) -> str:
+        request_id = f"{_JUDGES}{time.time_ns():x}-{next(self._numbers)}"
+        completion = await self._engine().generate(prompt, model_id=self._model_id, request_id=request_id)
+        return completion.text
+
+    async def score(self, sample: scoring.Sample) -> float | None:
+        """The judge's grade."""
+        return None if sample.request_id.startswith(_JUDGES) else await self._judge.score(sample)

@@ -1,0 +1,358 @@
+"""The parts of an experiment's specification: frozen, strict (nothing is converted), unknown fields refused.
+
+Shares of traffic are in percent, as in `strategy_config`; durations are seconds (`_s`) or minutes (`_minutes`).
+The strings below fields are their descriptions in the JSON Schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from abswitch.domain import Sampling
+from abswitch.errors import InvalidInput
+from abswitch.rollout.judging import Guardrail
+from abswitch.stats.metrics import Mean, Metric, Rate, Ratio, metric_of, metric_to_dict
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Text = Annotated[str, Field(min_length=1)]
+Reference = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+Whole = Annotated[int, Field(ge=1)]
+Above0 = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(gt=0.0, le=100.0)]
+FreeForm = dict[str, Any]
+DECISIONS = ("ship", "keep", "equivalent", "inconclusive", "invalid", "promote", "hold", "roll back")
+
+
+class Strict(BaseModel):
+    """What every part of a spec is: frozen, no conversions, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _schema_of(cls: type, **added: Any) -> dict[str, Any]:
+    schema = TypeAdapter(cls).json_schema()
+    schema["properties"] = {name: {"const": value} for name, value in added.items()} | schema["properties"]
+    schema["required"] = [*added, *schema.get("required", [])]
+    schema["additionalProperties"] = False
+    return {key: value for key, value in schema.items() if value != []}
+
+
+MetricField = Annotated[
+    Metric,
+    PlainValidator(metric_of),
+    PlainSerializer(metric_to_dict),
+    WithJsonSchema({"anyOf": [_schema_of(cls, kind=cls.kind) for cls in (Mean, Rate, Ratio)]}),
+]
+
+
+def _checked_sampling(given: object) -> FreeForm:
+    if not isinstance(given, Mapping):
+        raise InvalidInput("sampling", given, "a mapping of sampling fields")
+    Sampling().merged(given)
+    return dict(given)
+
+
+SamplingField = Annotated[
+    FreeForm,
+    PlainValidator(_checked_sampling),
+    WithJsonSchema(_schema_of(Sampling)),
+]
+GuardrailField = Annotated[
+    Guardrail,
+    PlainValidator(lambda given: Guardrail.all_of("guardrails", (given,))[0]),
+    PlainSerializer(lambda rail: {key: value for key, value in asdict(rail).items() if value is not None}),
+    WithJsonSchema(_schema_of(Guardrail)),
+]
+
+
+class Call(Strict):
+    """The result of a Python function, for what has to be made: prompts, or a model's folder."""
+
+    function: Reference
+    """`package.module:function`; importable from the project's folder."""
+    arguments: FreeForm = {}
+
+
+class VersionSpec(Strict):
+    """One version, as `ModelConfig` takes it."""
+
+    model: Text | Call
+    """A Hugging Face folder (relative to the project), a hub id, a served model's name, or a function that makes it."""
+    backend: Name = "vllm"
+    revision: Text | None = None
+    adapter: Text | Call | None = None
+    engine_args: FreeForm = {}
+    sampling: SamplingField = {}
+    prompt_template: str | None = None
+    trust_remote_code: bool = False
+    metadata: FreeForm = {}
+
+
+class Fields(Strict):
+    """How the columns of a prompts file are called there."""
+
+    prompt: Text = "prompt"
+    reference: Text | None = None
+    """The right answer; a column `reference` is used where there is one, unless another is named."""
+    unit_id: Text | None = None
+    """What is randomised (a user, a session); each prompt is a unit of its own without it."""
+
+
+class _Prompts(Strict):
+    limit: Whole | None = None
+    """Take so many at most."""
+    shuffle: bool = False
+    """Shuffle by the spec's `seed` before the limit is applied."""
+
+
+class InlinePrompts(_Prompts):
+    """Prompts written in the spec: strings, [prompt, reference] pairs, or mappings."""
+
+    kind: Literal["inline"] = "inline"
+    items: Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+class FilePrompts(_Prompts):
+    """Prompts from a JSONL, CSV or Parquet file, relative to the project's folder."""
+
+    kind: Literal["jsonl", "csv", "parquet"]
+    path: Text
+    fields: Fields = Fields()
+
+
+class DatasetPrompts(_Prompts):
+    """Prompts from a Hugging Face dataset: a local folder, or an id on the hub."""
+
+    kind: Literal["huggingface"]
+    path: Text
+    split: Text = "train"
+    config: Text = "default"
+    fields: Fields = Fields()
+
+
+class GeneratedPrompts(_Prompts):
+    """Prompts that a function returns."""
+
+    kind: Literal["generator"]
+    function: Reference
+    arguments: FreeForm = {}
+
+
+Prompts = Annotated[InlinePrompts | FilePrompts | DatasetPrompts | GeneratedPrompts, Field(discriminator="kind")]
+
+
+class RandomisedDesign(Strict):
+    """Live traffic split by unit; a verdict of ship, keep, equivalent or inconclusive."""
+
+    kind: Literal["randomised"] = "randomised"
+    traffic_percentage: Percent = 50.0
+
+
+class PairedDesign(Strict):
+    """Every prompt to every version."""
+
+    kind: Literal["paired"]
+
+
+class SwitchbackDesign(Strict):
+    """Time windows, for when only one version fits at a time."""
+
+    kind: Literal["switchback"]
+    windows: Annotated[int, Field(ge=2)] = 8
+    washout_requests: Annotated[int, Field(ge=0)] = 0
+
+
+class CanaryDesign(Strict):
+    """The candidate starts small and earns every step; fields as in `CanaryStrategy`."""
+
+    kind: Literal["canary"]
+    initial_percentage: Percent = 5.0
+    step_percentage: Percent = 15.0
+    evaluation_period_minutes: Above0 = 15.0
+    max_error_rate_threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    min_requests: Whole = 50
+    max_duration_hours: Above0 = 24.0
+    guardrails: tuple[GuardrailField, ...] = ()
+
+
+Design = Annotated[RandomisedDesign | PairedDesign | SwitchbackDesign | CanaryDesign, Field(discriminator="kind")]
+
+
+class ClosedLoopLoad(Strict):
+    """So many requests under way at once; the next one starts when one ends."""
+
+    kind: Literal["closed_loop"] = "closed_loop"
+    concurrency: Whole = 16
+
+
+class PoissonLoad(Strict):
+    """Requests arrive at random, independently of how fast they are answered."""
+
+    kind: Literal["poisson"]
+    rate_per_s: Above0
+    concurrency: Whole = 256
+    """Requests under way at most; an arrival above it waits for its turn."""
+
+
+class TraceLoad(Strict):
+    """Requests arrive when a trace says."""
+
+    kind: Literal["trace"]
+    path: Text | None = None
+    """CSV or JSONL file with a column `at_s`, seconds from any origin."""
+    at_s: tuple[Annotated[float, Field(ge=0.0)], ...] | None = None
+    """The arrivals themselves, instead of a file."""
+    speed: Above0 = 1.0
+    """2 replays the trace twice as fast."""
+    concurrency: Whole = 256
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TraceLoad:
+        if (self.path is None) == (self.at_s is None):
+            raise ValueError("exactly one of path and at_s")
+        return self
+
+
+Load = Annotated[ClosedLoopLoad | PoissonLoad | TraceLoad, Field(discriminator="kind")]
+
+
+class ExactMatchScorer(Strict):
+    """1 when the answer equals the reference."""
+
+    kind: Literal["exact_match"]
+    name: Name = "exact_match"
+    ignore_case: bool = False
+
+
+class MatchesScorer(Strict):
+    """1 when a regular expression is found in the answer."""
+
+    kind: Literal["matches"]
+    pattern: Text
+    name: Name = "matches"
+    full: bool = False
+
+
+class FunctionScorer(Strict):
+    """A function of one `Sample`."""
+
+    kind: Literal["function"]
+    function: Reference
+    name: Name
+
+
+Scorer = Annotated[ExactMatchScorer | MatchesScorer | FunctionScorer, Field(discriminator="kind")]
+
+
+class JudgeSpec(Strict):
+    """A model that grades every answer; its scores are the metric `name`."""
+
+    version: VersionSpec
+    template: Text | None = None
+    """May hold {prompt}, {output} and {reference}; the scorer's default without it."""
+    name: Name = "judge"
+    low: float = 0.0
+    high: float = 1.0
+
+
+class Policy(Strict):
+    """What counts as success, and what is done with the verdict."""
+
+    success: Annotated[tuple[Literal[DECISIONS], ...], Field(min_length=1)] | None = None  # type: ignore[valid-type]
+    """Decisions that exit with 0; by default `ship` (randomised, switchback), `promote` (canary), or `ship` and
+    `equivalent` (paired)."""
+    apply: bool = True
+    """Move traffic as the verdict says before the engine is closed, so that the report shows the switch."""
+
+
+class Budget(Strict):
+    """The run stops asking at whichever comes first."""
+
+    requests: Whole | None = None
+    time_s: Above0 | None = None
+    tokens: Whole | None = None
+    """Generated tokens."""
+
+
+class NotebookSpec(Strict):
+    """What papermill executes."""
+
+    path: Text = "notebooks/run_experiment.ipynb"
+    parameters: FreeForm = {}
+    """Further parameters of a notebook of your own."""
+    cell_timeout_s: Whole = 3600
+    start_timeout_s: Whole = 60
+
+
+class EngineSpec(Strict):
+    """Settings of the engine that are not the versions'."""
+
+    record_text: bool = True
+    mlflow: str | None = None
+    """Store or server to publish to; none without it."""
+    max_cached_models: Whole = 5
+
+
+class ScheduleSpec(Strict):
+    """When it runs by itself; see docs/schedules.md."""
+
+    cron: Text
+    """Five fields as in crontab(5)."""
+    time_zone: Text = "UTC"
+    missed: Literal["run_once", "skip"] = "run_once"
+    """After the host was off: run once, or wait for the next time."""
+    grace_minutes: Above0 = 15.0
+    """With `skip`: a start this late still counts as on time."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 0
+    """After an error (exit status of 64 or more); verdicts are never retried."""
+    backoff_s: Above0 = 60.0
+    """Before the first retry; doubled each time."""
+    wait_for_accelerator_s: Annotated[float, Field(ge=0.0)] = 0.0
+
+    @field_validator("cron")
+    @classmethod
+    def _readable(cls, cron: str) -> str:
+        from datetime import UTC, datetime
+
+        from cronsim import CronSim, CronSimError
+
+        try:
+            next(CronSim(cron, datetime.now(UTC)))
+        except (CronSimError, StopIteration) as error:
+            raise ValueError(f"a cron expression of five fields ({error or 'it never comes'})") from error
+        return cron
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, zone: str) -> str:
+        try:
+            ZoneInfo(zone)
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError("a time zone such as Europe/Berlin") from error
+        return zone
+
+
+class WatchSpec(Strict):
+    """Compare the run with the last good one of the same experiment, and alert when it is worse."""
+
+    metrics: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    """Which of the spec's metrics; the primary and the guardrails without it."""
+    arms: tuple[Literal["baseline", "candidate"], ...] = ("candidate",)
+    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01
+    webhook_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
+    """Environment variable that holds the address alerts are posted to; addresses do not belong into specs."""
