@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,22 @@ from abswitch.testing import TinyModels, check_history
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
 
+def random_llama(folder: Path, tiny: Path, *, seed: int, tied: bool) -> Path:
+    """A Llama of random weights with the tiny models' tokenizer: unlike two moments of one training run, two of them
+    agree in nothing, so that a single stale tensor shows."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig.from_pretrained(tiny)
+    config.tie_word_embeddings = tied
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for file in tiny.iterdir():
+        if "token" in file.name and not (folder / file.name).exists():
+            shutil.copy(file, folder / file.name)
+    return folder
+
+
 def register(engine: SwitchingEngine, **folders: Path) -> None:
     for version, folder in folders.items():
         sampling = Sampling(temperature=0.0, max_tokens=8)
@@ -21,9 +38,11 @@ def register(engine: SwitchingEngine, **folders: Path) -> None:
 
 
 async def test_weights_are_swapped_in_place_under_traffic(tiny: TinyModels, tmp_path: Path) -> None:
-    prompts = [problem.prompt for problem in tiny.task.problems(60, seed=3)]
+    prompts = [problem.prompt for problem in tiny.task.problems(100, seed=3)]
     async with SwitchingEngine(store=tmp_path / "swap.duckdb", record_text=True) as engine:
-        register(engine, v1=tiny.baseline, v2=tiny.better)
+        one = random_llama(tmp_path / "one", tiny.baseline, seed=1, tied=False)
+        two = random_llama(tmp_path / "two", tiny.baseline, seed=2, tied=False)
+        register(engine, v1=one, v2=two, tied=tiny.better)
         await engine.deploy("v1")
         await engine.load("v2")
         truth = {
@@ -43,6 +62,9 @@ async def test_weights_are_swapped_in_place_under_traffic(tiny: TinyModels, tmp_
                 answered[name] = (await engine.generate(prompts[turn % len(prompts)], request_id=name)).text
                 turn += 1
 
+        assert sum(truth["v1", prompt] == truth["v2", prompt] for prompt in prompts) < 10, "they can be told apart"
+        with pytest.raises(SwitchRefused, match="differs in tie_word_embeddings"):
+            await engine.start_switch("tied", "immediate", {"in_place": True})
         clients = [asyncio.create_task(client(number)) for number in range(8)]
         assert (await engine.plan_switch("v2", "immediate", {"in_place": True})).paths["v2"] == "in-place"
         for version in ("v2", "v1", "v2"):

@@ -1,4 +1,4 @@
-"""Which checkpoints may take each other's place: one network, one tokenizer, and nothing a reload is known to corrupt."""
+"""Which checkpoints may take each other's place: one network, one tokenizer, nothing that a reload corrupts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan(folder: Path, config: dict[str, object] | None = None, tokenizer: str =
 def test_differences_only_a_new_engine_can_bridge(
     tmp_path: Path, config: dict[str, object], options: dict[str, str], words: str
 ) -> None:
-    reason = why_not_swappable(plan(tmp_path / "a"), plan(tmp_path / "b", config, **options))  # type: ignore[arg-type]
+    reason = why_not_swappable(plan(tmp_path / "a"), plan(tmp_path / "b", config, **options))
     assert reason is not None and words in reason
 
 
