@@ -22,9 +22,11 @@ from abswitch.store.recorder import Recorder
 
 GROUPS = 4096
 _SAMPLE_ROWS = 1000
+_ARMS = ("stable", "candidate")
 _COMPARED = "FROM routes WHERE operation_id = $operation_id AND arm = 'candidate' AND share > 0"
-
-
+_OF_OPERATION = "FROM requests WHERE operation_id = $operation_id"
+_WITHIN = f"arm IN {_ARMS} AND (model_id, route_epoch) IN (SELECT (model_id, epoch) {_COMPARED})"
+_ANSWERED = "operation_id = $operation_id AND error_type IS NULL AND NOT fallback"
 _ONE = "1.0::DOUBLE"
 _ALWAYS = frozenset(
     {_ONE, *(f"({ANSWER_COLUMNS[name]})::DOUBLE" for name in ("latency_s", "queue_s", "output_tokens"))}
@@ -50,8 +52,8 @@ class Edge(NamedTuple):
         """Whether a value is there and up to its arm's edge, and whether it is there: 1 or 0, in SQL."""
         x = _value(self.name)
         *others, (_, last) = [(checks.name("arm", arm), checks.number("edge", at)) for arm, at in self.at.items()]
-        cases = " ".join(f"WHEN arm = '{arm}' THEN {at!r}" for arm, at in others)
-        up_to = f"{x} <= " + (f"CASE {cases} ELSE {last!r} END" if others else repr(last))
+        cases = " ".join(f"WHEN arm = '{arm}' THEN {_double(at)}" for arm, at in others)
+        up_to = f"{x} <= " + (f"CASE {cases} ELSE {_double(last)} END" if others else _double(last))
         if x in _ALWAYS:
             return f"({up_to})::DOUBLE", _ONE
         return f"coalesce({up_to}, FALSE)::DOUBLE", f"({x} IS NOT NULL)::DOUBLE"
@@ -77,27 +79,14 @@ class Panel:
         Raises:
             StoreError: the store cannot be read.
         """
-        compared = f"SELECT DISTINCT model_id, epoch {_COMPARED}"
-        epochs = set(recorder.rows(compared, {"operation_id": operation_id}))
-        found = recorder.rows(
-            "SELECT arm, model_id, route_epoch, count(*), "
-            "count(*) FILTER (error_type <> 'Cancelled'), count(*) FILTER (error_type IS NULL AND NOT fallback) "
-            "FROM requests WHERE operation_id = ? GROUP BY ALL",
-            (operation_id,),
-        )
-        counts: dict[str, Counts] = {}
-        outside = False
-        for arm, model_id, epoch, *cells in found:
-            if arm in ("stable", "candidate") and (model_id, epoch) in epochs:
-                before = counts.get(arm, Counts(0, 0, 0))
-                counts[arm] = Counts(*(a + b for a, b in zip(before, cells, strict=True)))
-            else:
-                outside = True
-        where = "operation_id = $operation_id AND error_type IS NULL AND NOT fallback"
-        if outside:  # a filter that nothing needs costs as much as the sums
-            where += " AND arm IN ('stable', 'candidate') "
-            where += f"AND (model_id, route_epoch) IN (SELECT (model_id, epoch) {_COMPARED})"
-        return cls(recorder, counts, where, {"operation_id": operation_id})
+        params = {"operation_id": operation_id}
+        epochs = {row[0] for row in recorder.rows(f"SELECT DISTINCT epoch {_COMPARED}", params)}
+        where = _ANSWERED
+        spans = recorder.rows(f"SELECT arm, min(route_epoch), max(route_epoch) {_OF_OPERATION} GROUP BY arm", params)
+        if not all(arm in _ARMS and epochs.issuperset(range(low, high + 1)) for arm, low, high in spans):
+            where += f" AND {_WITHIN}"  # a filter that is not needed costs as much as the sums
+        counts = _counts(recorder, params, "TRUE" if where == _ANSWERED else _WITHIN)
+        return cls(recorder, counts, where, params)
 
     def moments(
         self, names: Sequence[str], *, pairs: Sequence[Pair] = ()
@@ -119,7 +108,7 @@ class Panel:
         if not names:
             return {arm: ({}, {}) for arm in self.counts}
         shifts = self._shifts(names)
-        x = {name: f"(({ANSWER_COLUMNS[name]})::DOUBLE - {shifts[name]!r})" for name in names}
+        x = {name: f"(({ANSWER_COLUMNS[name]})::DOUBLE - {_double(shifts[name])})" for name in names}
         asked = [
             part for name in names for part in (f"count({x[name]})", f"sum({x[name]})", f"sum({x[name]} * {x[name]})")
         ]
@@ -215,6 +204,24 @@ class Panel:
         inner = f"SELECT arm, {part}, {sums} FROM requests WHERE {self._where} GROUP BY ALL"
         rows = self.recorder.rows(f"SELECT arm, {by_arm} FROM ({inner}) GROUP BY arm", self._params)
         return [(arm, [_six(cells[at : at + 6]) for at in range(0, len(cells), 6)]) for arm, *cells in rows]
+
+
+def _counts(recorder: Recorder, params: Mapping[str, object], within: str) -> dict[str, Counts]:
+    requests = recorder.rows(
+        f"SELECT arm, count(*), count(*) FILTER (error_type IS NULL AND NOT fallback) {_OF_OPERATION} AND {within} "
+        "GROUP BY arm",
+        params,
+    )
+    errors = (
+        f"SELECT arm, count(*) {_OF_OPERATION} AND {within} AND error_type IS NOT NULL AND error_type <> 'Cancelled'"
+    )
+    errored = dict(recorder.rows(f"{errors} GROUP BY arm", params))
+    return {arm: Counts(n, errored.get(arm, 0), answered) for arm, n, answered in requests}
+
+
+def _double(value: float) -> str:
+    """A number in SQL; by itself 0.6376945620495101 would be a DECIMAL, and converted again for every row."""
+    return f"{value!r}::DOUBLE"
 
 
 def _known(names: Iterable[str]) -> tuple[str, ...]:
