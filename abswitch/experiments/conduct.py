@@ -112,6 +112,10 @@ class Experiment:
             scorers=scorers,
             mlflow=None if uri is None else store_uri(uri, self.project),
             record_text=spec.engine.record_text,
+            backends={
+                name: sources.call(made.function, made.arguments, self.project, field=f"engine.backends.{name}")
+                for name, made in spec.engine.backends.items()
+            },
         )
         holder.append(engine)
         return engine

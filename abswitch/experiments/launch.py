@@ -125,6 +125,7 @@ def preflight(spec: ExperimentSpec, project: Path) -> None:
     for name, version in spec.versions.items():
         made = [source for source in (version.model, version.adapter) if isinstance(source, Call)]
         calls += [(f"versions.{name}.model", source.function, source.arguments) for source in made]
+    calls += [(f"engine.backends.{name}", made.function, made.arguments) for name, made in spec.engine.backends.items()]
     for field, reference, arguments in calls:
         function = sources.function_of(reference, project, field=field)
         try:

@@ -305,6 +305,8 @@ class EngineSpec(Strict):
     record_text: bool = True
     mlflow: str | None = None
     """Store or server to publish to; none without it."""
+    backends: dict[Name, Call] = {}
+    """Further backends by name: functions that return an instance factory."""
     max_cached_models: Whole = 5
 
 
