@@ -140,9 +140,9 @@ async def send_all(
 
 
 async def _sleep(clock: Clock, delay_s: float) -> None:
-    over = asyncio.get_running_loop().create_future()
-    timer = clock.call_later(delay_s, lambda: over.done() or over.set_result(None))
+    over = asyncio.Event()
+    timer = clock.call_later(delay_s, over.set)
     try:
-        await over
+        await over.wait()
     finally:
         timer.cancel()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from abswitch import scoring
 from abswitch.domain import ModelConfig, SwitchingStrategyType
@@ -333,7 +333,7 @@ def _scorer(spec: Scorer, project: Path) -> scoring.Scorer:
 class _JudgeScorer:
     """A judge model on the same engine; its own answers are not judged."""
 
-    inline = False
+    inline: ClassVar[bool] = False
 
     def __init__(self, spec: JudgeSpec, model_id: str, engine: Callable[[], SwitchingEngine]) -> None:
         self.name = spec.name
