@@ -55,12 +55,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "--colour"], "--colour"),
     ],
 )
-def test_bad_options_are_one_line_and_exit_2(
+def test_bad_options_are_one_line_and_exit_64(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
-    assert stopped.value.code == 2
+    assert stopped.value.code == ExitStatus.USAGE
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.count("\n") == 1
@@ -100,7 +100,7 @@ def test_without_a_checkout_it_says_where_it_looked(
 ) -> None:
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "abswitch" / "cli.py"))
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["demo"]) == 1
+    assert cli.main(["demo"]) == ExitStatus.FAILED
     told = capsys.readouterr().err
     assert str(tmp_path) in told
     assert "Run this from a checkout" in told
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert cli.main(["demo", "--output", str(tmp_path / "file" / "reports")]) == 1
+    assert cli.main(["demo", "--output", str(tmp_path / "file" / "reports")]) == ExitStatus.CANNOT_WRITE
     assert capsys.readouterr().err.startswith("abswitch demo: cannot write to")
 
 
@@ -160,7 +160,7 @@ def test_a_failed_run_tells_the_cell_and_no_traceback(
     out = tmp_path / "out"
     out.mkdir()
     (out / "summary.json").write_text(json.dumps(SUMMARY))  # of an earlier run: must not be told as this one's
-    assert cli.main(["demo", "--output", str(out)]) == 1
+    assert cli.main(["demo", "--output", str(out)]) == ExitStatus.FAILED
     told = capsys.readouterr()
     words = told.err[told.err.index("abswitch demo: ") :]
     assert "serve()" in words
