@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from abswitch import __version__, cli
+from abswitch.experiments.exits import ExitStatus
 
 PARAMETERS = ("n_questions", "candidate", "report_dir", "mlflow_uri", "project_dir")
 SUMMARY = {
