@@ -23,19 +23,19 @@ from abswitch.clock import Clock, SystemClock
 from abswitch.domain import (
     EMPTY,
     Completion,
-    LoadFacts,
     Sampling,
-    ScoreRecord,
     SwitchingStrategyType,
     TokenChunk,
     prompt_of,
 )
 from abswitch.errors import EngineClosed, InvalidInput, SwitchRefused
+from abswitch.keeping import Keeping
+from abswitch.recording import Recording
 from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import Judge
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.strategies import Strategy, strategy_of
-from abswitch.scoring import Sample, Score, Scorer, checked
+from abswitch.scoring import Sample, Score, Scorer
 from abswitch.serving.dispatch import Submission
 from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.instance import InstanceFactory, ModelInstance
@@ -49,12 +49,12 @@ from abswitch.store.retention import Retention
 from abswitch.watching import Watching
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 T = TypeVar("T")
 
 
-class SwitchingEngine(Watching):
+class SwitchingEngine(Keeping, Recording, Watching):
     """Serves versions of models, switches traffic between them, and keeps the evidence.
 
     Args:
@@ -219,35 +219,6 @@ class SwitchingEngine(Watching):
         """Await a coroutine that must run on the engine's own loop, e.g. one that uses an instance directly."""
         self._refuse_closed()
         return await self._loop.call(coroutine)
-
-    async def load(self, version: str, *, model_id: str | None = None) -> LoadFacts:
-        """Load a version ahead of its use; returns what its load cost, whenever that was.
-
-        Raises:
-            LoadFailed: with the reason.
-        """
-        self._refuse_closed()
-        registered = self.registry.get(self.registry.resolve_model(model_id), version)
-        return (await self._loop.call(self._parts.readiness.prove(registered))).facts
-
-    async def prefetch(self, version: str, *, model_id: str | None = None) -> None:
-        """Begin to load a version that will be needed soon, and return at once; `load` waits for it.
-
-        What goes wrong is logged, and told to whoever needs the version.
-        """
-        self._refuse_closed()
-        registered = self.registry.get(self.registry.resolve_model(model_id), version)
-        await self._loop.call(self._parts.begin(self._parts.readiness.prove(registered)))
-
-    async def pin(self, version: str, *, model_id: str | None = None) -> None:
-        """Keep a version in memory once it is loaded, whatever else needs room; `unpin` undoes one `pin`."""
-        key = self.registry.get(self.registry.resolve_model(model_id), version).key
-        await self._loop.call(self._parts.on_loop(lambda: self._parts.cache.pin(key)))
-
-    async def unpin(self, version: str, *, model_id: str | None = None) -> None:
-        """Undo one `pin`."""
-        key = self.registry.get(self.registry.resolve_model(model_id), version).key
-        await self._loop.call(self._parts.on_loop(lambda: self._parts.cache.unpin(key)))
 
     # --- switching --------------------------------------------------------------------------------------------------
 
@@ -436,38 +407,6 @@ class SwitchingEngine(Watching):
             self.operation_status(o.operation_id) for o in self.switcher.operations.values() if not o.phase.is_final
         )
 
-    async def deregister_model(self, model_id: str, version: str) -> None:
-        """Take a version out of the registry and out of memory; its evidence and its history stay.
-
-        Raises:
-            UnknownModel, UnknownVersion: there is no such version.
-            SwitchRefused: it is active, takes part in an operation, or requests are on it.
-        """
-        self._refuse_closed()
-        key = self.registry.get(model_id, version).key
-        self.registry.deregister_model(*key)
-        await self._loop.call(self._parts.cache.discard(key))
-
-    async def export_to_mlflow(self, *, model_id: str | None = None, name: str | None = None) -> dict[str, str]:
-        """Register a model's versions in MLflow's model registry; its aliases follow this engine's from now on.
-
-        Args:
-            name: of the registered model; the model's id by default.
-
-        Returns:
-            version → its number in MLflow.
-        """
-        return await asyncio.to_thread(self._parts.link.export, self.registry.resolve_model(model_id), name)
-
-    async def import_from_mlflow(self, name: str, *, model_id: str | None = None) -> tuple[str, ...]:
-        """Register the versions of a registered model of MLflow; returns those that are new here.
-
-        Raises:
-            InvalidInput: MLflow has no model of that name, or the engine was given no MLflow.
-            BadModelSource: a version's files are not on this machine.
-        """
-        return await asyncio.to_thread(self._parts.link.read, name, model_id)
-
     def get_switching_status(self) -> SwitchingStatus:
         """Every model: active version, shares, and the latest operation."""
         records = self.store.stats()
@@ -497,69 +436,6 @@ class SwitchingEngine(Watching):
     def in_flight(self, model_id: str | None = None) -> tuple[Lease, ...]:
         """Every request under way, oldest first."""
         return self._parts.transitions.in_flight(model_id)
-
-    def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Read the evidence with SQL; everything recorded so far is included. See docs/schema.md for the tables.
-
-        Args:
-            sql: one reading statement.
-            parameters: fill `?` (a sequence) or `$name` (a mapping).
-
-        Raises:
-            InvalidInput: not one reading statement.
-            StoreError: it failed.
-        """
-        return self.store.query(sql, parameters)
-
-    def table(self, name: str) -> pd.DataFrame:
-        """A whole table of docs/schema.md, e.g. `engine.table("requests")`.
-
-        Raises:
-            InvalidInput: there is none of that name; lists them.
-        """
-        return self.store.table(name)
-
-    def export(self, source: str, path: Path | str) -> Path:
-        """Write a table, or what a SELECT finds, to a `.parquet`, `.csv` or `.csv.gz` file; returns its path.
-
-        Raises:
-            InvalidInput: no such table, not one reading statement, or another ending.
-            StoreError: the file cannot be written.
-        """
-        return self.store.export(source, path)
-
-    def record_score(self, request_id: str, name: str, value: float, *, comment: str | None = None) -> None:
-        """Add a score that came late, under a scorer's name; of several by the same name the latest counts.
-
-        Args:
-            request_id: of the answer; it need not have been recorded yet.
-            value: a finite number, True or False.
-
-        Raises:
-            InvalidInput, ScorerError: a malformed argument.
-        """
-        self._add_score(request_id, name, value, "late", comment)
-
-    def feedback(self, request_id: str, value: float, *, name: str = "feedback", comment: str | None = None) -> None:
-        """Add a person's judgement of an answer, e.g. `engine.feedback(completion.request_id, True)`.
-
-        Raises:
-            InvalidInput, ScorerError: as in `record_score`.
-        """
-        self._add_score(request_id, name, value, "human", comment)
-
-    def _add_score(self, request_id: str, name: str, value: float, source: str, comment: str | None) -> None:
-        for field, text in (("request_id", request_id), ("comment", comment)):
-            if not (isinstance(text, str) and text) and not (field == "comment" and text is None):
-                raise InvalidInput(field, text, "a non-empty string")
-        checks.name("name", name)
-        score = ScoreRecord(request_id, name, checked(value), None, self._clock.wall_s(), source, comment)
-        self.store.score(score)
-        self._loop.post(self._parts.tally.score, score)
-
-    async def scored(self) -> None:
-        """Wait until every answer given so far has its scores."""
-        await self._loop.call(self._parts.grader.idle())
 
     # --- life -------------------------------------------------------------------------------------------------------
 
