@@ -421,7 +421,7 @@ def test_the_command_says_what_is_wrong_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(PREFIX + "MAX_CONCURRENT", "many")
-    assert cli.main(["settings"]) == 1
+    assert cli.main(["settings"]) == 65
     assert capsys.readouterr().err == (
         "abswitch settings: VLLM_MODEL_SWITCHING_MAX_CONCURRENT: got 'many'; allowed: a whole number of at least 1\n"
     )

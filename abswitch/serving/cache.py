@@ -221,17 +221,20 @@ class ModelCache:
             raise LoadFailed(f"{version} did not load: {error}") from error
 
     async def _load(self, version: ModelVersion, instance: ModelInstance) -> CachedVersion:
+        reading = asyncio.ensure_future(self._digest(version))  # the same bytes that the load reads, beside it
         try:
             facts = await instance.start()
         except LoadFailed:
+            reading.cancel()
             raise
         except Exception as error:
+            reading.cancel()
             raise LoadFailed(f"{version} did not load: {type(error).__name__}: {error}") from error
         log.info("loaded %s in %.1f s", version, facts.load_s)
         joined = facts.shared_engine and version.config.adapter is not None
         path = SwitchPath.ADAPTER if joined else SwitchPath.LOAD
         self.timings.took(*version.key, path, facts.load_s)
-        return CachedVersion(instance, facts, path, await self._digest(version))
+        return CachedVersion(instance, facts, path, await reading)
 
     async def _wake(self, version: ModelVersion, parked: _Parked, fresh: ModelInstance) -> CachedVersion:
         """Wake it; what does not wake is stopped and loaded from its files."""
@@ -262,14 +265,19 @@ class ModelCache:
             raise InstanceError(f"{version} cannot take the place of {old[0]}:{old[1]}: {reason}")
         began_s = self._clock.monotonic_s()
         del self._loaded[old]  # nobody may lease it while its weights change
-        instance = await cached.instance.become(version)
+        reading = asyncio.ensure_future(self._digest(version))
+        try:
+            instance = await cached.instance.become(version)
+        except BaseException:
+            reading.cancel()
+            raise
         took_s = self._clock.monotonic_s() - began_s
         self.timings.took(*version.key, SwitchPath.IN_PLACE, took_s)
         memory = self._memory[version.key] = await instance.memory()
         facts = LoadFacts(
             load_s=took_s, memory_bytes=memory.host_bytes, device_memory_bytes=memory.device_bytes or None
         )
-        digest = await self._digest(version)
+        digest = await reading
         swapped = CachedVersion(instance, facts, SwitchPath.IN_PLACE, digest)
         self._loaded[version.key] = swapped
         return swapped

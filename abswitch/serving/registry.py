@@ -84,8 +84,7 @@ class DynamicModelRegistry:
                 self._models.setdefault(version.model_id, _Model()).versions[version.version] = version
                 self._restored.add(version.key)
             for entry in history:
-                if entry.model_id in self._models:
-                    self._models[entry.model_id].book.add(entry)
+                self._models.setdefault(entry.model_id, _Model()).book.add(entry)
             for model in self._models.values():
                 for gone in model.book.gone & model.versions.keys():
                     del model.versions[gone]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from functools import lru_cache
 from pathlib import Path
 
 from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.serving.source import is_local
 
+log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 22
 _HEX = 16
 
@@ -18,7 +20,11 @@ async def weights_of(version: ModelVersion) -> str | None:
     """The digest of a version's weights, read off the loop."""
     if version.config.backend != "vllm":
         return None  # they are elsewhere; and there is nothing to leave the loop for
-    return await asyncio.to_thread(weights_digest, version.config)
+    try:
+        return await asyncio.to_thread(weights_digest, version.config)
+    except OSError as error:  # it says where an answer came from, and is worth no failed load
+        log.warning("%s: its weights could not be read again: %s", version, error)
+        return None
 
 
 def weights_digest(config: ModelConfig) -> str | None:

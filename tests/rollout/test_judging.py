@@ -121,3 +121,7 @@ def test_no_evidence_ever_advances(requests: int, share: float, value: float | N
 
 def test_a_guardrail_names_its_metric_first() -> None:
     assert Guardrail("exact_match", min_ratio=0.9) == Guardrail(metric="exact_match", min_ratio=0.9)
+
+
+def test_an_arm_without_requests_has_no_error_rate() -> None:
+    assert math.isnan(ArmMeasures(version="v2").error_rate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -33,6 +33,7 @@ class Bench:
     ) -> None:
         self.sizes: dict[str, tuple[int, int]] = {}
         self.used: set[VersionKey] = set()
+        self.gate: Gate | None = None
         self.backend = ScriptedBackend(configure=self._configure)
         self.timings = Timings()
         self.cache = ModelCache(
@@ -46,11 +47,19 @@ class Bench:
         )
 
     def _configure(self, instance: ScriptedInstance) -> None:
+        instance.load_gate = self.gate
         instance.device_bytes, instance.memory_bytes = self.sizes.get(instance.version.version, (10, 1))
 
     async def load(self, *names: str) -> None:
         for name in names:
             await self.cache.ensure(version(name))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(1000):
+            if condition():
+                return
+            await asyncio.sleep(0)
+        raise AssertionError("it never came")
 
     def tiers(self, *names: str) -> list[str]:
         return [self.cache.tier(("m", name)).value for name in names]
@@ -102,8 +111,13 @@ async def test_out_of_budget_is_one_clear_error_and_nothing_was_touched(bench: t
 async def test_loads_at_once_do_not_both_take_the_last_place(bench: type[Bench]) -> None:
     b = bench(device_bytes=20)
     b.used |= {("m", name) for name in "abc"}
-    found = await asyncio.gather(*(b.cache.ensure(version(name)) for name in "abc"), return_exceptions=True)
+    gate = b.gate = Gate()
+    loads = [asyncio.create_task(b.cache.ensure(version(name))) for name in "abc"]
+    await b.until(lambda: any(load.done() for load in loads))
+    gate.open()
+    found = await asyncio.gather(*loads, return_exceptions=True)
     assert sum(isinstance(one, OutOfBudget) for one in found) == 1
+    assert sum(instance.counts.loads for instance in b.backend.made) == 2, "nothing was loaded for the third"
 
 
 async def test_a_version_asked_for_while_it_goes_to_sleep_comes_back(bench: type[Bench]) -> None:
@@ -115,20 +129,22 @@ async def test_a_version_asked_for_while_it_goes_to_sleep_comes_back(bench: type
 
 async def test_pinned_leased_and_loading_versions_stay(bench: type[Bench]) -> None:
     b = bench(max_cached_models=1)
-    gate = Gate()
     await b.load("pinned")
     b.cache.pin(("m", "pinned"))
     await b.load("leased")
     b.used.add(("m", "leased"))
+    gate = b.gate = Gate()
     loading = asyncio.create_task(b.cache.ensure(version("slow")))
-    await asyncio.sleep(0)
+    await b.until(lambda: len(b.backend.made) == 3)
+    b.gate = None
     await b.load("other")
+    assert b.tiers("pinned", "leased") == ["resident", "resident"]
     gate.open()
     await loading
+    assert b.tiers("pinned", "leased") == ["resident", "resident"]
     b.cache.unpin(("m", "pinned"))
-    assert b.tiers("pinned", "leased") == ["cold", "resident"] or b.tiers("pinned") == ["resident"]
     await b.cache.trim()
-    assert b.tiers("pinned", "leased") == ["cold", "resident"]
+    assert b.tiers("pinned", "leased", "slow", "other") == ["cold", "resident", "cold", "cold"]
 
 
 async def test_one_that_does_not_wake_is_loaded_from_its_files(bench: type[Bench]) -> None:

@@ -110,3 +110,15 @@ async def test_what_was_swapped_in_is_no_reference_for_what_comes_from_the_files
     await golden.check(version, cached)
     assert len(kept) == 1
     await shell.close()
+
+
+async def test_another_load_must_show_it_anew() -> None:
+    shell = Shell()
+    version = shell.registry.get(MODEL, "v1")
+    readiness = Readiness(shell.cache)
+    first = await readiness.prove(version)
+    await shell.cache.discard(version.key)
+    second = await shell.cache.ensure(version)
+    assert second is not first and readiness.ready(version.key) is None
+    assert await readiness.prove(version) is second and readiness.ready(version.key) is second
+    await shell.close()

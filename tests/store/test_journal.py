@@ -182,3 +182,19 @@ def test_a_killed_process_loses_no_acknowledged_entry(tmp_path: Path, after: int
     assert not journal.clean and journal.damaged is None
     assert bodies(journal)[:told] == list(range(told)), "and the lock of the killed process is gone"
     assert len(bodies(journal)) in (told, told + 1)
+
+
+def test_an_entry_is_on_the_disk_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bytes] = []
+    path = tmp_path / "j"
+    journal = Journal(path)
+    real = os.fdatasync
+
+    def sync(descriptor: int) -> None:
+        synced.append(path.read_bytes())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    journal.append("move", {"to": "promoting"})
+    assert len(synced) == 1 and b"promoting" in synced[0], "written first, then forced to the disk"
+    journal.close()
