@@ -1,7 +1,7 @@
 """A thousand canaries of 24 hours on virtual time: how long they take, and how they end against the known truth.
 
-The judge holds plain thresholds against 200 requests a step. It never promotes what it could not measure, but noise in the
-95th percentile alone sends many good candidates back: `promoted_good` is the figure a sequential judge has to beat.
+The judge holds plain thresholds against 200 requests a step. It never promotes what it could not measure, but noise in
+the 95th percentile alone sends many good candidates back: `promoted_good` is the figure a sequential judge has to beat.
 """
 
 from __future__ import annotations

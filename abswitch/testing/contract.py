@@ -240,6 +240,38 @@ async def check_start(trial: _Trial) -> None:
     trial.require(health.in_flight == 0, f"in_flight after start is {health.in_flight}")
 
 
+async def check_memory(trial: _Trial) -> None:
+    """It says what its engine takes, names that engine always alike, and stays what it is when it is asked."""
+    instance = trial.instance
+    memory = await trial.within("memory", instance.memory())
+    needs = await trial.within("needs", instance.needs())
+    for what, found in (("memory", memory), ("needs", needs)):
+        trial.require(found.device_bytes >= 0 and found.host_bytes >= 0, f"{what} is {found}")
+    key = instance.engine_key
+    trial.require(hash(key) == hash(instance.engine_key) and key == instance.engine_key, f"engine_key is {key!r}")
+    health = await trial.health()
+    trial.require(health.alive and health.residency is Residency.RESIDENT, f"health after it was asked is {health}")
+
+
+async def check_in_place(trial: _Trial) -> None:
+    """What cannot be done in place is refused with a reason, while requests are in flight in any case, at no harm."""
+    instance = trial.instance
+    reason = await trial.within("why_not_in_place", instance.why_not_in_place(instance.version))
+    trial.require(reason is None or bool(reason.strip()), f"why_not_in_place gave {reason!r}")
+    stream = instance.generate(trial.open_ended())
+    await trial.within("the first chunk", anext(stream))
+    try:
+        await trial.within("become", instance.become(instance.version))
+    except LoadFailed as error:
+        raise AssertionError(trial.words(f"become raised {error!r}; a refusal must change nothing")) from error
+    except InstanceError:
+        pass
+    else:
+        trial.require(False, "become succeeded although a request was in flight")
+    await trial.within("the next chunk", anext(stream))
+    await trial.within("closing", stream.aclose())
+
+
 async def check_greedy_answers_repeat(trial: _Trial) -> None:
     """Temperature 0 gives the same answer twice."""
     first, second = await trial.ask(), await trial.ask()
@@ -427,6 +459,7 @@ async def check_failing_start(instance: ModelInstance, *, timeout_s: float = 300
 CHECKS: tuple[Callable[[_Trial], Awaitable[None]], ...] = (
     check_before_start,
     check_start,
+    check_memory,
     check_greedy_answers_repeat,
     check_max_tokens,
     check_stop_strings,
@@ -434,6 +467,7 @@ CHECKS: tuple[Callable[[_Trial], Awaitable[None]], ...] = (
     check_in_flight_is_counted,
     check_closing_early,
     check_cancelling,
+    check_in_place,
     check_chat,
     check_long_prompt,
     check_sleep,

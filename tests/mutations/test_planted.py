@@ -49,3 +49,9 @@ def test_it_is_noticed(plant: Plant, tmp_path: Path) -> None:
     code.write_text(text.replace(plant.old, plant.new), encoding="utf-8")
     ran = run(tmp_path, plant.tests)
     assert ran.returncode == FAILED, f"nobody noticed (status {ran.returncode}):\n{ran.stdout[-2000:]}"
+
+
+def test_the_page_lists_them() -> None:
+    page = (ROOT / "docs" / "peer-failures.md").read_text(encoding="utf-8")
+    assert all(f"| {plant.name} | `{plant.file}` |" in page for plant in PLANTS)
+    assert page.count("\n| ") == len(PLANTS) + 1, "the heading, and nothing that is planted no more"
