@@ -68,9 +68,11 @@ async def test_clients_that_vanish_and_a_broken_checkpoint_cost_nobody_else(tiny
             while engine.in_flight():
                 await asyncio.sleep(0.01)
         rows = engine.query("SELECT * FROM requests ORDER BY admitted_mono_s")
-        assert len(rows) == CALLERS + len(answered) + 1
         vanished = rows[rows.request_id.str.startswith("storm")]
-        assert len(vanished) == CALLERS and vanished.error_type.notna().all(), "every caller left before its end"
+        assert len(rows) == len(vanished) + len(answered) + 1 and rows.request_id.is_unique
+        admitted = {f"storm-{number}" for number in range(CALLERS) if number % 3}  # the others may have left before
+        assert admitted <= set(vanished.request_id)
+        assert vanished.error_type.notna().all(), "every caller left before its end"
         assert (vanished.output_tokens < full).all(), "a generation goes on although its caller is gone"
         loyal_rows = rows[rows.request_id.str.startswith("loyal")]
         routes = engine.query("SELECT * FROM routes ORDER BY epoch")
