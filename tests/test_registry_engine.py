@@ -145,7 +145,7 @@ async def test_switch_model_says_when_it_did_not_succeed(caplog: pytest.LogCaptu
 
 async def test_rollback_goes_to_the_version_before_or_to_any() -> None:
     async with prepared() as engine:
-        with pytest.raises(SwitchRefused, match="no registered version that was active before"):
+        with pytest.raises(SwitchRefused, match="no earlier version"):
             await engine.rollback("bot")
         await engine.deploy("v2")
         await engine.deploy("v3")
@@ -192,7 +192,7 @@ async def test_validation_tells_what_start_switch_would_and_changes_nothing(
     async with prepared() as engine:
         before = engine.registry.full_history("bot")
         answer = await engine.validate_switch_request(**({"model_id": "bot"} | call))
-        assert not answer and says in answer.reason and isinstance(answer.error, error)
+        assert not answer and says in str(answer.reason) and isinstance(answer.error, error)
         with pytest.raises(error) as raised:
             await engine.start_switch(**call)
         assert str(raised.value) == answer.reason
@@ -202,7 +202,7 @@ async def test_validation_tells_what_start_switch_would_and_changes_nothing(
 async def test_validation_of_what_is_fine_and_of_what_must_wait() -> None:
     async with prepared() as engine:
         answer = await engine.validate_switch_request("bot", "v2", "canary", {"initial_percentage": 5})
-        assert answer and answer.reason == "" and answer.plan is not None and answer.plan.candidates == ("v2",)
+        assert answer and answer.reason is None and answer.plan is not None and answer.plan.candidates == ("v2",)
         assert engine.get_switching_status()["bot"].loaded == ("v1",)
         test = await engine.start_switch("v2", "ab_test")
         answer = await engine.validate_switch_request("bot", "v3")
@@ -226,7 +226,7 @@ async def test_a_version_in_use_is_not_deregistered() -> None:
         async with asyncio.timeout(10):
             while not engine.in_flight():
                 await asyncio.sleep(0.001)
-        with pytest.raises(SwitchRefused, match=r"answers 1 request"):
+        with pytest.raises(SwitchRefused, match=r"1 request\(s\) are on it"):
             await asyncio.to_thread(engine.registry.deregister_model, "bot", "v2")
         gate.let(10)
         assert (await asking).text == "v2"
@@ -414,7 +414,7 @@ def test_blocking_calls_work_without_an_event_loop() -> None:
         engine.registry.register_model(CONFIG, version)
     assert engine.registry.switch_model("bot", "v1") and engine.registry.switch_model("bot", "v2")
     assert engine.registry.deregister_model("bot", "v1")
-    with pytest.raises(SwitchRefused, match="no registered version"):
+    with pytest.raises(SwitchRefused, match="no earlier version"):
         engine.run(engine.rollback())
     assert engine.run(engine.generate("who?")).text == "v2"
     engine.close()

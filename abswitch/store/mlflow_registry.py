@@ -293,7 +293,7 @@ def _existing(client: MlflowClient, name: str) -> RegisteredModel:
             raise
         there = ", ".join(sorted(model.name for model in client.search_registered_models(max_results=_PAGE)))
         raise InvalidInput(
-            "name", name, f"one of {there}" if there else "a registered model (there are none)"
+            "name", name, f"a registered model: one of {there}" if there else "a registered model, and there is none"
         ) from error
 
 

@@ -184,8 +184,10 @@ def test_tags_change_and_metadata_does_not() -> None:
     for bad in ({"team": 1}, {"no spaces": "x"}):
         with pytest.raises(InvalidInput):
             models.register_model(CONFIG, "v2", tags=bad)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInput, match="one of stage"):
-        models.set_tag("v1", "team", None, model_id="bot")
+    models.set_tag("v1", "team", None)
+    assert len(models.full_history()) == 4, "it had none of that key"
+    with pytest.raises(InvalidInput, match="value"):
+        models.set_tag("v1", "stage", 3)  # type: ignore[arg-type]
     assert [v.version for v in models.get_model_versions()] == ["v1"]
     with pytest.raises(TypeError):
         models.get("bot", "v1").metadata["n"] = 2  # type: ignore[index]
@@ -226,7 +228,7 @@ def test_the_switcher_never_waits_for_a_change_by_hand() -> None:
 
     models = registry(keep=keep)
     models.register_model(CONFIG, "v1")
-    by_hand = threading.Thread(target=models.set_alias, args=("bot", "gold", "v1"))
+    by_hand = threading.Thread(target=models.set_alias, args=("gold", "v1"))
     by_hand.start()
     assert writing.wait(10)
     models.activate("bot", "v1", "op-1")

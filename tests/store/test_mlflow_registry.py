@@ -137,14 +137,16 @@ async def test_exported_versions_come_back_as_they_were(tmp_path: Path, database
         assert (brought.model_id, brought.registered, brought.champion) == ("bot", ("v1", "v2"), "v1")
         assert brought.aliases == {"v7": "v2"}
         for version in engine.registry.get_model_versions():
-            assert (version.config, version.metadata) == (was[version.version].config, was[version.version].metadata)
+            assert version.config == was[version.version].config
+            came_from = {"mlflow": f"chat/{version.version[1:]}"}
+            assert version.metadata == {**was[version.version].metadata, **came_from}
         assert engine.registry.tags("v1", model_id="bot") == {"a-tag": "x=y"}
         assert engine.registry.aliases() == {"v7": "v2"}, "nothing is deployed by importing it"
         assert engine.registry.full_history("bot")[0].reason == "imported from MLflow's 'chat'"
         again = engine.registry.import_from_mlflow("chat")
         assert (again.registered, again.known) == ((), ("v1", "v2"))
         assert (await engine.deploy(brought.champion)).phase == "succeeded"
-        with pytest.raises(InvalidInput, match="one of chat"):
+        with pytest.raises(InvalidInput, match="a registered model: one of chat"):
             engine.registry.import_from_mlflow("chatt")
         copy = engine.registry.import_from_mlflow("chat", model_id="copy")
         assert copy.registered == ("v1", "v2") and engine.registry.list_models() == ("bot", "copy")
