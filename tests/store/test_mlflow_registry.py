@@ -145,7 +145,7 @@ async def test_exported_versions_come_back_as_they_were(tmp_path: Path, database
         assert engine.registry.full_history("bot")[0].reason == "imported from MLflow's 'chat'"
         again = engine.registry.import_from_mlflow("chat")
         assert (again.registered, again.known) == ((), ("v1", "v2"))
-        assert (await engine.deploy(brought.champion)).phase == "succeeded"
+        assert (await engine.deploy(brought.champion or "")).phase == "succeeded"
         with pytest.raises(InvalidInput, match="a registered model: one of chat"):
             engine.registry.import_from_mlflow("chatt")
         copy = engine.registry.import_from_mlflow("chat", model_id="copy")
