@@ -9,26 +9,27 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from abswitch.clock import Clock
 from abswitch.domain import ModelVersion, RequestRecord, ScoreRecord, VersionKey
-from abswitch.external import RegistryLink
-from abswitch.persistence import Recovery, SwitchLog, history, keeper, noter, open_journal
+from abswitch.persistence import Recovery, SwitchLog, keeper, noter, open_journal
+from abswitch.registries import ExportStatus, ImportedModel
 from abswitch.rollout.operation import Operation
-from abswitch.rollout.strategies import ImmediateStrategy
 from abswitch.scoring import Sample, Score, Scorer, scorers_of
 from abswitch.serving.alertdesk import AlertDesk
 from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import CachedVersion, ModelCache
+from abswitch.serving.desk import SwitchDesk
 from abswitch.serving.dispatch import Dispatcher, Submission
+from abswitch.serving.exchange import Exchange
 from abswitch.serving.findings import HealthPolicy
 from abswitch.serving.golden import GoldenPrompts
 from abswitch.serving.grading import Grader
 from abswitch.serving.health import HealthMonitor, Wiring
+from abswitch.serving.hub import commit_of
 from abswitch.serving.instance import InstanceFactory, ModelInstance
+from abswitch.serving.intents import Intent
 from abswitch.serving.judges import judgement_on
-from abswitch.serving.lineage import HistoryEntry
 from abswitch.serving.loop import EngineLoop
 from abswitch.serving.openai import OpenAIInstance
 from abswitch.serving.preflight import Preflight
@@ -45,6 +46,7 @@ from abswitch.serving.transition import TransitionManager
 from abswitch.serving.vllm import VllmEnginePool, vllm_backend
 from abswitch.serving.webhook import WebhookSink
 from abswitch.settings import ModelSwitchingConfig
+from abswitch.store.mlflow_registry import MlflowRegistry
 from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
 from abswitch.store.redaction import Redact
@@ -65,7 +67,8 @@ class Machinery:
     log: SwitchLog
     tracking: TrackingSink | None
     registry: DynamicModelRegistry
-    link: RegistryLink
+    link: MlflowRegistry
+    exchange: Exchange
     cache: ModelCache
     readiness: Readiness
     preflight: Preflight
@@ -73,6 +76,7 @@ class Machinery:
     transitions: TransitionManager
     queue: AdmissionQueue
     switcher: ModelSwitcher
+    desk: SwitchDesk
     dispatcher: Dispatcher
     grader: Grader
     health: HealthMonitor
@@ -113,19 +117,6 @@ class Machinery:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("%s", error)
 
-    def switch_now(self, model_id: str, version: str) -> bool:
-        """An immediate switch, from its beginning to its end; whether the version serves. Blocks."""
-        return self.loop.run(self._switch_now(model_id, version))
-
-    async def _switch_now(self, model_id: str, version: str) -> bool:
-        if self.registry.active_version(model_id) == version and self.router.current(model_id) is not None:
-            return True
-        strategy, operation_id = ImmediateStrategy(), f"op-{uuid4().hex[:12]}"
-        self.switcher.check(model_id, version, strategy)
-        await self.preflight.check(model_id, version, strategy)
-        await self.switcher.start(model_id, version, strategy, operation_id=operation_id, salt=operation_id)
-        return (await self.switcher.wait(operation_id, lambda operation: operation.phase.is_final)).promoted
-
     async def on_loop(self, call: Callable[[], None]) -> None:
         """Call something that lives on the engine's loop."""
         call()
@@ -134,6 +125,7 @@ class Machinery:
         """Begin to watch. After a crash: the versions that served come to serve again; requests wait for them."""
         if self.config.enable_health_checks:
             self.loop.post(self.health.start)
+        self.exchange.resume()
         if self.recovery.crashed:
             for model_id in self.recovery.active:
                 if model_id in self.registry.list_models():
@@ -171,8 +163,6 @@ def assemble(
         machinery = _wire(config, clock, recorder, switch_log, tracking, accepted_scorers, record_text, backends)
         undo.pop_all()
     _take_over(machinery)
-    machinery.registry.bind(machinery.switch_now)
-    machinery.link.attach(machinery.registry)
     return machinery
 
 
@@ -181,7 +171,7 @@ def _wire(
     clock: Clock,
     store: Recorder,
     switch_log: SwitchLog,
-    tracking: TrackingSink | None,
+    tracking: MlflowSink | None,
     scorers: Sequence[Scorer],
     record_text: bool,
     backends: Mapping[str, InstanceFactory],
@@ -201,17 +191,14 @@ def _wire(
     )
     golden = GoldenPrompts(recovery.golden, keep=switch_log.golden) if config.golden_prompt_check else None
     readiness = Readiness(cache, golden)
-    link = RegistryLink(
-        tracking.tracking_uri if isinstance(tracking, MlflowSink) else None,
-        store,
-        lambda operation_id: switcher.operation(operation_id).reason,
-    )
     registry = DynamicModelRegistry(
         clock,
         check=_version_check(cache),
+        resolve=commit_of,
         keep=keeper(store),
-        note=_noted(noter(store), link),
+        note=noter(store),
         in_use=lambda key: _in_use(key, transitions, router, cache),
+        max_versions=config.max_version_history,
     )
     switcher = ModelSwitcher(
         registry,
@@ -223,7 +210,7 @@ def _wire(
         journal=switch_log.write,
         judge=judgement_on(tally),
         record_route=store.route,
-        on_move=lambda operation: _moved(operation, tally, registry, health),
+        on_move=lambda operation: _moved(operation, tally, health),
         drain_timeout_s=config.max_transition_time_seconds,
         load_timeout_s=config.switch_timeout_seconds,
         max_running=config.max_concurrent_switches,
@@ -269,22 +256,30 @@ def _wire(
         on_lost=health.instance_lost,
         record_text=record_text,
     )
+    turned_off = None if config.enabled else config.origins["enabled"]
+    loop, preflight = EngineLoop(), Preflight(registry, cache)
+    desk = SwitchDesk(registry, switcher, preflight, cache, router, turned_off=turned_off)
+    link = MlflowRegistry(store, None if tracking is None else tracking.tracking_uri)
+    exchange = Exchange(registry, link)
+    registry.connect(_Surroundings(loop, desk, exchange), exchange.changed)
     return Machinery(
         config=config,
         clock=clock,
-        loop=EngineLoop(),
+        loop=loop,
         store=store,
         log=switch_log,
         tracking=tracking,
         registry=registry,
         link=link,
+        exchange=exchange,
         cache=cache,
         readiness=readiness,
-        preflight=Preflight(registry, cache),
+        preflight=preflight,
         router=router,
         transitions=transitions,
         queue=queue,
         switcher=switcher,
+        desk=desk,
         dispatcher=dispatcher,
         grader=grader,
         health=health,
@@ -296,23 +291,40 @@ def _wire(
 
 def _take_over(machinery: Machinery) -> None:
     """What an earlier process knew: its operations, and which version served each model."""
-    machinery.registry.restore(machinery.store.versions(), history(machinery.store))
-    known = machinery.registry.list_models()
+    registry = machinery.registry
+    registry.restore(machinery.store.versions(), machinery.store.registry_history())
+    known = registry.list_models()
     for adopted in machinery.recovery.operations:
         operation = adopted.operation
         if operation.model_id in known:
             machinery.switcher.adopt(operation, adopted.salt, adopted.sequence)
-    for model_id, (version, operation_id) in machinery.recovery.active.items():
-        if model_id in known:
-            machinery.registry.activate(model_id, version, operation_id)
+    registry.catch_up(machinery.recovery.activations)
+    for operation in machinery.switcher.operations.values():
+        registry.moved(operation)
+    registry.settle({one.operation_id for one in machinery.switcher.operations.values() if not one.phase.is_final})
 
 
-def _noted(write: Callable[[HistoryEntry], None], link: RegistryLink) -> Callable[[HistoryEntry], None]:
-    def noted(entry: HistoryEntry) -> None:
-        write(entry)
-        link.noted(entry)
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What the registry can have done; it blocks the caller's thread, never the engine's."""
 
-    return noted
+    loop: EngineLoop
+    desk: SwitchDesk
+    exchange: Exchange
+
+    def switch(self, model_id: str, version: str, intent: Intent) -> bool:
+        return self.loop.run(self.desk.switch(model_id, version, intent))
+
+    def release(self, model_id: str, version: str, intent: Intent) -> bool:
+        return self.loop.run(self.desk.release(model_id, version, intent))
+
+    def export_model(self, model_id: str, name: str | None, uri: str | None, timeout_s: float) -> ExportStatus:
+        return self.exchange.export(model_id, name, uri, timeout_s)
+
+    def import_model(
+        self, name: str, uri: str | None, model_id: str | None, config: Mapping[str, Any], intent: Intent
+    ) -> ImportedModel:
+        return self.exchange.import_(name, uri, model_id, config, intent)
 
 
 def _in_use(key: VersionKey, transitions: TransitionManager, router: RequestRouter, cache: ModelCache) -> str | None:
@@ -320,7 +332,7 @@ def _in_use(key: VersionKey, transitions: TransitionManager, router: RequestRout
         return "traffic is routed to it"
     if transitions.holders(key):
         return f"{transitions.holders(key)} request(s) are on it"
-    return "it takes part in an operation, or is pinned" if cache.is_pinned(key) else None
+    return cache.why_needed(key)
 
 
 def _restarts(config: ModelSwitchingConfig) -> RestartPolicy:
@@ -357,11 +369,9 @@ def _costs_nothing(instance: ModelInstance) -> bool:
     return instance.version.config.backend != "openai"
 
 
-def _moved(operation: Operation, tally: StepTally, registry: DynamicModelRegistry, health: HealthMonitor) -> None:
+def _moved(operation: Operation, tally: StepTally, health: HealthMonitor) -> None:
     tally.moved(operation)
     health.moved(operation)
-    challenger = None if operation.phase.is_final else operation.candidate
-    registry.challenge(operation.model_id, challenger, operation.operation_id)
 
 
 def _version_check(cache: ModelCache) -> Callable[[ModelVersion], None]:

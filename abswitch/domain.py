@@ -199,12 +199,17 @@ VersionKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
-    """One registered version; never changes afterwards."""
+    """One registered version; never changes afterwards.
+
+    Attributes:
+        commit: of a hub id, the commit that its revision meant at registration; it is what is served ever after.
+    """
 
     version: str
     config: ModelConfig
     metadata: Mapping[str, Any] = field(default_factory=dict)
     registered_at_s: float = 0.0
+    commit: str | None = None
 
     @property
     def model_id(self) -> str:
@@ -213,6 +218,11 @@ class ModelVersion:
     @property
     def key(self) -> VersionKey:
         return (self.config.model_id, self.version)
+
+    @property
+    def pinned(self) -> ModelConfig:
+        """The configuration with the commit in place of a revision that may come to mean something else."""
+        return self.config if self.commit is None else replace(self.config, revision=self.commit)
 
     def __str__(self) -> str:
         return f"{self.model_id}:{self.version}"

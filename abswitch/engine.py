@@ -28,24 +28,25 @@ from abswitch.domain import (
     TokenChunk,
     prompt_of,
 )
-from abswitch.errors import EngineClosed, InvalidInput, SwitchRefused
+from abswitch.errors import EngineClosed, InvalidInput
 from abswitch.keeping import Keeping
 from abswitch.recording import Recording
 from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import Judge
 from abswitch.rollout.operation import Operation
-from abswitch.rollout.strategies import Strategy, strategy_of
+from abswitch.rollout.strategies import Strategy
 from abswitch.scoring import Sample, Score, Scorer
 from abswitch.serving.dispatch import Submission
 from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.instance import InstanceFactory, ModelInstance
-from abswitch.serving.preflight import SwitchPlan
-from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, SwitchValidation, shares_of
+from abswitch.serving.intents import USER, Intent
+from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, shares_of
 from abswitch.serving.transition import Lease
 from abswitch.settings import ModelSwitchingConfig
 from abswitch.stats.plan import AnalysisPlan
-from abswitch.store.recorder import PlanRecord, json_text
+from abswitch.store.recorder import PlanRecord
 from abswitch.store.retention import Retention
+from abswitch.switching import StrategyConfig, Switching
 from abswitch.watching import Watching
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SwitchingEngine(Keeping, Recording, Watching):
+class SwitchingEngine(Keeping, Recording, Switching, Watching):
     """Serves versions of models, switches traffic between them, and keeps the evidence.
 
     Args:
@@ -190,9 +191,9 @@ class SwitchingEngine(Keeping, Recording, Watching):
         for field, value in (("unit_id", unit_id), ("request_id", request_id), ("reference", reference)):
             if value is not None and (not isinstance(value, str) or (not value and field != "reference")):
                 raise InvalidInput(field, value, "a non-empty string, or None")
-        model = self.registry.resolve_model(model_id)
         if version is not None:
-            self.registry.get(model, version)
+            model_id, version = self.registry.resolve(version, model_id).key
+        model = self.registry.resolve_model(model_id)
         request_id = request_id or f"{self._session}-{next(self._numbers)}"
         return Submission(
             request_id=request_id,
@@ -212,7 +213,7 @@ class SwitchingEngine(Keeping, Recording, Watching):
             LoadFailed: with the reason.
         """
         self._refuse_closed()
-        registered = self.registry.get(self.registry.resolve_model(model_id), version)
+        registered = self.registry.resolve(version, model_id)
         return (await self._loop.call(self._parts.readiness.prove(registered))).instance
 
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -226,18 +227,20 @@ class SwitchingEngine(Keeping, Recording, Watching):
         self,
         target_version: str,
         strategy_type: SwitchingStrategyType | str | None = None,
-        strategy_config: Mapping[str, Any] | Strategy | None = None,
+        strategy_config: StrategyConfig = None,
         *,
         model_id: str | None = None,
         experiment: str | None = None,
         plan: AnalysisPlan | None = None,
         judge: Judge | None = None,
         metadata: Mapping[str, Any] = EMPTY,
+        actor: str = USER,
+        reason: str = "",
     ) -> SwitchHandle:
         """Begin a switch to another version; returns as soon as it is accepted.
 
         Args:
-            target_version: the candidate, by name or alias.
+            target_version: the candidate: a version, an alias such as `challenger`, or `model@alias`.
             strategy_type: how traffic moves; the configured default when left out.
             strategy_config: the strategy's fields as a dictionary, or a typed strategy.
             experiment: name that the assignment of units depends on; a fresh one by default. The same name splits
@@ -246,6 +249,7 @@ class SwitchingEngine(Keeping, Recording, Watching):
             judge: decides each step of a canary, or looks at an A/B test every `evaluation_period_minutes`; called with
                 a `StepEvidence` on a thread of its own, answers with a `Judgement`. A canary has a default one.
             metadata: why, for whom, from which ticket: JSON values that the registry's history keeps with the switch.
+            actor, reason: who begins it and why, for the history.
 
         Raises:
             InvalidInput: unknown version, strategy or field, or a value outside its range; nothing changed.
@@ -253,92 +257,29 @@ class SwitchingEngine(Keeping, Recording, Watching):
             SwitchRefused: a comparison without an active version, a target that is already active, too many switches
                 at once, or switching is turned off (`enabled`).
         """
-        self._refuse_closed()
-        strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
-        model = self.registry.resolve_model(model_id)
-        target = self.registry.get(model, target_version).version
-        if not self.config.enabled and self.registry.active_version(model) is not None:
-            raise SwitchRefused(f"switching is turned off (enabled: {self.config.origins['enabled']})")
-        operation_id = f"op-{uuid4().hex[:12]}"
-        salt = operation_id if experiment is None else checks.name("experiment", experiment)
+        model, target, strategy = self._wanted(target_version, strategy_type, strategy_config, model_id)
+        if experiment is not None:
+            checks.name("experiment", experiment)
         if judge is not None and not callable(judge):
             raise InvalidInput("judge", judge, "a callable that is given a StepEvidence and returns a Judgement")
-        if not isinstance(metadata, Mapping):
-            raise InvalidInput("metadata", metadata, "a dictionary")
-        json_text("metadata", dict(metadata))
-        await self._loop.call(self._start(model, target, strategy, operation_id, salt, plan, judge))
-        if metadata:
-            self.registry.requested(model, target, operation_id, metadata)
-        return SwitchHandle(self, operation_id)
+        intent = Intent(actor=actor, reason=reason, metadata=metadata)
+        return await self._begin(model, target, strategy, intent, experiment=experiment, plan=plan, judge=judge)
 
-    async def switch_model(
+    async def _begin(
         self,
         model_id: str,
-        target_version: str,
-        strategy_type: SwitchingStrategyType | str | None = None,
-        strategy_config: Mapping[str, Any] | Strategy | None = None,
-        metadata: Mapping[str, Any] = EMPTY,
-    ) -> SwitchHandle:
-        """`start_switch` with the model first."""
-        return await self.start_switch(
-            target_version, strategy_type, strategy_config, model_id=model_id, metadata=metadata
-        )
-
-    async def rollback(self, *, to: str | None = None, model_id: str | None = None) -> OperationStatus:
-        """Switch back at once, to the version that was active before or to any earlier one; waits until it ended.
-
-        Raises:
-            SwitchRefused: nothing was active before.
-            SwitchFailed: it did not come to serve; what served before still does.
-        """
-        model = self.registry.resolve_model(model_id)
-        target = to or self.registry.previous_version(model)
-        if target is None:
-            raise SwitchRefused(f"model {model!r} has no earlier version to go back to")
-        return await self.deploy(target, model_id=model)
-
-    async def validate_switch_request(
-        self,
-        model_id: str,
-        target_version: str,
-        strategy_type: SwitchingStrategyType | str | None = None,
-        strategy_config: Mapping[str, Any] | Strategy | None = None,
-    ) -> SwitchValidation:
-        """Whether `switch_model` with these arguments would begin, and if not, why; changes nothing."""
-        self._refuse_closed()
-        plan = None
-        try:
-            strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
-            target = self.registry.get(self.registry.resolve_model(model_id), target_version).version
-            plan = await self._loop.call(self._validated(model_id, target, strategy))
-        except (InvalidInput, SwitchRefused) as refusal:
-            return SwitchValidation(valid=False, reason=str(refusal), plan=None)
-        return SwitchValidation(valid=plan.refusal is None, reason=plan.refusal, plan=plan)
-
-    async def _validated(self, model_id: str, target: str, strategy: Strategy) -> SwitchPlan:
-        self.switcher.check(model_id, target, strategy)
-        return await self._parts.preflight.plan(model_id, target, strategy)
-
-    async def plan_switch(
-        self,
-        target_version: str,
-        strategy_type: SwitchingStrategyType | str | None = None,
-        strategy_config: Mapping[str, Any] | Strategy | None = None,
+        target: str,
+        strategy: Strategy,
+        intent: Intent,
         *,
-        model_id: str | None = None,
-    ) -> SwitchPlan:
-        """What a switch would take, without beginning it: memory, tiers, times from measured history, the ways out.
-
-        Arguments as in `start_switch`, which refuses what this says it would refuse.
-
-        Raises:
-            InvalidInput: unknown version, strategy or field, or a value outside its range.
-        """
-        self._refuse_closed()
-        strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
-        model = self.registry.resolve_model(model_id)
-        target = self.registry.get(model, target_version).version
-        return await self._loop.call(self._parts.preflight.plan(model, target, strategy))
+        experiment: str | None = None,
+        plan: AnalysisPlan | None = None,
+        judge: Judge | None = None,
+    ) -> SwitchHandle:
+        operation_id = f"op-{uuid4().hex[:12]}"
+        start = self._start(model_id, target, strategy, operation_id, experiment or operation_id, plan, judge, intent)
+        await self._loop.call(start)
+        return SwitchHandle(self, operation_id)
 
     async def _start(
         self,
@@ -349,13 +290,15 @@ class SwitchingEngine(Keeping, Recording, Watching):
         salt: str,
         plan: AnalysisPlan | None,
         judge: Judge | None,
+        intent: Intent,
     ) -> None:
-        self.switcher.check(model_id, target, strategy)
-        await self._parts.preflight.check(model_id, target, strategy)
+        await self._parts.desk.check(model_id, target, strategy)
         if plan is not None:
             record = PlanRecord(operation_id, plan.digest(), plan.to_dict(), self._clock.wall_s())
             await asyncio.wrap_future(self.store.plan(record))
-        await self.switcher.start(model_id, target, strategy, operation_id=operation_id, salt=salt, judge=judge)
+        await self.switcher.start(
+            model_id, target, strategy, operation_id=operation_id, salt=salt, judge=judge, intent=intent
+        )
 
     async def deploy(self, version: str, *, model_id: str | None = None) -> OperationStatus:
         """Switch to a version at once and wait until the switch ended; the short form of an immediate switch.
@@ -396,16 +339,6 @@ class SwitchingEngine(Keeping, Recording, Watching):
     def operation_status(self, operation_id: str) -> OperationStatus:
         """One switch as it stands."""
         return OperationStatus.of(self.switcher.operation(operation_id), self._clock.monotonic_s())
-
-    def get_switch_status(self, operation_id: str) -> OperationStatus:
-        """The same as `operation_status`."""
-        return self.operation_status(operation_id)
-
-    def list_active_switches(self) -> tuple[OperationStatus, ...]:
-        """The switches under way, of every model, oldest first."""
-        return tuple(
-            self.operation_status(o.operation_id) for o in self.switcher.operations.values() if not o.phase.is_final
-        )
 
     def get_switching_status(self) -> SwitchingStatus:
         """Every model: active version, shares, and the latest operation."""

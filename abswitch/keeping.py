@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from abswitch.assembly import Machinery
-from abswitch.domain import LoadFacts
+from abswitch.domain import EMPTY, LoadFacts
+from abswitch.errors import StoreError
+from abswitch.serving.intents import USER, Intent
 from abswitch.serving.loop import EngineLoop
 from abswitch.serving.registry import DynamicModelRegistry
 
@@ -27,7 +32,7 @@ class Keeping:
             LoadFailed: with the reason.
         """
         self._refuse_closed()
-        registered = self.registry.get(self.registry.resolve_model(model_id), version)
+        registered = self.registry.resolve(version, model_id)
         return (await self._loop.call(self._parts.readiness.prove(registered))).facts
 
     async def prefetch(self, version: str, *, model_id: str | None = None) -> None:
@@ -36,47 +41,72 @@ class Keeping:
         What goes wrong is logged, and told to whoever needs the version.
         """
         self._refuse_closed()
-        registered = self.registry.get(self.registry.resolve_model(model_id), version)
+        registered = self.registry.resolve(version, model_id)
         await self._loop.call(self._parts.begin(self._parts.readiness.prove(registered)))
 
     async def pin(self, version: str, *, model_id: str | None = None) -> None:
         """Keep a version in memory once it is loaded, whatever else needs room; `unpin` undoes one `pin`."""
-        key = self.registry.get(self.registry.resolve_model(model_id), version).key
+        key = self.registry.resolve(version, model_id).key
         await self._loop.call(self._parts.on_loop(lambda: self._parts.cache.pin(key)))
 
     async def unpin(self, version: str, *, model_id: str | None = None) -> None:
         """Undo one `pin`."""
-        key = self.registry.get(self.registry.resolve_model(model_id), version).key
+        key = self.registry.resolve(version, model_id).key
         await self._loop.call(self._parts.on_loop(lambda: self._parts.cache.unpin(key)))
 
-    async def deregister_model(self, model_id: str, version: str) -> None:
+    async def deregister_model(self, model_id: str, version: str, *, actor: str = USER, reason: str = "") -> bool:
         """Take a version out of the registry and out of memory; its evidence and its history stay.
+
+        Returns:
+            True.
 
         Raises:
             UnknownModel, UnknownVersion: there is no such version.
-            SwitchRefused: it is active, takes part in an operation, or requests are on it.
+            SwitchRefused: it is active, a switch's candidate, pinned, being loaded, or answers requests; says which.
         """
         self._refuse_closed()
-        key = self.registry.get(model_id, version).key
-        self.registry.deregister_model(*key)
-        await self._loop.call(self._parts.cache.discard(key))
+        name = self.registry.get(model_id, version).version
+        return await self._loop.call(self._parts.desk.release(model_id, name, Intent(actor=actor, reason=reason)))
 
-    async def export_to_mlflow(self, *, model_id: str | None = None, name: str | None = None) -> dict[str, str]:
-        """Register a model's versions in MLflow's model registry; its aliases follow this engine's from now on.
+    async def export_to_mlflow(
+        self, *, model_id: str | None = None, name: str | None = None, tracking_uri: str | None = None
+    ) -> dict[str, str]:
+        """Register a model's versions in MLflow's model registry, which follows this one from now on.
 
-        Args:
-            name: of the registered model; the model's id by default.
+        `registry.export_to_mlflow` is the same, blocks, and tells more; arguments as there.
 
         Returns:
             version → its number in MLflow.
-        """
-        return await asyncio.to_thread(self._parts.link.export, self.registry.resolve_model(model_id), name)
-
-    async def import_from_mlflow(self, name: str, *, model_id: str | None = None) -> tuple[str, ...]:
-        """Register the versions of a registered model of MLflow; returns those that are new here.
 
         Raises:
-            InvalidInput: MLflow has no model of that name, or the engine was given no MLflow.
-            BadModelSource: a version's files are not on this machine.
+            InvalidInput: no address is known, or a name that MLflow does not take.
+            StoreError: MLflow cannot be reached, or refused it; in the first case it is told as soon as it can be.
         """
-        return await asyncio.to_thread(self._parts.link.read, name, model_id)
+        self._refuse_closed()
+        exported = await asyncio.to_thread(
+            self.registry.export_to_mlflow, model_id, name=name, tracking_uri=tracking_uri
+        )
+        if not exported:
+            raise StoreError(f"MLflow at {exported.tracking_uri} has not got it: {exported.error}")
+        return dict(exported.versions)
+
+    async def import_from_mlflow(
+        self,
+        name: str,
+        *,
+        model_id: str | None = None,
+        tracking_uri: str | None = None,
+        config: Mapping[str, Any] = EMPTY,
+    ) -> tuple[str, ...]:
+        """Register the versions of a registered model of MLflow; returns those that are new here.
+
+        `registry.import_from_mlflow` is the same, blocks, and tells more; arguments as there.
+
+        Raises:
+            InvalidInput: MLflow has no model of that name, or no address is known.
+            BadModelSource, DuplicateVersion: of a version.
+            StoreError: MLflow cannot be reached.
+        """
+        self._refuse_closed()
+        fetch = partial(self.registry.import_from_mlflow, name, model_id=model_id, tracking_uri=tracking_uri)
+        return (await asyncio.to_thread(fetch, config=config)).registered

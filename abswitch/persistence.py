@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from abswitch.domain import ModelVersion
-from abswitch.errors import InvalidInput, StoreError
-from abswitch.records import RegistryRecord
+from abswitch.errors import AbswitchError, InvalidInput, StoreError
+from abswitch.records import Action, HistoryEntry
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered
 from abswitch.serving.golden import Answers, ReferenceKey
-from abswitch.serving.lineage import HistoryEntry, What
 from abswitch.serving.moves import JournalEntry
 from abswitch.serving.timings import Timing
 from abswitch.store.database import MEMORY
@@ -48,6 +48,7 @@ class Recovery:
         operations: oldest first.
         active: model → the version that serves it, with the operation that made it so.
         crashed: the process ended without closing its engine.
+        activations: every change of an active version that the journal still tells of, oldest first.
         timings: how long loads, wakes, swaps and drains took.
         golden: what each version answered to the golden prompts when it was loaded at first.
     """
@@ -55,6 +56,7 @@ class Recovery:
     operations: list[Adopted] = field(default_factory=list)
     active: dict[str, tuple[str | None, str]] = field(default_factory=dict)
     crashed: bool = False
+    activations: list[HistoryEntry] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
     golden: dict[ReferenceKey, Answers] = field(default_factory=dict)
 
@@ -123,6 +125,8 @@ class SwitchLog:
                 continue
             sequence = body["transition"]["sequence"]
             latest[operation.operation_id] = Adopted(recovered(operation, now_s), body["salt"], sequence)
+            if found.version_of(operation.model_id) != body["active"]:
+                found.activations.append(_activation(operation, body))
             found.active[operation.model_id] = (body["active"], operation.operation_id)
         found.operations = list(latest.values())
         for entry in self._journal.entries:
@@ -168,38 +172,38 @@ def _model(body: Mapping[str, Any]) -> str:
     return str(body["operation"]["model_id"])
 
 
-def noter(store: Recorder) -> Callable[[HistoryEntry], None]:
-    """Writes the registry's history down, without waiting."""
-
-    def note(entry: HistoryEntry) -> None:
-        store.registry(
-            RegistryRecord(
-                entry.model_id, entry.version, entry.what.value, entry.detail, entry.operation_id, entry.at_s
-            )
-        )
-
-    return note
-
-
-def history(store: Recorder) -> list[HistoryEntry]:
-    """The registry's history as earlier processes wrote it down."""
-    return [
-        HistoryEntry(
-            model_id=row.model_id,
-            version=row.version,
-            what=What(row.event),
-            detail=row.detail,
-            operation_id=row.operation_id,
-            at_s=row.at_s,
-        )
-        for row in store.registry_history()
-    ]
+def _activation(operation: Operation, body: Mapping[str, Any]) -> HistoryEntry:
+    return HistoryEntry(
+        model_id=operation.model_id,
+        sequence=0,  # its place in the history is found when it is taken over
+        action=Action.PROMOTED if body["active"] is not None else Action.WITHDRAWN,
+        version=body["active"],
+        previous=None,
+        alias=None,
+        actor="journal",
+        reason=operation.reason,
+        operation_id=operation.operation_id,
+        at_s=body["transition"]["at_s"],
+    )
 
 
-def keeper(store: Recorder) -> Any:
-    """Writes a registered version down and waits until it is: a version that serves must survive a crash."""
+def keeper(store: Recorder) -> Callable[[HistoryEntry, ModelVersion | None], None]:
+    """Writes an entry down, with the version it registers, and waits: what serves must survive a crash."""
 
-    def keep(version: ModelVersion) -> None:
-        store.version(version).result()
+    def keep(entry: HistoryEntry, version: ModelVersion | None) -> None:
+        (store.history(entry) if version is None else store.version(version, entry)).result()
 
     return keep
+
+
+def noter(store: Recorder) -> Callable[[HistoryEntry], Future[None] | None]:
+    """Has an entry written down, in order with everything else, and waits for nothing."""
+
+    def note(entry: HistoryEntry) -> Future[None] | None:
+        try:
+            return store.history(entry)
+        except AbswitchError as error:
+            log.error("an entry of the history of model %s is lost: %s", entry.model_id, error)
+            return None
+
+    return note

@@ -6,7 +6,11 @@ Instants are seconds since the Unix epoch, durations seconds, shares fractions 0
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class AssignmentRecord(NamedTuple):
@@ -27,17 +31,6 @@ class AssignmentRecord(NamedTuple):
     route_epoch: int
     request_id: str
     assigned_at_s: float
-
-
-class RegistryRecord(NamedTuple):
-    """Something that happened to a model's versions; table `registry_history`."""
-
-    model_id: str
-    version: str | None
-    event: str
-    detail: Mapping[str, Any]
-    operation_id: str | None
-    at_s: float
 
 
 class HealthSample(NamedTuple):
@@ -174,3 +167,53 @@ class ArtifactRecord(NamedTuple):
     size_bytes: int | None
     sha256: str | None
     created_at_s: float
+
+
+class Action(StrEnum):
+    """What an entry of a model's history tells."""
+
+    REGISTERED = "registered"
+    DEREGISTERED = "deregistered"
+    REQUESTED = "requested"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled back"
+    WITHDRAWN = "withdrawn"
+    ENDED = "ended"
+    ALIAS_SET = "alias set"
+    ALIAS_REMOVED = "alias removed"
+    TAGGED = "tagged"
+    UNTAGGED = "untagged"
+    EXPORTED = "exported"
+
+
+class HistoryEntry(NamedTuple):
+    """One entry of a model's history; table `registry_history`.
+
+    Attributes:
+        sequence: grows within the model.
+        action: see `Action`. `requested` and `ended` enclose a switch; `promoted`, `rolled back` and `withdrawn` say
+            which version is active from then on.
+        version: the version it is about; None where none is (`withdrawn`, `exported`).
+        previous: what the alias pointed to before, or the version that was active before.
+        alias: that the entry moved: `champion` with the active version, `challenger` with a switch's candidate.
+        actor: who did it: a name the caller gave (`user` by default), `switcher`, `registry`, `recovery`.
+        detail: what else there is to tell, e.g. a switch's strategy and metadata, or a tag's key and value.
+        at_s: when, by the wall clock.
+    """
+
+    model_id: str
+    sequence: int
+    action: str
+    version: str | None
+    previous: str | None
+    alias: str | None
+    actor: str
+    reason: str
+    operation_id: str | None
+    detail: Mapping[str, Any] = _NOTHING
+    at_s: float = 0.0
+
+    def __str__(self) -> str:
+        about = " ".join(filter(None, (self.version, self.alias and f"({self.alias})")))
+        why = f": {self.reason}" if self.reason else ""
+        return f"{self.sequence} {self.action} {about} by {self.actor}{why}"

@@ -27,6 +27,7 @@ OTHER: Mapping[str, tuple[str, Any]] = {
     "device_cache_memory_limit_gb": ("70", 70.0),
     "default_switch_strategy": ("canary", "canary"),
     "max_concurrent_switches": ("9", 9),
+    "max_version_history": ("12", 12),
     "switch_timeout_seconds": ("12.5", 12.5),
     "max_transition_time_seconds": ("33", 33.0),
     "enable_automatic_rollback": ("false", False),

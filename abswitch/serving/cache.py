@@ -145,6 +145,12 @@ class ModelCache:
             return Footprint(known.device_bytes - now.device_bytes, max(0, known.host_bytes - now.host_bytes))
         return await instance.needs()
 
+    def why_needed(self, key: VersionKey) -> str | None:
+        """Why a version must stay, or come, whatever its traffic; None when nothing here needs it."""
+        if key in self._loading:
+            return "it is being loaded"
+        return "it is pinned" if self._pins.get(key) else None
+
     # --- pinning ----------------------------------------------------------------------------------------------------
 
     def pin(self, key: VersionKey) -> None:
@@ -156,10 +162,6 @@ class ModelCache:
         self._pins[key] -= 1
         if self._pins[key] <= 0:
             del self._pins[key]
-
-    def is_pinned(self, key: VersionKey) -> bool:
-        """Whether somebody pinned the version."""
-        return bool(self._pins[key])
 
     # --- bringing up ------------------------------------------------------------------------------------------------
 

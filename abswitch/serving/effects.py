@@ -103,6 +103,7 @@ class Effects:
 
     def moved(self, operation: Operation) -> None:
         """The operation took an event: its stage's timer no longer counts, and at its end neither does its deadline."""
+        self._registry.moved(operation)
         stale = [self._timers.pop(operation.operation_id, None)]
         if operation.phase.is_final:
             stale.append(self._deadlines.pop(operation.operation_id, None))
@@ -229,7 +230,7 @@ class Effects:
         else:
             for row in self._committed(operation, route, route.active).records():
                 self._record_route(row)
-        self._registry.activate(model_id, route.active, operation.operation_id)
+        self._registry.activate(model_id, route.active, operation.operation_id, reason=operation.reason)
         self._answer(operation, ops.Routed())
 
     def _committed(self, operation: Operation, route: ops.Route, active: str) -> RouteSnapshot:

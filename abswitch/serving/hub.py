@@ -1,53 +1,129 @@
-"""Which commit a Hugging Face id and revision mean now; a branch's name means another one tomorrow."""
+"""The commit that a hub id and a revision mean: the hub tells, or the local cache where the hub is out of reach."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from abswitch.domain import ModelConfig
-from abswitch.errors import BadModelSource
-from abswitch.serving.source import is_local
+from abswitch.errors import BadModelSource, MissingExtra
+from abswitch.serving.source import CONVERT, PICKLED, check_source
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-DEFAULT_BRANCH = "main"
+_TIMEOUT_S = 10.0
 
 
-def pinned(config: ModelConfig, *, timeout_s: float = 10.0) -> ModelConfig:
-    """The configuration with its revision replaced by the commit it means; unchanged for a local folder. Blocks.
+def commit_of(config: ModelConfig, *, timeout_s: float = _TIMEOUT_S) -> str | None:
+    """The commit that a configuration's hub id and revision mean now; None for folders and other backends.
 
-    The hub is asked; where it cannot be reached (or `HF_HUB_OFFLINE` is set) the snapshot in the local cache answers.
+    Blocks for one request to the hub (`HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` count). Where it cannot be asked,
+    the snapshot that an earlier download left in the cache (`HF_HOME`) answers.
 
     Raises:
-        BadModelSource: there is no such model or revision, or neither the hub nor the cache can tell.
+        BadModelSource: the hub does not know the id or the revision, or wants a token; the repository has no
+            safetensors weights; or the hub is out of reach and the cache has no such snapshot.
+        MissingExtra: `huggingface_hub` is not installed.
     """
-    if is_local(config.model) or _COMMIT.match(config.revision or ""):
-        return config
-    return replace(config, revision=_asked(config, timeout_s))
+    if check_source(config).kind != "hub":
+        return None
+    try:
+        with _answers(config):
+            info = _ask(config, timeout_s)
+    except _OutOfReach as why:
+        return _cached(config, str(why))
+    _check_weights(config, [file.rfilename for file in info.siblings or ()])
+    if not info.sha:
+        raise _refused(config, "a repository with a commit (the hub names none)")
+    return str(info.sha)
 
 
-def _asked(config: ModelConfig, timeout_s: float) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+class _OutOfReach(Exception):
+    """The hub gave no answer; the message says why."""
+
+
+def _ask(config: ModelConfig, timeout_s: float) -> ModelInfo:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise MissingExtra("a hub id", ("huggingface_hub",), ("cpu", "gpu")) from error
+    return HfApi().model_info(config.model, revision=config.revision, timeout=timeout_s)
+
+
+@contextmanager
+def _answers(config: ModelConfig) -> Iterator[None]:
+    """The hub's refusals in our words; everything that is no answer becomes `_OutOfReach`."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        found = HfApi().model_info(config.model, revision=config.revision, timeout=timeout_s).sha
-    except RevisionNotFoundError:
-        raise BadModelSource("model_config.revision", config.revision, f"a revision of {config.model}") from None
-    except RepositoryNotFoundError:
-        raise BadModelSource("model_config.model", config.model, "a model of the hub, open to you") from None
-    except Exception as error:  # the errors of its transport are another library's with each release
-        found = _cached(config)
-        if found is None:
-            allowed = f"a hub that can be reached, or a snapshot in the cache ({type(error).__name__}: {error})"
-            raise BadModelSource("model_config.model", config.model, allowed) from None
-    return str(found)
+        yield
+    except GatedRepoError as error:
+        raise _refused(config, "a repository you were given access to; accept its terms and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise _refused(
+            config, "a folder that exists, or an id that the hub knows (for a private one set HF_TOKEN)"
+        ) from error
+    except RevisionNotFoundError as error:
+        allowed = f"a branch, tag or commit of {config.model}"
+        raise BadModelSource("model_config.revision", config.revision, allowed) from error
+    except HFValidationError as error:
+        raise _refused(config, f"a hub id such as org/name ({error})") from error
+    except OfflineModeIsEnabled as error:
+        raise _OutOfReach("HF_HUB_OFFLINE is set") from error
+    except HfHubHTTPError as error:
+        raise _OutOfReach(f"the hub answered {str(error).splitlines()[0]}") from error
+    except (OSError, _library_error()) as error:
+        raise _OutOfReach(f"the hub cannot be reached: {type(error).__name__}: {error}") from error
 
 
-def _cached(config: ModelConfig) -> str | None:
-    from huggingface_hub import constants
+def _library_error() -> type[Exception]:
+    """The base of all errors of the HTTP library that this release of the hub's client uses."""
+    from huggingface_hub.errors import HfHubHTTPError
 
-    repository = f"models--{config.model.replace('/', '--')}"
-    reference = Path(constants.HF_HUB_CACHE) / repository / "refs" / (config.revision or DEFAULT_BRANCH)
-    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+    base = HfHubHTTPError.__bases__[0]
+    return base if issubclass(base, Exception) else OSError
+
+
+def _cached(config: ModelConfig, why: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(config.model, revision=config.revision, local_files_only=True)
+    except Exception as error:  # many kinds, all of which say that it is not there, or not whole
+        at = f" at {config.revision}" if config.revision else ""
+        allowed = (
+            f"a model in the local cache, or one that the hub can be asked for: {why}, and the cache has no whole "
+            f"snapshot of it{at}"
+        )
+        raise _refused(config, allowed) from error
+    commit = Path(folder).name
+    if not _COMMIT.match(commit):
+        raise _refused(config, f"a snapshot in the cache that is named by its commit, not {folder}")
+    return commit
+
+
+def _check_weights(config: ModelConfig, files: list[str]) -> None:
+    if not files or config.engine_args.get("load_format") == "dummy":
+        return
+    if not any(file.endswith(".safetensors") for file in files):
+        pickled = [file for file in files if Path(file).suffix in {Path(glob).suffix for glob in PICKLED}]
+        found = f"found only pickled weights, which can run code when loaded: {', '.join(pickled)}; {CONVERT}"
+        raise _refused(
+            config, f"a repository with *.safetensors ({found if pickled else 'there are no weights in it'})"
+        )
+
+
+def _refused(config: ModelConfig, allowed: str) -> BadModelSource:
+    return BadModelSource("model_config.model", config.model, allowed)

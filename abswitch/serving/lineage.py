@@ -1,135 +1,122 @@
-"""`HistoryEntry` and `Book`: everything that ever happened to a model's versions, and what follows from it.
+"""`Lineage`: one model's versions, aliases, tags and active version, as its history tells them.
 
-The entries are the truth; the book is folded from them, in a running process and after a restart alike.
+State changes in one way only, by `apply`, whether an entry is new or read back after a restart: what was recorded is
+what is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
 
-from abswitch import checks
-from abswitch.errors import InvalidInput
+from abswitch.domain import ModelVersion
+from abswitch.records import Action, HistoryEntry
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-"""Aliases that follow the switches: the active version, and the target of the operation under way."""
+ACTIVATIONS = frozenset({Action.PROMOTED, Action.ROLLED_BACK, Action.WITHDRAWN})
 
 
-class What(StrEnum):
-    """What happened."""
+@dataclass(frozen=True, slots=True)
+class Candidacy:
+    """The switch under way: its target is the challenger."""
 
-    REGISTERED = "registered"
-    ACTIVATED = "activated"
-    CHALLENGED = "challenged"
-    ALIASED = "aliased"
-    TAGGED = "tagged"
-    REQUESTED = "switch requested"
-    DEREGISTERED = "deregistered"
-    LINKED = "linked"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryEntry:
-    """One thing that happened to a model.
-
-    Attributes:
-        version: None where an alias was removed, nothing serves any more, or no operation is under way any more.
-        detail: JSON values: of an alias its name, of a tag `key` and `value`, of a request what came with it.
-        at_s: seconds since the epoch.
-    """
-
-    model_id: str
-    version: str | None
-    what: What
-    detail: Mapping[str, Any] = field(default_factory=dict)
-    operation_id: str | None = None
-    at_s: float = 0.0
-
-    def __str__(self) -> str:
-        words = ", ".join(f"{key} {value}" for key, value in self.detail.items())
-        by = f" by {self.operation_id}" if self.operation_id else ""
-        return f"{self.model_id}: {self.version or 'nothing'} {self.what}{by}" + (f" ({words})" if words else "")
+    version: str
+    operation_id: str
+    is_rollback: bool
 
 
 @dataclass(slots=True)
-class Book:
-    """One model's entries and what they come to."""
+class Lineage:
+    """One model.
 
-    entries: list[HistoryEntry] = field(default_factory=list)
-    active: str | None = None
-    challenger: str | None = None
-    aliases: dict[str, str] = field(default_factory=dict)
+    Attributes:
+        versions: registered now, in order of registration.
+        gone: deregistered; their names stay taken, as evidence is recorded under them.
+        pointers: aliases set by hand.
+        tags: version → its tags.
+        activations: entries that changed the active version, oldest first.
+        entries: everything, in order.
+        link: where the model is exported to, as the latest `exported` entry has it.
+    """
+
+    versions: dict[str, ModelVersion] = field(default_factory=dict)
+    gone: dict[str, ModelVersion] = field(default_factory=dict)
+    pointers: dict[str, str] = field(default_factory=dict)
     tags: dict[str, dict[str, str]] = field(default_factory=dict)
-    gone: set[str] = field(default_factory=set)
-    linked: str | None = None
-
-    @classmethod
-    def of(cls, entries: Iterable[HistoryEntry]) -> Book:
-        book = cls()
-        for entry in entries:
-            book.add(entry)
-        return book
-
-    def add(self, entry: HistoryEntry) -> None:
-        """Take note of an entry."""
-        self.entries.append(entry)
-        match entry.what:
-            case What.ACTIVATED:
-                self.active = entry.version
-            case What.CHALLENGED:
-                self.challenger = entry.version
-            case What.ALIASED:
-                self._alias(str(entry.detail["alias"]), entry.version)
-            case What.TAGGED if entry.version is not None:
-                self._tag(entry.version, str(entry.detail["key"]), entry.detail.get("value"))
-            case What.LINKED:
-                self.linked = str(entry.detail["name"])
-            case What.DEREGISTERED if entry.version is not None:
-                self._forget(entry.version)
-            case What.REGISTERED if entry.version is not None:
-                self.gone.discard(entry.version)
-
-    def _alias(self, alias: str, version: str | None) -> None:
-        if version is None:
-            self.aliases.pop(alias, None)
-        else:
-            self.aliases[alias] = version
-
-    def _tag(self, version: str, key: str, value: str | None) -> None:
-        tags = self.tags.setdefault(version, {})
-        if value is None:
-            tags.pop(key, None)
-        else:
-            tags[key] = value
-
-    def _forget(self, version: str) -> None:
-        self.gone.add(version)
-        self.tags.pop(version, None)
-        self.aliases = {alias: held for alias, held in self.aliases.items() if held != version}
+    activations: list[HistoryEntry] = field(default_factory=list)
+    entries: list[HistoryEntry] = field(default_factory=list)
+    candidacy: Candidacy | None = None
+    link: Mapping[str, str] | None = None
+    sequence: int = 0
 
     @property
-    def all_aliases(self) -> dict[str, str]:
-        """Alias → version, those that follow the switches included."""
-        followed = {CHAMPION: self.active, CHALLENGER: self.challenger}
-        return {name: version for name, version in followed.items() if version is not None} | self.aliases
+    def active(self) -> str | None:
+        """The version that serves the model."""
+        return self.activations[-1].version if self.activations else None
 
-    def served_before(self, version: str | None) -> str | None:
-        """The version that was active last before `version` and is still registered."""
-        past = [e.version for e in self.entries if e.what is What.ACTIVATED and e.version not in (None, *self.gone)]
-        return next((one for one in reversed(past) if one != version), None)
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Alias → version; `champion` is the active version, `challenger` the candidate of the switch under way."""
+        found = dict(self.pointers)
+        if self.active is not None:
+            found[CHAMPION] = self.active
+        if self.candidacy is not None:
+            found[CHALLENGER] = self.candidacy.version
+        return dict(sorted(found.items()))
 
+    def previously_active(self) -> str | None:
+        """The last version that was active before the one that is now and is still registered."""
+        earlier = (entry.version for entry in reversed(self.activations))
+        return next((one for one in earlier if one in self.versions and one != self.active), None)
 
-def checked_alias(alias: object) -> str:
-    """An alias a person may set.
+    def apply(self, entry: HistoryEntry, version: ModelVersion | None = None) -> None:
+        """Take an entry over.
 
-    Raises:
-        InvalidInput: not a name, or one that follows the switches by itself.
-    """
-    name = checks.name("alias", alias)
-    if name in (CHAMPION, CHALLENGER):
-        raise InvalidInput(
-            "alias", name, f"another name; {CHAMPION} and {CHALLENGER} follow the switches by themselves"
-        )
-    return name
+        Args:
+            version: that was registered, of a `registered` entry.
+        """
+        self.sequence = max(self.sequence, entry.sequence)
+        self.entries.append(entry)
+        if entry.action in ACTIVATIONS:
+            self._activated(entry)
+        elif entry.action == Action.EXPORTED:
+            self.link = {key: str(value) for key, value in entry.detail.items()}
+        else:
+            self._about(entry, entry.version or "", version)
+
+    def _activated(self, entry: HistoryEntry) -> None:
+        self.activations.append(entry)
+        if entry.version is not None and self.pointers.get(CHALLENGER) == entry.version:
+            del self.pointers[CHALLENGER]  # it is the champion now
+
+    def _about(self, entry: HistoryEntry, name: str, version: ModelVersion | None) -> None:
+        match Action(entry.action), entry.alias:
+            case Action.REGISTERED, _:
+                self._registered(name, version)
+            case Action.DEREGISTERED, _:
+                self._deregistered(name)
+            case Action.REQUESTED, _:
+                self.candidacy = Candidacy(name, entry.operation_id or "", bool(entry.detail.get("rollback")))
+            case Action.ENDED, _:
+                self.candidacy = None
+            case Action.ALIAS_SET, str(alias):
+                self.pointers[alias] = name
+            case Action.ALIAS_REMOVED, str(alias):
+                self.pointers.pop(alias, None)
+            case Action.TAGGED, _:
+                self.tags.setdefault(name, {})[str(entry.detail["key"])] = str(entry.detail["value"])
+            case Action.UNTAGGED, _:
+                self.tags.get(name, {}).pop(str(entry.detail["key"]), None)
+
+    def _registered(self, name: str, version: ModelVersion | None) -> None:
+        known = version or self.gone.get(name) or self.versions.get(name)
+        self.gone.pop(name, None)
+        if known is not None:
+            self.versions[name] = known
+
+    def _deregistered(self, name: str) -> None:
+        version = self.versions.pop(name, None)
+        if version is not None:
+            self.gone[name] = version
+        self.tags.pop(name, None)
+        self.pointers = {alias: target for alias, target in self.pointers.items() if target != name}

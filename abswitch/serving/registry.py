@@ -1,57 +1,39 @@
-"""`DynamicModelRegistry`: which versions exist, which one is active, and what was active before."""
+"""`DynamicModelRegistry`: which versions exist, which one is active, and everything that happened to them."""
 
 from __future__ import annotations
 
-import difflib
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from abswitch import checks
 from abswitch.clock import Clock
 from abswitch.domain import EMPTY, ModelConfig, ModelVersion, VersionKey
-from abswitch.errors import DuplicateVersion, InvalidInput, SwitchRefused, UnknownModel, UnknownVersion
-from abswitch.serving.hub import pinned
-from abswitch.serving.lineage import Book, HistoryEntry, What, checked_alias
+from abswitch.errors import InvalidInput, SwitchRefused
+from abswitch.records import Action, HistoryEntry
+from abswitch.registries import ExportStatus, ImportedModel
+from abswitch.rollout.operation import Operation
+from abswitch.serving import references
+from abswitch.serving.book import Book, Keep, Note, Told
+from abswitch.serving.intents import RECOVERY, REGISTRY, SWITCHER, USER, Intent, Surroundings
+from abswitch.serving.lineage import CHALLENGER, CHAMPION, Lineage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Activation:
-    """This version became the active one."""
-
-    version: str | None
-    at_s: float
-    operation_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryStats:
-    """Counts over all models."""
-
-    models: int
-    versions: int
-    aliases: int
-    deregistered: int
-    entries: int
-
-
-@dataclass(slots=True)
-class _Model:
-    versions: dict[str, ModelVersion] = field(default_factory=dict)
-    book: Book = field(default_factory=Book)
-
-
-class DynamicModelRegistry:
+class DynamicModelRegistry(Book):
     """Versions by model, in order of registration. Safe to call from any thread.
 
+    Wherever a version is accepted, so are an alias and `model@alias`; a version's name comes first.
+
     Args:
-        clock: for the time of registration.
         check: called with a version before it is admitted; raises to refuse it.
-        keep: writes a version down; raises to refuse it.
-        note: takes every entry of the history, after it happened; must not block for long.
-        in_use: why a version cannot be deregistered now; None when it can.
+        resolve: the commit behind a hub id; raises to refuse the version.
+        keep: writes an entry down, with the version that it registers, and returns once that is safe; raises to refuse.
+        note: has an entry written down soon; must neither wait nor raise.
+        in_use: why a version cannot go now, or None.
+        max_versions: registered versions of one model at most; what was active longest ago goes first, and nothing
+            that is active, was active before that, is a candidate, has an alias or is loaded.
     """
 
     def __init__(
@@ -59,35 +41,36 @@ class DynamicModelRegistry:
         clock: Clock,
         *,
         check: Callable[[ModelVersion], None] = lambda _: None,
-        keep: Callable[[ModelVersion], object] = lambda _: None,
-        note: Callable[[HistoryEntry], object] = lambda _: None,
+        resolve: Callable[[ModelConfig], str | None] = lambda _: None,
+        keep: Keep = lambda *_: None,
+        note: Note = lambda _: None,
         in_use: Callable[[VersionKey], str | None] = lambda _: None,
+        max_versions: int = 50,
     ) -> None:
-        self._clock = clock
-        self._check = check
-        self._keep = keep
-        self._note = note
-        self._in_use = in_use
-        self._switch: Callable[[str, str], bool] | None = None
-        self._models: dict[str, _Model] = {}
-        self._restored: set[VersionKey] = set()
-        self._lock = threading.Lock()
+        super().__init__(clock, keep, note)
+        self._check, self._resolve, self._in_use = check, resolve, in_use
+        self._max_versions = checks.integer("max_version_history", max_versions, low=2)
+        self._intents: dict[str, Intent] = {}
+        self._surroundings: Surroundings | None = None
 
-    def restore(self, versions: Iterable[ModelVersion], history: Iterable[HistoryEntry] = ()) -> None:
-        """Take over what an earlier process knew, as it was; nothing is checked or loaded.
+    def connect(self, surroundings: Surroundings, on_change: Callable[[str], None]) -> None:
+        """Make the registry part of an engine; `on_change` hears of every model that changed and must not wait."""
+        self._surroundings, self._on_change = surroundings, on_change
 
-        Args:
-            history: entries of all models, oldest first.
-        """
-        with self._lock:
-            for version in versions:
-                self._models.setdefault(version.model_id, _Model()).versions[version.version] = version
-                self._restored.add(version.key)
-            for entry in history:
-                self._models.setdefault(entry.model_id, _Model()).book.add(entry)
-            for model in self._models.values():
-                for gone in model.book.gone & model.versions.keys():
-                    del model.versions[gone]
+    def restore(self, versions: Iterable[ModelVersion], entries: Iterable[HistoryEntry] = ()) -> None:
+        """Take over what an earlier process knew, as it was; nothing is checked or loaded."""
+        by_key = {version.key: version for version in versions}
+        with self._state:
+            for entry in entries:
+                version = by_key.get((entry.model_id, entry.version or ""))
+                self._models.setdefault(entry.model_id, Lineage()).apply(entry, version)
+            told = {(model_id, name) for model_id, one in self._models.items() for name in (*one.versions, *one.gone)}
+            for key, version in by_key.items():
+                if key not in told:
+                    self._models.setdefault(version.model_id, Lineage()).versions[version.version] = version
+            self._restored.update(by_key)
+
+    # --- versions ---------------------------------------------------------------------------------------------------
 
     def register_model(
         self,
@@ -95,259 +78,335 @@ class DynamicModelRegistry:
         version: str,
         *,
         metadata: Mapping[str, Any] = EMPTY,
-        pin_revision: bool = False,
+        tags: Mapping[str, str] = EMPTY,
+        pin_revision: bool = True,
+        actor: str = USER,
+        reason: str = "",
     ) -> str:
         """Register a version; nothing is loaded yet.
 
         Args:
             model_config: what to serve and how, or a dictionary of `ModelConfig`'s fields.
             version: its name, unique within the model.
-            metadata: anything worth keeping beside it; JSON values.
-            pin_revision: of a hub id, ask now which commit its revision means, and serve that one from then on. Blocks.
+            metadata: anything worth keeping beside it; JSON values. It never changes.
+            tags: words that may change later, see `set_tag`.
+            pin_revision: of a hub id, ask now which commit its revision means (blocks), and serve that one from then
+                on; with False, whatever it means whenever it is loaded.
+            actor, reason: who registers it and why, for the history.
 
         Returns:
             The model's id. A version of an earlier process may be registered again as it was: it is the same one.
 
         Raises:
-            DuplicateVersion: the model already has that version, or had another one of that name in an earlier process.
-            BadModelSource: the folder is missing, has no config, only pickled weights, or wants to run its own code.
+            DuplicateVersion: the model already has that version, or had another one of that name earlier.
+            BadModelSource: the folder is missing, has no config, only pickled weights, or wants to run its own code;
+                the hub does not know the id or revision; or neither hub nor local cache can be asked.
             InvalidInput: any other malformed value.
         """
         config = ModelConfig.of(model_config)
-        if checks.flag("pin_revision", pin_revision):
-            config = pinned(config)
-        checks.name("version", version)
-        if not isinstance(metadata, Mapping):
-            raise InvalidInput("metadata", metadata, "a dictionary")
+        references.check_version_name(self._models.get(config.model_id), version)
+        intent = Intent(actor=actor, reason=reason, metadata=metadata)
+        _check_tags(tags)
+        checks.flag("pin_revision", pin_revision)
         candidate = ModelVersion(
             version=version,
             config=config,
             metadata=MappingProxyType(dict(metadata)),
             registered_at_s=self._clock.wall_s(),
         )
-        if self._is_restored(candidate):
-            return config.model_id
-        self._refuse_duplicate(candidate)
-        self._check(candidate)
-        with self._lock:
-            self._refuse_duplicate(candidate)  # again: another thread may have been quicker
-            self._keep(candidate)
-            self._models.setdefault(config.model_id, _Model()).versions[version] = candidate
-        self._write(config.model_id, version, What.REGISTERED)
+        if not self._is_restored(candidate):
+            self._admit(candidate, intent, pin_revision)
+        for key, value in tags.items():
+            self.set_tag(version, key, value, model_id=config.model_id, actor=actor)
         return config.model_id
 
+    def _admit(self, candidate: ModelVersion, intent: Intent, pin_revision: bool) -> None:
+        self._refuse_taken(candidate)
+        self._check(candidate)
+        if pin_revision:
+            candidate = replace(candidate, commit=self._resolve(candidate.config))
+        with self._by_hand:
+            self._refuse_taken(candidate)  # again: another thread may have been quicker
+            self._make_room(candidate.model_id)
+            self._record(candidate.model_id, Action.REGISTERED, candidate.version, intent, registered=candidate)
+
     def _is_restored(self, candidate: ModelVersion) -> bool:
-        if candidate.key not in self._restored or candidate.version not in self._models[candidate.model_id].versions:
+        lineage = self._models.get(candidate.model_id)
+        if lineage is None or candidate.key not in self._restored or candidate.version not in lineage.versions:
             return False
-        was = self._models[candidate.model_id].versions[candidate.version].config.to_dict()
-        now = candidate.config.to_dict()
-        changed = [name for name in now if now[name] != was.get(name)]
-        if changed:
-            raise DuplicateVersion(
-                "version",
-                candidate.version,
-                f"a name not yet taken: an earlier process registered this one with another {', '.join(changed)}, and "
-                f"what was recorded under it would be mixed up",
-            )
+        references.refuse_other(lineage.versions[candidate.version], candidate)
         return True
 
-    def _refuse_duplicate(self, candidate: ModelVersion) -> None:
-        model = self._models.get(candidate.model_id)
-        if model is not None and candidate.version in model.versions:
-            taken = ", ".join(model.versions)
-            raise DuplicateVersion("version", candidate.version, f"a name not yet taken (taken: {taken})")
+    def _refuse_taken(self, candidate: ModelVersion) -> None:
+        if candidate.model_id in self._models:
+            references.refuse_taken(self._models[candidate.model_id], candidate)
 
-    def resolve_model(self, model_id: str | None = None) -> str:
-        """The model meant: the one named, or the only one there is.
+    def _make_room(self, model_id: str) -> None:
+        lineage = self._models.get(model_id, Lineage())
+        surplus = len(lineage.versions) + 1 - self._max_versions
+        if surplus <= 0:
+            return
+        kept = {lineage.previously_active(), *lineage.aliases.values()}
+        last_use = {entry.version: number for number, entry in enumerate(lineage.activations)}
+        free = [name for name in lineage.versions if name not in kept and self._in_use((model_id, name)) is None]
+        for name in sorted(free, key=lambda one: last_use.get(one, -1))[:surplus]:
+            reason = f"max_version_history is {self._max_versions}"
+            self._record(model_id, Action.DEREGISTERED, name, Intent(actor=REGISTRY, reason=reason))
 
-        Raises:
-            UnknownModel: it is not registered, or none was named and there is not exactly one.
-        """
-        if model_id is None:
-            if len(self._models) == 1:
-                return next(iter(self._models))
-            raise UnknownModel("model_id", None, f"a name, as there is not exactly one model; {_known(self._models)}")
-        if model_id not in self._models:
-            raise UnknownModel("model_id", model_id, _known(self._models, model_id))
-        return model_id
+    def deregister_model(self, model_id: str, version: str, *, actor: str = USER, reason: str = "") -> bool:
+        """Forget a version and free its instance; blocks until that is done. Its history and evidence stay.
 
-    def get(self, model_id: str, version: str) -> ModelVersion:
-        """One version, by its name or by an alias (`champion`, `challenger`, or one of your own).
+        The name stays taken: only the same configuration may be registered under it again.
+
+        Returns:
+            True.
 
         Raises:
             UnknownModel, UnknownVersion: naming what there is.
+            SwitchRefused: it is active, a switch's candidate, pinned, being loaded, or answers requests; says which.
         """
-        model = self._models[self.resolve_model(model_id)]
-        name = version if version in model.versions else model.book.all_aliases.get(version, version)
-        if name not in model.versions:
-            raise UnknownVersion("version", version, _known([*model.versions, *model.book.all_aliases], version))
-        return model.versions[name]
+        intent, name = Intent(actor=actor, reason=reason), self.get(model_id, version).version
+        if self._surroundings is not None:
+            return self._surroundings.release(model_id, name, intent)
+        self.strike(model_id, name, intent)
+        return True
 
-    def list_models(self) -> tuple[str, ...]:
-        """Ids of all models."""
-        return tuple(self._models)
-
-    def get_model_versions(self, model_id: str | None = None) -> tuple[ModelVersion, ...]:
-        """All versions of a model, oldest first."""
-        return tuple(self._models[self.resolve_model(model_id)].versions.values())
-
-    def get_registry_stats(self) -> RegistryStats:
-        """Counts over all models."""
-        models = self._models.values()
-        return RegistryStats(
-            models=len(self._models),
-            versions=sum(len(model.versions) for model in models),
-            aliases=sum(len(model.book.all_aliases) for model in models),
-            deregistered=sum(len(model.book.gone) for model in models),
-            entries=sum(len(model.book.entries) for model in models),
-        )
-
-    # --- aliases, tags, history -------------------------------------------------------------------------------------
-
-    def aliases(self, model_id: str | None = None) -> dict[str, str]:
-        """Alias → version; `champion` is the active version, `challenger` the target of the operation under way."""
-        return self._book(model_id).all_aliases
-
-    def set_alias(self, alias: str, version: str, *, model_id: str | None = None) -> None:
-        """Point an alias at a version; wherever a version is asked for, the alias will do.
+    def strike(self, model_id: str, version: str, intent: Intent) -> Future[None] | None:
+        """Take a version off the list, at once; returns what resolves when that is safe. For the engine.
 
         Raises:
-            InvalidInput: the alias is a version's name, or follows the switches by itself.
+            SwitchRefused: it is needed.
         """
-        model = self.resolve_model(model_id)
-        name = checked_alias(alias)
-        if name in self._models[model].versions:
-            raise InvalidInput("alias", name, "a name that no version has")
-        self._write(model, self.get(model, version).version, What.ALIASED, {"alias": name})
+        reason = self._needed(model_id, version)
+        if reason is not None:
+            raise SwitchRefused(f"version {version!r} of model {model_id!r} cannot be deregistered: {reason}")
+        return self._tell(model_id, Action.DEREGISTERED, version, intent)
 
-    def delete_alias(self, alias: str, *, model_id: str | None = None) -> None:
+    def _needed(self, model_id: str, version: str) -> str | None:
+        lineage = self._models[model_id]
+        if lineage.active == version:
+            return "it is the active version; switch to another one first"
+        if lineage.candidacy is not None and lineage.candidacy.version == version:
+            return f"it is the candidate of operation {lineage.candidacy.operation_id}"
+        return self._in_use((model_id, version))
+
+    # --- the active version -----------------------------------------------------------------------------------------
+
+    def activate(self, model_id: str, version: str | None, operation_id: str, *, reason: str = "") -> None:
+        """Record that a version became the active one; the switcher alone calls this."""
+        self._activate(model_id, version, operation_id, Intent(actor=SWITCHER, reason=reason))
+
+    def catch_up(self, activations: Iterable[HistoryEntry]) -> None:
+        """Take over changes of the active version that the journal knows of and the history does not, oldest first.
+
+        The last one of each model says what is active.
+        """
+        last: dict[str, HistoryEntry] = {}
+        for entry in activations:
+            if entry.model_id in self._models:
+                last[entry.model_id] = entry
+                known = self._models[entry.model_id].activations
+                if not any((one.operation_id, one.version) == (entry.operation_id, entry.version) for one in known):
+                    self._recovered(entry)
+        for entry in last.values():
+            self._recovered(entry)
+
+    def _recovered(self, entry: HistoryEntry) -> None:
+        if entry.version is not None and entry.version not in self._models[entry.model_id].versions:
+            return
+        intent = Intent(actor=RECOVERY, reason=entry.reason)
+        self._activate(entry.model_id, entry.version, entry.operation_id or "", intent, at_s=entry.at_s)
+
+    def _activate(
+        self, model_id: str, version: str | None, operation_id: str, intent: Intent, *, at_s: float | None = None
+    ) -> None:
+        lineage = self._models[model_id]
+        if version is not None and version not in lineage.versions:
+            raise references.unknown(lineage, version)
+        if lineage.active == version:
+            return
+        candidacy = lineage.candidacy
+        ours = candidacy is not None and candidacy.operation_id == operation_id
+        back = candidacy is not None and ours and (candidacy.is_rollback or candidacy.version != version)
+        action = Action.WITHDRAWN if version is None else Action.ROLLED_BACK if back else Action.PROMOTED
+        moved = Told(alias=CHAMPION, previous=lineage.active, operation_id=operation_id)
+        self._tell(model_id, action, version, intent, moved, at_s=at_s)
+
+    def switch_model(self, model_id: str, version: str, *, actor: str = USER, reason: str = "") -> bool:
+        """Switch to a version at once and wait until it serves; blocks. `await engine.switch_model(…)` does not.
+
+        Returns:
+            True once it serves; False when it did not come to, and what served before still does (the log and the
+            history say why). Nothing is done when it is active already.
+
+        Raises:
+            UnknownModel, UnknownVersion: naming what there is.
+            SwitchRefused: not now, e.g. another switch holds the model.
+        """
+        name = self.get(model_id, version).version
+        return self._engine("switch_model").switch(model_id, name, Intent(actor=actor, reason=reason))
+
+    # --- what the switcher tells ------------------------------------------------------------------------------------
+
+    def intend(self, operation_id: str, intent: Intent | None) -> None:
+        """Say what a switch that is about to begin is for; None takes it back."""
+        if intent is None:
+            self._intents.pop(operation_id, None)
+        else:
+            self._intents[operation_id] = intent
+
+    def moved(self, operation: Operation) -> None:
+        """A switch moved: its candidate is the challenger from its first move to its last."""
+        lineage = self._models[operation.model_id]
+        ours = lineage.candidacy is not None and lineage.candidacy.operation_id == operation.operation_id
+        told = Told(alias=CHALLENGER, operation_id=operation.operation_id)
+        if operation.phase.is_final and ours:
+            how = {"phase": operation.phase.value, "winner": operation.winner}
+            ended = Intent(actor=SWITCHER, reason=operation.reason, metadata=how)
+            self._tell(operation.model_id, Action.ENDED, operation.candidate, ended, told)
+        elif not operation.phase.is_final and not ours:
+            intent = self._intents.pop(operation.operation_id, Intent(actor=SWITCHER))
+            detail: dict[str, Any] = {"strategy": operation.strategy.type.value, "rollback": intent.is_rollback}
+            if intent.metadata:
+                detail["metadata"] = dict(intent.metadata)
+            asked = replace(intent, metadata=detail)
+            self._tell(operation.model_id, Action.REQUESTED, operation.candidate, asked, told)
+
+    def settle(self, running: Container[str]) -> None:
+        """After a restart: a challenger whose switch is not known any more is none."""
+        for model_id, lineage in self._models.items():
+            held = lineage.candidacy
+            if held is not None and held.operation_id not in running:
+                told = Told(alias=CHALLENGER, operation_id=held.operation_id)
+                lost = Intent(actor=RECOVERY, reason="the process ended before it began")
+                self._tell(model_id, Action.ENDED, held.version, lost, told)
+
+    # --- aliases and tags -------------------------------------------------------------------------------------------
+
+    def set_alias(
+        self, alias: str, version: str, *, model_id: str | None = None, actor: str = USER, reason: str = ""
+    ) -> None:
+        """Point an alias at a version; wherever a version is asked for, the alias will do.
+
+        `challenger` may be set while no switch runs, e.g. for a later `start_switch("challenger")`; it goes when that
+        version becomes the champion.
+
+        Raises:
+            UnknownModel, UnknownVersion: naming what there is.
+            InvalidInput: a malformed alias, a version's name, or one that follows the switches.
+        """
+        (model, name), intent = self.resolve(version, model_id).key, Intent(actor=actor, reason=reason)
+        with self._by_hand:
+            lineage = self._lineage(model)
+            references.check_alias(lineage, alias)
+            previous = lineage.pointers.get(alias)
+            if previous != name:
+                self._record(model, Action.ALIAS_SET, name, intent, Told(alias=alias, previous=previous))
+
+    def delete_alias(self, alias: str, *, model_id: str | None = None, actor: str = USER, reason: str = "") -> None:
         """Remove an alias.
 
         Raises:
-            InvalidInput: there is no such alias.
+            InvalidInput: there is none of that name, or it follows the switches.
         """
-        model = self.resolve_model(model_id)
-        name = checked_alias(alias)
-        if name not in self._book(model).aliases:
-            raise InvalidInput("alias", name, _known(self._book(model).aliases, name))
-        self._write(model, None, What.ALIASED, {"alias": name})
+        model, intent = self.resolve_model(model_id), Intent(actor=actor, reason=reason)
+        with self._by_hand:
+            lineage = self._lineage(model)
+            references.check_alias(lineage, alias)
+            target = lineage.pointers.get(alias)
+            if target is None:
+                raise InvalidInput("alias", alias, references.known(lineage.pointers, alias))
+            self._record(model, Action.ALIAS_REMOVED, target, intent, Told(alias=alias, previous=target))
 
-    def tags(self, version: str, *, model_id: str | None = None) -> dict[str, str]:
-        """The tags of a version."""
-        model = self.resolve_model(model_id)
-        return dict(self._book(model).tags.get(self.get(model, version).version, {}))
+    def set_tag(
+        self, version: str, key: str, value: str | None, *, model_id: str | None = None, actor: str = USER
+    ) -> None:
+        """Set a tag of a version; None removes it. Unlike metadata, which belong to the version, tags change.
 
-    def set_tag(self, version: str, key: str, value: str | None, *, model_id: str | None = None) -> None:
-        """Set a tag of a version; None removes it. Unlike metadata, which belong to the version, tags change."""
-        model = self.resolve_model(model_id)
+        Raises:
+            UnknownModel, UnknownVersion, InvalidInput: naming what there is, or what is allowed.
+        """
+        model, name = self.resolve(version, model_id).key
+        checks.name("key", key)
         if value is not None and not isinstance(value, str):
             raise InvalidInput("value", value, "a text, or None to remove the tag")
-        detail = {"key": checks.name("key", key), "value": value}
-        self._write(model, self.get(model, version).version, What.TAGGED, detail)
+        detail = {"key": key} if value is None else {"key": key, "value": value}
+        with self._by_hand:
+            if self.tags(name, model_id=model).get(key) != value:
+                action = Action.UNTAGGED if value is None else Action.TAGGED
+                self._record(model, action, name, Intent(actor=actor, metadata=detail))
 
-    def active_version(self, model_id: str | None = None) -> str | None:
-        """The version that serves the model, or None before its first deployment."""
-        return self._book(model_id).active
+    # --- other registries -------------------------------------------------------------------------------------------
 
-    def history(self, model_id: str | None = None) -> tuple[Activation, ...]:
-        """Every change of the active version, oldest first; `full_history` has everything else, too."""
-        entries = (entry for entry in self._book(model_id).entries if entry.what is What.ACTIVATED)
-        return tuple(Activation(version=e.version, at_s=e.at_s, operation_id=e.operation_id or "") for e in entries)
-
-    def full_history(self, model_id: str | None = None) -> tuple[HistoryEntry, ...]:
-        """Everything that happened to a model: registrations, activations, aliases, tags, requests; oldest first."""
-        return tuple(self._book(model_id).entries)
-
-    def previous_version(self, model_id: str | None = None) -> str | None:
-        """The version that was active before the present one and is still registered; what a rollback goes back to."""
-        book = self._book(model_id)
-        return book.served_before(book.active)
-
-    def deregister_model(self, model_id: str, version: str) -> None:
-        """Take a version out of the registry; its rows and its history stay, and its name may be used again.
-
-        Raises:
-            SwitchRefused: it is active, takes part in an operation, or requests are on it.
-        """
-        registered = self.get(model_id, version)
-        if registered.version == self.active_version(model_id):
-            raise SwitchRefused(f"{registered} is the active version; switch to another one first")
-        reason = self._in_use(registered.key)
-        if reason is not None:
-            raise SwitchRefused(f"{registered} cannot be deregistered: {reason}")
-        with self._lock:
-            self._models[model_id].versions.pop(registered.version, None)
-            self._restored.discard(registered.key)
-        self._write(model_id, registered.version, What.DEREGISTERED)
-
-    # --- switching --------------------------------------------------------------------------------------------------
-
-    def switch_model(self, model_id: str, version: str) -> bool:
-        """Switch a model to a version at once, and wait until it serves; False when it did not come to. Blocks.
-
-        Raises:
-            UnknownModel, UnknownVersion, SwitchRefused: as `engine.start_switch`.
-        """
-        if self._switch is None:
-            raise SwitchRefused("this registry belongs to no engine")
-        return self._switch(self.resolve_model(model_id), self.get(model_id, version).version)
-
-    def bind(self, switch: Callable[[str, str], bool]) -> None:
-        """Tell how a switch is made; the engine alone calls this."""
-        self._switch = switch
-
-    def activate(self, model_id: str, version: str | None, operation_id: str) -> None:
-        """Record that a version became the active one; the switcher alone calls this."""
-        if version is not None:
-            self.get(model_id, version)
-        if self.active_version(model_id) != version:
-            self._write(model_id, version, What.ACTIVATED, operation_id=operation_id)
-
-    def challenge(self, model_id: str, version: str | None, operation_id: str) -> None:
-        """Record which version is the target of the operation under way; the switcher alone calls this."""
-        if self._book(model_id).challenger != version:
-            self._write(model_id, version, What.CHALLENGED, operation_id=operation_id)
-
-    def link(self, model_id: str, name: str) -> None:
-        """Record the registered model of MLflow whose aliases follow this model's."""
-        if self._book(model_id).linked != name:
-            self._write(model_id, None, What.LINKED, {"name": name})
-
-    def linked(self, model_id: str) -> str | None:
-        """The registered model of MLflow whose aliases follow this model's."""
-        return self._book(model_id).linked
-
-    def requested(self, model_id: str, version: str, operation_id: str, metadata: Mapping[str, Any]) -> None:
-        """Record what a caller had to say about a switch."""
-        self._write(model_id, version, What.REQUESTED, metadata, operation_id)
-
-    def _book(self, model_id: str | None) -> Book:
-        return self._models[self.resolve_model(model_id)].book
-
-    def _write(
+    def export_to_mlflow(
         self,
-        model_id: str,
-        version: str | None,
-        what: What,
-        detail: Mapping[str, Any] = EMPTY,
-        operation_id: str | None = None,
-    ) -> None:
-        entry = HistoryEntry(
-            model_id=model_id,
-            version=version,
-            what=what,
-            detail=MappingProxyType(dict(detail)),
-            operation_id=operation_id,
-            at_s=self._clock.wall_s(),
-        )
-        with self._lock:
-            self._models[model_id].book.add(entry)
-        self._note(entry)
+        model_id: str | None = None,
+        *,
+        name: str | None = None,
+        tracking_uri: str | None = None,
+        timeout_s: float = 30.0,
+    ) -> ExportStatus:
+        """Export a model to MLflow's model registry, and keep it in step from then on; blocks for `timeout_s` at most.
+
+        Every version becomes a model version there, with its tags and metadata; aliases are set there as they are here,
+        and follow every later promotion by themselves. Where MLflow cannot be reached, what is to be told waits in the
+        store; a switch never waits for it.
+
+        Args:
+            name: of the registered model; the model's id by default.
+            tracking_uri: `sqlite:///…` or a server's address; by default what it was exported to before, or what the
+                engine publishes experiments to.
+
+        Raises:
+            InvalidInput: no address is known, or a name that MLflow does not take.
+        """
+        model = self.resolve_model(model_id)
+        return self._engine("export_to_mlflow").export_model(model, name, tracking_uri, timeout_s)
+
+    def import_from_mlflow(
+        self,
+        name: str,
+        *,
+        model_id: str | None = None,
+        tracking_uri: str | None = None,
+        config: Mapping[str, Any] = EMPTY,
+        actor: str = USER,
+    ) -> ImportedModel:
+        """Register every version of a model of MLflow's registry; blocks. What is here already is left as it is.
+
+        Tags and aliases come along, but for `champion`: nothing is deployed by importing it. The result names it.
+
+        Args:
+            name: of the registered model.
+            model_id: its id here; the one it was exported under, or its name.
+            config: fields of `ModelConfig` that MLflow does not know, e.g. `engine_args`; not for versions that were
+                exported from abswitch, which come back as they were.
+
+        Raises:
+            InvalidInput: no such model there, or no address is known.
+            BadModelSource, DuplicateVersion: of a version, as in `register_model`; earlier ones stay registered.
+            StoreError: MLflow cannot be reached.
+        """
+        intent = Intent(actor=actor, reason=f"imported from MLflow's {name!r}")
+        return self._engine("import_from_mlflow").import_model(name, tracking_uri, model_id, config, intent)
+
+    def linked(self, model_id: str, name: str, uri: str) -> None:
+        """Remember where the model is exported to."""
+        detail = {"name": name, "uri": uri}
+        with self._by_hand:
+            if self.link(model_id) != detail:
+                self._record(model_id, Action.EXPORTED, None, Intent(metadata=detail))
+
+    def _engine(self, method: str) -> Surroundings:
+        if self._surroundings is None:
+            raise SwitchRefused(f"{method} needs the registry of an engine: SwitchingEngine(…).registry")
+        return self._surroundings
 
 
-def _known(names: Iterable[str], given: str | None = None) -> str:
-    options = list(names)
-    if not options:
-        return "none is registered yet; use registry.register_model(...)"
-    close = difflib.get_close_matches(given or "", options, n=1)
-    return f"one of {', '.join(options)}" + (f" (did you mean {close[0]!r}?)" if close else "")
+def _check_tags(tags: Mapping[str, str]) -> None:
+    if not isinstance(tags, Mapping):
+        raise InvalidInput("tags", tags, "a dictionary of texts")
+    for key, value in tags.items():
+        checks.name("tags (a key)", key)
+        if not isinstance(value, str):
+            raise InvalidInput(f"tags.{key}", value, "a text")

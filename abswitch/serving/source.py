@@ -18,10 +18,10 @@ from abswitch.domain import ModelConfig
 from abswitch.errors import BadModelSource
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?\Z")
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MAY_NAME_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 _ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-_CONVERT = (
+CONVERT = (
     "load it once with transformers, where you trust it, and save it again with "
     "model.save_pretrained(folder, safe_serialization=True)"
 )
@@ -144,8 +144,8 @@ def _refuse_code(field: str, given: str, file: Path) -> None:
 def _check_safetensors(field: str, given: str, folder: Path, pattern: str) -> int:
     files = sorted(folder.glob(pattern))
     if not files:
-        pickled = sorted(file.name for glob in _PICKLED for file in folder.glob(glob))
-        found = f"found only pickled weights, which can run code when loaded: {', '.join(pickled)}; {_CONVERT}"
+        pickled = sorted(file.name for glob in PICKLED for file in folder.glob(glob))
+        found = f"found only pickled weights, which can run code when loaded: {', '.join(pickled)}; {CONVERT}"
         raise BadModelSource(
             field, given, f"a folder with {pattern} ({found if pickled else 'there are no weights in it'})"
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from abswitch.errors import AbswitchError
 from abswitch.rollout.operation import Operation
 from abswitch.serving.preflight import SwitchPlan
 from abswitch.serving.router import RouteSnapshot
@@ -85,11 +86,13 @@ class SwitchValidation:
     Attributes:
         reason: why it could not; None when it could.
         plan: what it would take; None when the request makes no sense.
+        error: what `start_switch` would raise.
     """
 
     valid: bool
     reason: str | None
     plan: SwitchPlan | None
+    error: AbswitchError | None = None
 
     def __bool__(self) -> bool:
         return self.valid

@@ -32,6 +32,7 @@ from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.cache import ModelCache
 from abswitch.serving.effects import Effects
 from abswitch.serving.instance import ModelInstance
+from abswitch.serving.intents import SWITCHER, Intent
 from abswitch.serving.moves import JournalEntry
 from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
@@ -152,6 +153,7 @@ class ModelSwitcher:
         operation_id: str,
         salt: str,
         judge: Judge | None = None,
+        intent: Intent | None = None,
     ) -> Operation:
         """Accept a switch and begin it.
 
@@ -159,6 +161,7 @@ class ModelSwitcher:
             operation_id: a fresh, unique name.
             salt: what the assignment of units depends on; the same salt gives the same split.
             judge: decides the steps that want a judgement.
+            intent: who wants it and why, for the registry's history.
 
         Raises:
             UnknownModel, UnknownVersion, InvalidInput: the request makes no sense.
@@ -177,6 +180,7 @@ class ModelSwitcher:
             phase_since_s=now_s,
         )
         self._hold(operation, salt)
+        self._registry.intend(operation_id, intent)
         if judge is not None:
             self._judges[operation_id] = judge
         try:
@@ -216,6 +220,7 @@ class ModelSwitcher:
             return
         del self._operations[operation.operation_id], self._running[operation.model_id]
         self._judges.pop(operation.operation_id, None)
+        self._registry.intend(operation.operation_id, None)
         for version in operation.versions:
             self._cache.unpin((operation.model_id, version))
 
@@ -357,21 +362,22 @@ class ModelSwitcher:
         """Go back to the last version that was good; False when there is none, or that is not wanted."""
         fallen = self._fallen.setdefault(model_id, set())
         fallen.add(version)
-        history = (one.version for one in reversed(self._registry.history(model_id)))
-        good = next((one for one in history if one is not None and one not in fallen), None)
+        good = self._registry.last_active(model_id, besides=fallen)
         if good is None or not self._fall_back:
             return False
         operation_id = f"op-{uuid4().hex[:12]}"
         self._reviver.expect(model_id, f"operation {operation_id} goes back to version {good!r}")
         log.error("model %s: back from version %s to %s: %s", model_id, version, good, reason)
-        task = asyncio.get_running_loop().create_task(self._start_retreat(model_id, good, operation_id))
+        task = asyncio.get_running_loop().create_task(self._start_retreat(model_id, good, operation_id, reason))
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
         return True
 
-    async def _start_retreat(self, model_id: str, good: str, operation_id: str) -> None:
+    async def _start_retreat(self, model_id: str, good: str, operation_id: str, reason: str) -> None:
+        intent = Intent(actor=SWITCHER, reason=reason, is_rollback=True)
+        way = ImmediateStrategy()
         try:
-            await self.start(model_id, good, ImmediateStrategy(), operation_id=operation_id, salt=operation_id)
+            await self.start(model_id, good, way, operation_id=operation_id, salt=operation_id, intent=intent)
         except AbswitchError as refused:
             self._reviver.settled(model_id)
             log.error("model %s: the way back to version %s was refused: %s", model_id, good, refused)

@@ -135,7 +135,7 @@ def plan_of(version: ModelVersion, vllm: Vllm) -> EnginePlan:
         InvalidInput: an engine argument does not exist, belongs elsewhere, or contradicts the adapter.
         BadModelSource: the folders are not there any more, or changed into something that cannot be served.
     """
-    config = version.config
+    config = version.pinned
     given = dict(config.engine_args)
     _check_names(given, vllm)
     source = check_source(config)

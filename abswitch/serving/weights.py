@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from abswitch.serving.source import is_local
 log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 22
 _HEX = 16
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
 async def weights_of(version: ModelVersion) -> str | None:
@@ -21,7 +23,7 @@ async def weights_of(version: ModelVersion) -> str | None:
     if version.config.backend != "vllm":
         return None  # they are elsewhere; and there is nothing to leave the loop for
     try:
-        return await asyncio.to_thread(weights_digest, version.config)
+        return await asyncio.to_thread(weights_digest, version.pinned)
     except OSError as error:  # it says where an answer came from, and is worth no failed load
         log.warning("%s: its weights could not be read again: %s", version, error)
         return None
@@ -44,6 +46,8 @@ def weights_digest(config: ModelConfig) -> str | None:
 def _of_hub(config: ModelConfig) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
+    if _COMMIT.match(config.revision or ""):
+        return str(config.revision)[:_HEX]
     found = try_to_load_from_cache(config.model, "config.json", revision=config.revision)
     return Path(found).parent.name[:_HEX] if isinstance(found, str) else config.revision
 

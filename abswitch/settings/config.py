@@ -63,6 +63,12 @@ class ModelSwitchingConfig:
     max_concurrent_switches: int = setting(
         3, kinds.whole(1), "Switches of different models under way at most.", "MAX_CONCURRENT"
     )
+    max_version_history: int = setting(
+        50,
+        kinds.whole(2),
+        "Registered versions of a model kept at most; the one that was active longest ago goes first, and none that is "
+        "active, was active before that, is a candidate, has an alias, or is in use.",
+    )
     switch_timeout_seconds: float = setting(
         300.0, kinds.number(), "How long a candidate may take to load and to give its first token.", "TIMEOUT"
     )

@@ -1,7 +1,8 @@
 """`Journal`: what must be durable before a switch goes on. A line of JSON per entry, in a small file beside the store.
 
 Appending is a write and an fdatasync, done in place on purpose: that costs a fraction of a millisecond, where handing
-it to a thread costs more, and a commit of the analytical store ten times that. See docs/decisions/0015-journal.md.
+it to a thread costs more, and a commit of the analytical store five times that. See
+docs/decisions/0015-a-journal-beside-the-database.md.
 """
 
 from __future__ import annotations

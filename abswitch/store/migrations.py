@@ -18,12 +18,6 @@ _NEW_TABLES_3 = (
     )
     """,
     """
-    CREATE TABLE registry_history (
-        model_id VARCHAR NOT NULL, version VARCHAR, event VARCHAR NOT NULL, detail JSON NOT NULL,
-        operation_id VARCHAR, at_s DOUBLE NOT NULL
-    )
-    """,
-    """
     CREATE TABLE health_samples (
         at_s DOUBLE NOT NULL, model_id VARCHAR NOT NULL, version VARCHAR NOT NULL, alive BOOLEAN NOT NULL,
         residency VARCHAR NOT NULL, in_flight INTEGER NOT NULL, waiting INTEGER NOT NULL,
@@ -95,6 +89,44 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "ALTER TABLE scores ALTER COLUMN source DROP DEFAULT",
         "ALTER TABLE scores ALTER COLUMN source SET NOT NULL",
         *_NEW_TABLES_3,
+    ),
+    # The commits behind hub ids, and the registry's history with who and why. Some stores of version 3 had a history
+    # without those; of the others, only the registrations are known.
+    3: (
+        "ALTER TABLE model_versions ADD COLUMN commit_sha VARCHAR",
+        """
+        CREATE TABLE IF NOT EXISTS registry_history (
+            model_id VARCHAR NOT NULL, version VARCHAR, event VARCHAR NOT NULL, detail JSON NOT NULL,
+            operation_id VARCHAR, at_s DOUBLE NOT NULL
+        )
+        """,
+        "ALTER TABLE registry_history RENAME TO registry_history_3",
+        """
+        INSERT INTO registry_history_3
+        SELECT model_id, version, 'registered', '{}', NULL, registered_at_s FROM model_versions
+        WHERE (model_id, version) NOT IN (SELECT (model_id, version) FROM registry_history_3 WHERE event = 'registered')
+        """,
+        """
+        CREATE TABLE registry_history (
+            model_id VARCHAR NOT NULL, sequence BIGINT NOT NULL, action VARCHAR NOT NULL, version VARCHAR,
+            previous VARCHAR, alias VARCHAR, actor VARCHAR NOT NULL, reason VARCHAR NOT NULL, operation_id VARCHAR,
+            detail JSON NOT NULL, at_s DOUBLE NOT NULL
+        )
+        """,
+        """
+        INSERT INTO registry_history
+        SELECT model_id, row_number() OVER (PARTITION BY model_id ORDER BY at_s),
+            CASE event
+                WHEN 'activated' THEN CASE WHEN version IS NULL THEN 'withdrawn' ELSE 'promoted' END
+                WHEN 'aliased' THEN CASE WHEN version IS NULL THEN 'alias removed' ELSE 'alias set' END
+                WHEN 'tagged' THEN CASE WHEN detail->>'value' IS NULL THEN 'untagged' ELSE 'tagged' END
+                ELSE event
+            END,
+            version, NULL, CASE event WHEN 'activated' THEN 'champion' ELSE detail->>'alias' END, 'user', '',
+            operation_id, detail, at_s
+        FROM registry_history_3 WHERE event IN ('registered', 'activated', 'aliased', 'tagged', 'deregistered')
+        """,
+        "DROP TABLE registry_history_3",
     ),
 }
 """Schema version → what leads to the next one."""

@@ -1,210 +1,309 @@
-"""`MlflowRegistry`: versions to and from MLflow's model registry, with their aliases kept in step.
+"""`MlflowRegistry`: models of abswitch in MLflow's model registry, kept in step, and models of MLflow's read back.
 
-A version goes out as a model version whose tags hold all that `ModelConfig` needs, and comes back from those; one that
-was registered in MLflow by something else comes back as its source. Alias moves wait in the store's outbox until the
-registry answers, like everything else that goes to MLflow.
+What is to be told waits in the store's outbox until MLflow answers; nothing here is on a request's or a switch's path.
+Each job is the whole model as it stands, so the latest one is all that counts.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from uuid import uuid4
 
-from abswitch.domain import ModelConfig, ModelVersion
-from abswitch.errors import InvalidInput
-from abswitch.store.mlflow_sink import probe
-from abswitch.store.outbox import Outbox, OutboxFlusher
-from abswitch.store.recorder import Recorder
-from abswitch.store.tracking import TrackingStatus
+from abswitch import checks
+from abswitch.errors import InvalidInput, StoreError
+from abswitch.registries import ExportStatus, ExternalModel, ModelSnapshot
+from abswitch.store.mlflow_import import model_of
+from abswitch.store.mlflow_server import FOR_GOOD, MlflowServer, checked_uri
+from abswitch.store.outbox import Outbox, OutboxFlusher, Refused, Unreachable
+from abswitch.store.recorder import Recorder, json_text
+from abswitch.store.tracking import legal_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+    from mlflow.entities.model_registry import RegisteredModel
 
-_CONFIG, _VERSION, _METADATA = "abswitch.config", "abswitch.version", "abswitch.metadata"
-_VERDICT = "abswitch.verdict"
-_RESERVED = re.compile(r"(latest|v\d+)\Z", re.IGNORECASE)
+log = logging.getLogger("abswitch.tracking")
 _SINK = "mlflow-registry"
-_PROBE_S, _CLOSE_S = 2.0, 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
-    """One model version as MLflow knows it.
-
-    Attributes:
-        mlflow_version: its number there.
-        aliases: those that MLflow holds for it.
-    """
-
-    config: ModelConfig
-    version: str
-    metadata: Mapping[str, Any]
-    mlflow_version: str
-    aliases: tuple[str, ...]
+_PAGE = 200
+_LONGEST_TAG = 5000
+_RESERVED = re.compile(r"latest\Z|v\d+\Z", re.IGNORECASE)
+_PREFIX = "abswitch-"
 
 
 class MlflowRegistry:
-    """Every method blocks, and may be called from any thread but the engine's own.
+    """One per engine; fulfils `abswitch.registries.ExternalRegistry`.
 
     Args:
-        uri: tracking (and registry) address, as `SwitchingEngine(mlflow=…)` takes it.
-        recorder: the store whose outbox holds the alias moves.
+        recorder: the store whose outbox holds what is to be told; what an earlier process left is caught up.
+        default_uri: where to, unless something else is said.
     """
 
-    def __init__(self, uri: str, *, recorder: Recorder) -> None:
-        self._uri = uri
-        self._client: MlflowClient | None = None
-        self._flusher = OutboxFlusher(Outbox(recorder, _SINK), self._deliver, target=f"MLflow's registry at {uri}")
+    def __init__(self, recorder: Recorder, default_uri: str | None = None) -> None:
+        self._outbox = Outbox(recorder, _SINK)
+        self._default_uri = default_uri
+        self._servers: dict[str, MlflowServer] = {}
+        self._due: dict[tuple[str, str], Callable[[], ModelSnapshot]] = {}
+        self._flusher: OutboxFlusher | None = None
+        self._lock = threading.Lock()
 
-    def export(
-        self, versions: Iterable[ModelVersion], aliases: Mapping[str, str], *, name: str | None = None
-    ) -> dict[str, str]:
-        """Register versions of one model in MLflow; those already there stay as they are.
-
-        Args:
-            aliases: alias → version; set in MLflow under `mlflow_alias` of each name.
-            name: of the registered model; the model's id by default.
-
-        Returns:
-            version → its number in MLflow.
+    def address(self, uri: str | None) -> str:
+        """The address meant, checked.
 
         Raises:
-            InvalidInput: no version, or versions of several models.
+            InvalidInput: it is none, or none was given and there is no default.
         """
-        given = list(versions)
-        models = {version.model_id for version in given}
-        if len(models) != 1:
-            raise InvalidInput("versions", sorted(models), "versions of exactly one model")
-        target = name or models.pop()
-        self._ensure_model(target)
-        known = {one.version: one.mlflow_version for one in self.read(target)}
-        for version in given:
-            if version.version not in known:
-                known[version.version] = self._create(target, _source(version.config), _tags(version))
-        for alias, held in aliases.items():
-            if held in known:
-                self._mlflow.set_registered_model_alias(target, mlflow_alias(alias), known[held])
-        return {version.version: known[version.version] for version in given}
+        wanted = uri or self._default_uri
+        if wanted is None:
+            allowed = "an address, as the engine has none: SwitchingEngine(mlflow=…), or tracking_uri=…"
+            raise InvalidInput("tracking_uri", None, allowed)
+        return checked_uri(wanted)
 
-    def read(self, name: str, *, model_id: str | None = None) -> list[Imported]:
-        """The model versions of a registered model, oldest first.
+    def name_for(self, model_id: str) -> str:
+        """The model's id as MLflow takes it: without `/` and `:`."""
+        return model_id.replace("/", "-").replace(":", "-")
 
-        Args:
-            model_id: name of the model here; that of the registered model by default.
+    def check_name(self, name: str) -> None:
+        """Refuse a name that MLflow does not take.
 
         Raises:
-            InvalidInput: MLflow has no registered model of that name.
+            InvalidInput: with what it takes.
         """
-        from mlflow.exceptions import MlflowException
+        checks.name("name", name)
+        if self.name_for(name) != name:
+            raise InvalidInput("name", name, "a name without / and :")
 
+    def export(self, snapshot: ModelSnapshot, name: str, uri: str, timeout_s: float) -> ExportStatus:
+        """Queue a model durably, and wait for a while until it is published.
+
+        Raises:
+            StoreError: the store is closed.
+        """
+        job_id, body = _job(snapshot, name, uri)
+        job_id += f"#{uuid4().hex[:8]}"  # asked for by hand: also when nothing changed here, it may have there
+        flusher = self._running()
+        flusher.add(job_id, body)
+        flusher.flush(timeout_s)
+        result = self._outbox.published(job_id)
+        told = result or {}
+        waits = flusher.status().last_error or f"MLflow took longer than {timeout_s:g} s"
+        return ExportStatus(
+            name=name,
+            tracking_uri=uri,
+            published="versions" in told,
+            versions=told.get("versions", {}),
+            error=waits if result is None else told.get("error"),
+        )
+
+    def follow(self, snapshot: Callable[[], ModelSnapshot], name: str, uri: str) -> None:
+        """Have a model told as it will stand in a moment; neither waits nor raises."""
+        self._due[name, uri] = snapshot
+        self._running().wake()
+
+    def fetch(self, name: str, uri: str) -> ExternalModel:
+        """Read a model.
+
+        Raises:
+            InvalidInput: there is none of that name.
+            StoreError: MLflow cannot be reached.
+        """
+        server = self._server(uri)
         try:
-            model = self._mlflow.get_registered_model(name)
-        except MlflowException as error:
-            raise InvalidInput("name", name, f"a registered model of {self._uri} ({error.message})") from None
-        found = self._mlflow.search_model_versions(f"name = '{name}'")
-        held: dict[str, list[str]] = {}
-        for alias, number in dict(model.aliases).items():
-            held.setdefault(str(number), []).append(alias)
-        ordered = sorted(found, key=lambda one: int(one.version))
-        return [_imported(one, model_id or name, tuple(sorted(held.get(str(one.version), ())))) for one in ordered]
-
-    def follow(self, name: str, alias: str, version: ModelVersion | None, verdict: str | None = None) -> None:
-        """Queue an alias move, durably; it is made when MLflow answers. `version` None removes the alias; one that
-        MLflow does not know yet is registered there.
-
-        Args:
-            verdict: why it moved, in words; becomes a tag of the model version.
-        """
-        tags = None if version is None else _tags(version)
-        source = None if version is None else _source(version.config)
-        body = {
-            "operation_id": name,
-            "name": name,
-            "alias": alias,
-            "source": source,
-            "tags": tags,
-            "verdict": verdict,
-        }
-        self._flusher.add(f"{name}:{alias}:{uuid4().hex}", body)
+            server.probe()
+            client = server.client()
+            return model_of(client, _existing(client, name), _versions(client, name), uri)
+        except Unreachable as error:
+            raise StoreError(f"MLflow at {uri} cannot be reached: {error}") from error
 
     def flush(self, timeout_s: float = 30.0) -> bool:
-        """Wait until the queued moves are made; False when that takes longer."""
-        return self._flusher.flush(timeout_s)
+        """Wait until everything is told; False as soon as MLflow fails, or after `timeout_s`."""
+        return self._flusher is None or self._flusher.flush(timeout_s)
 
-    def status(self) -> TrackingStatus:
-        """How many moves are made, waiting, and given up."""
-        return self._flusher.status()
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Tell what waits, then stop; the rest waits for the next process. Idempotent."""
+        if self._flusher is not None:
+            self._flusher.close(timeout_s)
 
-    def close(self) -> None:
-        """End the thread; moves that still wait are made by the next process."""
-        self._flusher.close(_CLOSE_S)
+    # --- the flusher's thread ---------------------------------------------------------------------------------------
 
-    @property
-    def _mlflow(self) -> MlflowClient:
-        if self._client is None:
-            from mlflow import MlflowClient
+    def _running(self) -> OutboxFlusher:
+        with self._lock:
+            if self._flusher is None:
+                target = "MLflow's model registry"
+                self._flusher = OutboxFlusher(self._outbox, self._deliver, target=target, prepare=self._queue_due)
+            return self._flusher
 
-            self._client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
-        return self._client
+    def _queue_due(self) -> None:
+        while self._due:
+            (name, uri), snapshot = self._due.popitem()
+            try:
+                self._outbox.add(*_job(snapshot(), name, uri))
+            except InvalidInput as error:
+                log.warning("model %s is not told to MLflow: %s", name, error)
 
-    def _ensure_model(self, name: str) -> None:
+    def _server(self, uri: str) -> MlflowServer:
+        return self._servers.setdefault(uri, MlflowServer(uri))
+
+    def _deliver(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        server = self._server(body["uri"])
+        server.probe()
+        client = server.client()
         from mlflow.exceptions import MlflowException
 
         try:
-            self._mlflow.create_registered_model(name)
+            return {"versions": _Telling(client, body).run()}
+        except MlflowException as error:
+            if error.error_code in FOR_GOOD:
+                raise Refused(str(error)) from error
+            server.probe()  # a server that went away is waited for, not counted as a failed attempt
+            raise
+
+
+class _Telling:
+    """One job on its way into MLflow. Every step finds what an earlier attempt left, so that a replay adds nothing."""
+
+    def __init__(self, client: MlflowClient, body: Mapping[str, Any]) -> None:
+        self._client = client
+        self._name: str = body["name"]
+        self._model: Mapping[str, Any] = body["model"]
+
+    def run(self) -> dict[str, str]:
+        """Tell everything; returns version → its number there."""
+        model = self._ensure_model()
+        there = {found.tags["abswitch.version"]: found for found in self._ours()}
+        numbers = {told["version"]: self._version(told, there.get(told["version"])) for told in self._model["versions"]}
+        known = {version: number for version, number in numbers.items() if number is not None}
+        self._aliases(model, known)
+        return known
+
+    def _ours(self) -> Iterator[MlflowVersion]:
+        # The oldest counts: MLflow repeats a request whose answer was lost, which may create a version twice.
+        found = (one for one in _versions(self._client, self._name) if "abswitch.version" in one.tags)
+        return iter(sorted(found, key=lambda one: -int(one.version)))
+
+    def _ensure_model(self) -> RegisteredModel:
+        from mlflow.exceptions import MlflowException
+
+        model_id = self._model["model_id"]
+        try:
+            self._client.create_registered_model(self._name, tags={"abswitch.model_id": model_id})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+        model = self._client.get_registered_model(self._name)
+        holder = model.tags.get("abswitch.model_id")
+        if holder not in (None, model_id):
+            raise Refused(f"registered model {self._name!r} holds model {holder!r}; export under another name")
+        if holder is None:
+            self._client.set_registered_model_tag(self._name, "abswitch.model_id", model_id)
+        return model
 
-    def _create(self, name: str, source: str, tags: Mapping[str, str]) -> str:
-        return str(self._mlflow.create_model_version(name, source=source, tags=dict(tags)).version)
+    def _version(self, told: Mapping[str, Any], found: MlflowVersion | None) -> str | None:
+        tags = _tags(told)
+        if found is not None:
+            self._retag(found, tags)
+            return str(found.version)
+        if not told["registered"]:
+            return None  # it came and went before MLflow heard of it
+        made = self._client.create_model_version(
+            self._name, _source(told), tags=tags, description=told["metadata"].get("description")
+        )
+        return str(made.version)
 
-    def _deliver(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        probe(self._uri, _PROBE_S)
-        name, alias = str(body["name"]), mlflow_alias(str(body["alias"]))
-        tags = body["tags"]
-        if tags is None:
-            self._mlflow.delete_registered_model_alias(name, alias)
-            return {"alias": alias, "version": None}
-        numbers = {one.version: one.mlflow_version for one in self.read(name)}
-        number = numbers.get(tags[_VERSION]) or self._create(name, str(body["source"]), tags)
-        self._mlflow.set_registered_model_alias(name, alias, number)
-        if body.get("verdict"):
-            self._mlflow.set_model_version_tag(name, number, _VERDICT, str(body["verdict"])[:5000])
-        return {"alias": alias, "version": number}
+    def _retag(self, found: MlflowVersion, tags: Mapping[str, str]) -> None:
+        """Tags as they are here; those that somebody else set there stay."""
+        ours = set(json.loads(found.tags.get("abswitch.tags", "[]")))
+        for key in ours - set(tags) & set(found.tags):
+            self._client.delete_model_version_tag(self._name, found.version, key)
+        for key, value in tags.items():
+            if found.tags.get(key) != value:
+                self._client.set_model_version_tag(self._name, found.version, key, value)
+
+    def _aliases(self, model: RegisteredModel, numbers: Mapping[str, str]) -> None:
+        """Aliases as they are here; those that somebody else set there stay."""
+        wanted = {alias_there(a): numbers[v] for a, v in self._model["aliases"].items() if v in numbers}
+        ours = set(json.loads(model.tags.get("abswitch.aliases", "[]")))
+        there = {alias: str(number) for alias, number in model.aliases.items()}
+        # Told first: should this end halfway, the next attempt knows which of them may be removed.
+        listed = json.dumps(sorted(ours | set(wanted)))
+        if listed != model.tags.get("abswitch.aliases"):
+            self._client.set_registered_model_tag(self._name, "abswitch.aliases", listed)
+        for alias in sorted((ours - set(wanted)) & set(there)):
+            self._client.delete_registered_model_alias(self._name, alias)
+        for alias, number in wanted.items():
+            if there.get(alias) != number:
+                self._client.set_registered_model_alias(self._name, alias, number)
 
 
-def _tags(version: ModelVersion) -> dict[str, str]:
-    return {
-        _VERSION: version.version,
-        _CONFIG: json.dumps(version.config.to_dict(), default=dict),
-        _METADATA: json.dumps(dict(version.metadata)),
-    }
+def alias_there(alias: str) -> str:
+    """The alias under a name that MLflow takes: `latest` and `v2`-like ones mean something else there."""
+    return _PREFIX + alias if _RESERVED.match(alias) else alias
 
 
-def mlflow_alias(alias: str) -> str:
-    """The alias as MLflow takes it, which keeps `latest` and names like `v2` for itself."""
-    return f"{alias}-alias" if _RESERVED.match(alias) else alias
+def _job(snapshot: ModelSnapshot, name: str, uri: str) -> tuple[str, dict[str, Any]]:
+    """A job, named by content and revision: the same is told once, and what was before may come again."""
+    body = {"uri": uri, "name": name, "model": snapshot.to_dict()}
+    digest = blake2b(json_text("model", body).encode(), digest_size=8).hexdigest()
+    return f"{name}#{snapshot.revision}#{digest}", body
 
 
-def _source(config: ModelConfig) -> str:
-    return config.model if config.backend == "vllm" else f"{config.backend}:{config.model}"
-
-
-def _imported(found: Any, model_id: str, aliases: tuple[str, ...]) -> Imported:
-    tags = dict(found.tags)
-    if _CONFIG in tags:
-        config = ModelConfig.of({**json.loads(tags[_CONFIG]), "model_id": model_id})
-    else:
-        config = ModelConfig(model_id=model_id, model=str(found.source).removeprefix("file://"))
-    return Imported(
-        config=config,
-        version=tags.get(_VERSION, f"mlflow-{found.version}"),
-        metadata=json.loads(tags.get(_METADATA, "{}")),
-        mlflow_version=str(found.version),
-        aliases=aliases,
+def _tags(told: Mapping[str, Any]) -> dict[str, str]:
+    own = {legal_name(key): value[:_LONGEST_TAG] for key, value in told["tags"].items() if value}
+    simple = {key: value for key, value in told["metadata"].items() if isinstance(value, str | int | float | bool)}
+    own = {legal_name(f"metadata.{key}"): str(value)[:_LONGEST_TAG] for key, value in simple.items()} | own
+    return (
+        own
+        | {
+            "abswitch.version": told["version"],
+            "abswitch.registered": str(told["registered"]).lower(),
+            "abswitch.config": json.dumps(told["config"]),
+            "abswitch.metadata": json.dumps(told["metadata"]),
+            "abswitch.tags": json.dumps(sorted(own)),
+            "abswitch.user_tags": json.dumps(told["tags"]),
+        }
+        | {f"abswitch.{key}": told[key][:_LONGEST_TAG] for key in ("commit", "verdict") if told[key]}
     )
+
+
+def _source(told: Mapping[str, Any]) -> str:
+    """Where it is loaded from. A server takes no `file://` of another machine, and nothing that looks relative."""
+    config = told["config"]
+    if told["commit"]:
+        return f"hf:///{config['model']}@{told['commit']}"
+    if config["backend"] != "vllm":
+        return f"{config['backend']}:///{quote(config['model'])}"
+    return f"folder://{quote(str(Path(config['model']).expanduser().absolute()))}"
+
+
+def _existing(client: MlflowClient, name: str) -> RegisteredModel:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        there = ", ".join(sorted(model.name for model in client.search_registered_models(max_results=_PAGE)))
+        raise InvalidInput(
+            "name", name, f"a registered model: one of {there}" if there else "a registered model, and there is none"
+        ) from error
+
+
+def _versions(client: MlflowClient, name: str) -> list[MlflowVersion]:
+    """Every version of a registered model, oldest first."""
+    found: list[MlflowVersion] = []
+    query, token = "name = '{}'".format(name.replace("'", "\\'")), None
+    while True:
+        page = client.search_model_versions(query, max_results=_PAGE, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda one: int(one.version))

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from abswitch import checks
-from abswitch.errors import InvalidInput
+from abswitch.store.mlflow_server import FOR_GOOD, MlflowServer
 from abswitch.store.outbox import Outbox, OutboxFlusher, Refused, Unreachable
 from abswitch.store.recorder import Recorder
 from abswitch.store.tracking import WINDOW_PREFIX, TrackedExperiment, TrackingLinks, TrackingStatus
@@ -26,12 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_UI_URL = "http://127.0.0.1:5000"
-_SQLITE = "sqlite:///"
 _RUN_KEY = "abswitch.run_key"
 _METRICS_PER_CALL, _WORDS_PER_CALL = 1000, 100  # MLflow's own limits of one log_batch
 _LONGEST_VALUE = 6000
-# What the server says when the request itself is at fault; repeating it would not help.
-_FOR_GOOD = {"INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_STATE", "BAD_REQUEST"}
 
 
 class MlflowSink:
@@ -56,17 +50,15 @@ class MlflowSink:
         ui_url: str | None = None,
         probe_timeout_s: float = 2.0,
     ) -> None:
-        self._uri = _checked_uri(tracking_uri)
-        self._probe_timeout_s = checks.number("probe_timeout_s", probe_timeout_s, low=0.0, above=True)
-        self._ui_url = (ui_url or (self._uri if self._is_server else DEFAULT_UI_URL)).rstrip("/")
+        self._server = MlflowServer(tracking_uri, probe_timeout_s=probe_timeout_s)
+        self._ui_url = (ui_url or (self._server.uri if self._server.is_remote else DEFAULT_UI_URL)).rstrip("/")
         self._outbox = Outbox(recorder, "mlflow")
-        self._client: MlflowClient | None = None
-        self._flusher = OutboxFlusher(self._outbox, self._deliver, target=f"MLflow at {self._uri}")
+        self._flusher = OutboxFlusher(self._outbox, self._deliver, target=f"MLflow at {self._server.uri}")
 
     @property
     def tracking_uri(self) -> str:
         """The address in use; a SQLite path is absolute."""
-        return self._uri
+        return self._server.uri
 
     def publish(self, experiment: TrackedExperiment) -> str:
         """Queue an experiment durably; published in the background. The same content again is published once.
@@ -98,41 +90,23 @@ class MlflowSink:
 
     # --- the flusher's thread ---------------------------------------------------------------------------------------
 
-    @property
-    def _is_server(self) -> bool:
-        return not self._uri.startswith(_SQLITE)
-
     def _deliver(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        self._probe()
-        if self._client is None:
-            self._client = self._connect()
+        self._server.probe()
+        client = self._server.client()
         from mlflow.exceptions import MlflowException
 
         try:
-            return _Publication(self._client, body, self._artifact_location).run(self._ui_url)
+            return _Publication(client, body, self._artifact_location).run(self._ui_url)
         except MlflowException as error:
-            if error.error_code in _FOR_GOOD:
+            if error.error_code in FOR_GOOD:
                 raise Refused(str(error)) from error
-            self._probe()  # a server that went away is waited for, not counted as a failed attempt
+            self._server.probe()  # a server that went away is waited for, not counted as a failed attempt
             raise
-
-    def _probe(self) -> None:
-        """MLflow's own client would try for minutes before it says that nobody is there."""
-        probe(self._uri, self._probe_timeout_s)
-
-    def _connect(self) -> MlflowClient:
-        from mlflow import MlflowClient
-
-        if not self._is_server:
-            Path(self._uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-        return MlflowClient(tracking_uri=self._uri)
 
     @property
     def _artifact_location(self) -> str | None:
         """Beside a SQLite file, as MLflow's own default is the working directory; a server knows its own."""
-        if self._is_server:
-            return None
-        return (Path(self._uri.removeprefix(_SQLITE)).parent / "artifacts").as_uri()
+        return None if self._server.is_remote else (self._server.file.parent / "artifacts").as_uri()
 
 
 class _Publication:
@@ -261,35 +235,6 @@ def _links(ui_url: str, experiment_id: str, runs: Mapping[str, str]) -> Tracking
     )
 
 
-def probe(uri: str, timeout_s: float) -> None:
-    """Return once the server says that it is alive; a SQLite file always is.
-
-    Raises:
-        Unreachable: it does not within `timeout_s`.
-    """
-    if uri.startswith(_SQLITE):
-        return
-    try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=timeout_s) as answer:
-            answer.read()
-    except (OSError, ValueError) as error:
-        raise Unreachable(_why(error)) from error
-
-
-def _checked_uri(uri: str) -> str:
-    allowed = (
-        "sqlite:///folder/mlflow.db, or the http(s) address of an MLflow server (MLflow no longer writes file: stores)"
-    )
-    if not isinstance(uri, str):
-        raise InvalidInput("tracking_uri", uri, allowed)
-    if uri.startswith(_SQLITE) and len(uri) > len(_SQLITE):
-        path = Path(uri.removeprefix(_SQLITE)).expanduser().resolve()
-        return _SQLITE + str(path)
-    if urlsplit(uri).scheme in {"http", "https"} and urlsplit(uri).hostname:
-        return uri.rstrip("/")
-    raise InvalidInput("tracking_uri", uri, allowed)
-
-
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
@@ -297,8 +242,3 @@ def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _why(error: Exception) -> str:
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    return f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else str(reason)

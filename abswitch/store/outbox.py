@@ -78,6 +78,11 @@ class Outbox:
         )
         return json.loads(rows[0][0]) if rows else None
 
+    def published(self, job_id: str) -> Mapping[str, Any] | None:
+        """What the sink answered to a job, a refusal included; None while it waits."""
+        rows = self._recorder.rows("SELECT result FROM outbox WHERE sink = ? AND job_id = ?", (self._sink, job_id))
+        return json.loads(rows[0][0]) if rows and rows[0][0] is not None else None
+
     def counts(self) -> tuple[int, int, int]:
         """Jobs published, pending, given up."""
         rows = self._recorder.rows(
@@ -98,12 +103,19 @@ class OutboxFlusher:
             a crash, so it must find what an earlier attempt already made. Raises `Unreachable` or `Refused`; anything
             else is tried again, five times in all.
         target: the sink in words, for messages.
+        prepare: called in the flusher's thread before it looks for jobs, to add those that could not be added at once.
     """
 
     def __init__(
-        self, outbox: Outbox, deliver: Callable[[Mapping[str, Any]], Mapping[str, Any]], *, target: str
+        self,
+        outbox: Outbox,
+        deliver: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        *,
+        target: str,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self._outbox = outbox
+        self._prepare = prepare
         self._deliver = deliver
         self._target = target
         self._wake = threading.Event()
@@ -119,6 +131,10 @@ class OutboxFlusher:
     def add(self, job_id: str, body: Mapping[str, Any]) -> None:
         """Queue a job durably."""
         self._outbox.add(job_id, body)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Have it look for jobs soon."""
         self._wake.set()
 
     def flush(self, timeout_s: float) -> bool:
@@ -168,6 +184,7 @@ class OutboxFlusher:
     def _round(self) -> bool:
         """Deliver what waits; False when the sink failed and the rest must wait."""
         attempts = 0
+        self._prepare()
         while not self._stop.is_set() and (job := self._outbox.next()) is not None:
             attempts += 1
             try:

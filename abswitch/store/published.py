@@ -21,20 +21,18 @@ from abswitch.store.database import SCHEMA_VERSION, Database
 if TYPE_CHECKING:
     import duckdb
 
-GROWING = ("requests", "scores", "assignments", "routes", "transitions", "health_samples", "alerts", "looks")
-STATE = (
-    "meta",
-    "model_versions",
+GROWING = (
+    "requests",
+    "scores",
+    "assignments",
+    "routes",
+    "transitions",
+    "health_samples",
+    "alerts",
+    "looks",
     "registry_history",
-    "operations",
-    "plans",
-    "verdicts",
-    "outbox",
-    "runs",
-    "artifacts",
-    "writers",
-    "gaps",
 )
+STATE = ("meta", "model_versions", "operations", "plans", "verdicts", "outbox", "runs", "artifacts", "writers", "gaps")
 MANIFEST = "manifest.json"
 _MERGE_AT = 16
 """So many neighbouring segments of one level become one of the next: each row is written again at most log16 times."""

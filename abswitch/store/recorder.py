@@ -20,8 +20,8 @@ from abswitch.records import (
     ArtifactRecord,
     AssignmentRecord,
     HealthSample,
+    HistoryEntry,
     LookRecord,
-    RegistryRecord,
     RunRecord,
 )
 from abswitch.rollout.operation import Operation
@@ -191,16 +191,25 @@ class Recorder:
         """Insert or replace the current state of an operation."""
         return self._writer.submit(Job((_operation_statement(operation, at_s),)))
 
-    def version(self, version: ModelVersion) -> Future[None]:
-        """Insert or replace a registered version.
+    def version(self, version: ModelVersion, entry: HistoryEntry | None = None) -> Future[None]:
+        """Insert or replace a registered version, together with its entry of the registry's history.
 
         Raises:
             InvalidInput: its metadata or engine arguments are not JSON values.
         """
         config = json_text("model_config", version.config.to_dict())
         metadata = json_text("metadata", dict(version.metadata))
-        row = (version.model_id, version.version, config, metadata, version.registered_at_s)
-        return self._writer.submit(Job(((_insert("model_versions", 5, replace=True), row),)))
+        row = (version.model_id, version.version, config, metadata, version.registered_at_s, version.commit)
+        statements = [(_insert("model_versions", len(row), replace=True), row)]
+        return self._writer.submit(Job((*statements, *([] if entry is None else [_history_statement(entry)]))))
+
+    def history(self, entry: HistoryEntry) -> Future[None]:
+        """Commit an entry of the registry's history.
+
+        Raises:
+            InvalidInput: its detail is not JSON values.
+        """
+        return self._writer.submit(Job((_history_statement(entry),)))
 
     def plan(self, record: PlanRecord) -> Future[None]:
         """Insert an experiment's plan. The same plan again changes nothing.
@@ -221,15 +230,6 @@ class Recorder:
         """Insert or replace one look at an experiment."""
         row = record._replace(body=json_text("verdict.body", record.body))  # type: ignore[arg-type]  # as above
         return self._writer.submit(Job(((_insert("verdicts", len(row), replace=True), row),)))
-
-    def registry(self, record: RegistryRecord) -> Future[None]:
-        """Insert an entry of the registry's history.
-
-        Raises:
-            InvalidInput: its detail is not JSON values.
-        """
-        row = record._replace(detail=json_text("detail", dict(record.detail)))  # type: ignore[arg-type]  # as above
-        return self._writer.submit(Job(((_insert("registry_history", len(row)), row),)))
 
     def run(self, record: RunRecord) -> Future[None]:
         """Insert or replace one execution of an experiment's specification.
@@ -309,23 +309,23 @@ class Recorder:
 
     def versions(self) -> list[ModelVersion]:
         """Every version that was ever registered, in order of registration."""
-        sql = "SELECT version, config, metadata, registered_at_s FROM model_versions ORDER BY registered_at_s"
-        rows, _ = self._last_known(sql)
+        columns = "version, config, metadata, registered_at_s, commit_sha"
+        rows, _ = self._last_known(f"SELECT {columns} FROM model_versions ORDER BY registered_at_s")
         return [
             ModelVersion(
                 version=version,
                 config=ModelConfig.of(json.loads(config)),
                 metadata=MappingProxyType(json.loads(metadata)),
                 registered_at_s=at_s,
+                commit=commit,
             )
-            for version, config, metadata, at_s in rows
+            for version, config, metadata, at_s, commit in rows
         ]
 
-    def registry_history(self) -> list[RegistryRecord]:
-        """Every entry of the registry's history, oldest first."""
-        sql = "SELECT model_id, version, event, detail, operation_id, at_s FROM registry_history ORDER BY at_s"
-        found = [RegistryRecord(*row) for row in self._last_known(sql)[0]]
-        return [entry._replace(detail=json.loads(str(entry.detail))) for entry in found]
+    def registry_history(self) -> list[HistoryEntry]:
+        """Every entry of every model's history, in order."""
+        rows, _ = self._last_known("SELECT * FROM registry_history ORDER BY model_id, sequence, at_s")
+        return [HistoryEntry._make((*row[:9], MappingProxyType(json.loads(row[9])), row[10])) for row in rows]
 
     def last_epochs(self) -> dict[str, int]:
         """The highest routing epoch recorded for each model; a new process goes on from there."""
@@ -391,6 +391,11 @@ def _finish(publisher: Publisher, name: str) -> None:
 def _insert(table: str, columns: int, *, replace: bool = False) -> str:
     verb = "INSERT OR REPLACE" if replace else "INSERT"
     return f"{verb} INTO {table} VALUES ({', '.join('?' * columns)})"
+
+
+def _history_statement(entry: HistoryEntry) -> tuple[str, Sequence[Any]]:
+    row = (*entry[:9], json_text("detail", entry.detail), *entry[10:])
+    return _insert("registry_history", len(row)), row
 
 
 def _operation_statement(operation: Operation, at_s: float) -> tuple[str, Sequence[Any]]:

@@ -21,6 +21,7 @@ CREATE TABLE IF NOT EXISTS model_versions (
     config          JSON NOT NULL,            -- every field of ModelConfig
     metadata        JSON NOT NULL,            -- whatever the caller kept beside it
     registered_at_s DOUBLE NOT NULL,
+    commit_sha      VARCHAR,                  -- of a hub id: what its revision meant then
     PRIMARY KEY (model_id, version)
 );
 
@@ -161,17 +162,6 @@ CREATE TABLE IF NOT EXISTS assignments (
     assigned_at_s DOUBLE NOT NULL
 );
 
--- Everything that happened to versions: registered, activated, challenged, aliased, tagged, switch requested,
--- deregistered, linked (to a registered model of MLflow). What the registry is after a restart is folded from these rows.
-CREATE TABLE IF NOT EXISTS registry_history (
-    model_id     VARCHAR NOT NULL,
-    version      VARCHAR,                     -- NULL: nothing (an alias removed, no operation under way any more)
-    event        VARCHAR NOT NULL,
-    detail       JSON NOT NULL,               -- of an alias its name, of a tag key and value, of a request its metadata
-    operation_id VARCHAR,
-    at_s         DOUBLE NOT NULL
-);
-
 -- What the health monitor saw: one row per version and look.
 CREATE TABLE IF NOT EXISTS health_samples (
     at_s                DOUBLE NOT NULL,
@@ -276,4 +266,19 @@ CREATE TABLE IF NOT EXISTS gaps (
     at_s      DOUBLE NOT NULL,                -- seconds since the epoch, rounded down
     row_count BIGINT NOT NULL,
     reason    VARCHAR NOT NULL                -- dropped, rejected
+);
+
+-- Everything that ever happened to a model's versions, aliases and tags; a restart replays it.
+CREATE TABLE IF NOT EXISTS registry_history (
+    model_id     VARCHAR NOT NULL,
+    sequence     BIGINT NOT NULL,             -- grows within the model
+    action       VARCHAR NOT NULL,            -- registered, requested, promoted, rolled back, ...
+    version      VARCHAR,
+    previous     VARCHAR,
+    alias        VARCHAR,
+    actor        VARCHAR NOT NULL,
+    reason       VARCHAR NOT NULL,
+    operation_id VARCHAR,
+    detail       JSON NOT NULL,
+    at_s         DOUBLE NOT NULL
 );

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from abswitch.clock import VirtualClock
-from abswitch.domain import ModelConfig, ModelVersion
-from abswitch.errors import DuplicateVersion, InvalidInput, UnknownModel, UnknownVersion
+from abswitch.domain import ModelConfig
+from abswitch.errors import DuplicateVersion, InvalidInput, StoreError, SwitchRefused, UnknownModel, UnknownVersion
+from abswitch.records import HistoryEntry
 from abswitch.serving.registry import DynamicModelRegistry
 
 CONFIG = {"model_id": "bot", "model": "org/name"}
@@ -53,9 +58,9 @@ def test_an_unknown_model_is_named() -> None:
         models.resolve_model()
 
 
-@pytest.mark.parametrize("hook", ["check", "keep"])
+@pytest.mark.parametrize("hook", ["check", "resolve", "keep"])
 def test_a_refused_version_leaves_nothing_behind(hook: str) -> None:
-    def refuse(_: ModelVersion) -> None:
+    def refuse(*_: object) -> None:
         raise InvalidInput("x", 1, "y")
 
     models = registry(**{hook: refuse})
@@ -105,3 +110,274 @@ def test_history_keeps_every_activation() -> None:
         ("v1", "op-3"),
     ]
     assert models.active_version("bot") == "v1"
+
+
+# --- names and aliases ------------------------------------------------------------------------------------------------
+
+
+def test_a_reference_is_a_version_an_alias_or_either_behind_the_models_name() -> None:
+    models = registry()
+    for version in ("v1", "v2", "bot@odd"):
+        models.register_model(CONFIG, version)
+    models.register_model({**CONFIG, "model_id": "cat"}, "v1")
+    models.set_alias("gold", "v2", model_id="bot")
+    for reference in ("bot@gold", "bot:gold", "bot:v2", "bot@v2"):
+        assert models.resolve(reference).key == ("bot", "v2")
+        assert models.resolve(reference, "bot").key == ("bot", "v2")
+    assert models.get("bot", "gold").version == "v2"
+    assert models.get("bot", "bot@odd").version == "bot@odd", "a version's own name comes first"
+    with pytest.raises(UnknownModel):
+        models.resolve("gold")
+    with pytest.raises(UnknownVersion, match="aliases: gold → v2"):
+        models.get("bot", "golt")
+    with pytest.raises(UnknownVersion, match="there is no champion: no version is active"):
+        models.get("bot", "champion")
+    with pytest.raises(UnknownVersion):
+        models.get("cat", "bot@gold")
+
+
+@pytest.mark.parametrize("alias", ["", "a b", "é", "-x", "a.b", "champion", "v1", 3, None])
+def test_a_bad_alias_is_refused(alias: Any) -> None:
+    models = registry()
+    models.register_model(CONFIG, "v1")
+    with pytest.raises(InvalidInput, match="alias"):
+        models.set_alias(alias, "v1", model_id="bot")
+    assert models.aliases("bot") == {}
+
+
+def test_versions_and_aliases_never_share_a_name() -> None:
+    models = registry()
+    models.register_model(CONFIG, "v1")
+    models.set_alias("gold", "v1", model_id="bot")
+    for name in ("gold", "champion", "challenger"):
+        with pytest.raises(InvalidInput, match="no alias"):
+            models.register_model(CONFIG, name)
+
+
+def test_aliases_move_and_go_and_all_of_it_is_told() -> None:
+    models = registry()
+    for version in ("v1", "v2"):
+        models.register_model(CONFIG, version)
+    models.set_alias("gold", "v1", model_id="bot", actor="mia", reason="first")
+    models.set_alias("gold", "v1", model_id="bot")
+    models.set_alias("gold", "v2", model_id="bot")
+    models.delete_alias("gold", model_id="bot")
+    with pytest.raises(InvalidInput, match="alias"):
+        models.delete_alias("gold", model_id="bot")
+    told = [(e.action, e.version, e.previous, e.actor, e.reason) for e in models.full_history("bot")[2:]]
+    assert told == [
+        ("alias set", "v1", None, "mia", "first"),
+        ("alias set", "v2", "v1", "user", ""),
+        ("alias removed", "v2", "v2", "user", ""),
+    ]
+    assert str(models.full_history("bot")[2]) == "3 alias set v1 (gold) by mia: first"
+
+
+def test_tags_change_and_metadata_does_not() -> None:
+    models = registry()
+    models.register_model(CONFIG, "v1", metadata={"n": 1}, tags={"team": "a"})
+    models.set_tag("v1", "team", "a", model_id="bot")
+    models.set_tag("v1", "stage", "x", model_id="bot")
+    models.set_tag("v1", "team", None, model_id="bot")
+    assert models.tags("v1", model_id="bot") == {"stage": "x"}
+    assert [e.action for e in models.full_history()] == ["registered", "tagged", "tagged", "untagged"]
+    for bad in ({"team": 1}, {"no spaces": "x"}):
+        with pytest.raises(InvalidInput):
+            models.register_model(CONFIG, "v2", tags=bad)  # type: ignore[arg-type]
+    models.set_tag("v1", "team", None)
+    assert len(models.full_history()) == 4, "it had none of that key"
+    with pytest.raises(InvalidInput, match="value"):
+        models.set_tag("v1", "stage", 3)  # type: ignore[arg-type]
+    assert [v.version for v in models.get_model_versions()] == ["v1"]
+    with pytest.raises(TypeError):
+        models.get("bot", "v1").metadata["n"] = 2  # type: ignore[index]
+
+
+# --- writing down -----------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_written_down_did_not_happen() -> None:
+    full = False
+
+    def keep(*_: object) -> None:
+        if full:
+            raise StoreError("the disk is full")
+
+    models = registry(keep=keep)
+    models.register_model(CONFIG, "v1")
+    full = True
+    for change in (
+        lambda: models.register_model(CONFIG, "v2"),
+        lambda: models.set_alias("gold", "v1", model_id="bot"),
+        lambda: models.set_tag("v1", "team", "a", model_id="bot"),
+    ):
+        with pytest.raises(StoreError):
+            change()
+    assert [e.action for e in models.full_history()] == ["registered"]
+    assert (models.aliases(), models.tags("v1", model_id="bot"), len(models.get_model_versions())) == ({}, {}, 1)
+
+
+def test_the_switcher_never_waits_for_a_change_by_hand() -> None:
+    """A disk that hangs while somebody sets an alias must not hold a promotion up."""
+    writing, written = threading.Event(), threading.Event()
+
+    def keep(entry: HistoryEntry, _: object) -> None:
+        if entry.action == "alias set":
+            writing.set()
+            assert written.wait(10)
+
+    models = registry(keep=keep)
+    models.register_model(CONFIG, "v1")
+    by_hand = threading.Thread(target=models.set_alias, args=("gold", "v1"))
+    by_hand.start()
+    assert writing.wait(10)
+    models.activate("bot", "v1", "op-1")
+    assert models.aliases() == {"champion": "v1"}
+    written.set()
+    by_hand.join()
+    assert models.aliases() == {"champion": "v1", "gold": "v1"}
+    assert [e.sequence for e in models.full_history()] == [1, 2, 3]
+
+
+def test_many_threads_register_without_losing_or_repeating_an_entry() -> None:
+    models = registry(max_versions=1000)
+    refused: list[str] = []
+
+    def work(thread: int) -> None:
+        for n in range(50):
+            models.register_model(CONFIG, f"{thread}-{n}")
+            try:
+                models.register_model(CONFIG, f"shared-{n}")
+            except DuplicateVersion as error:
+                refused.append(str(error.value))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(models.get_model_versions()) == 250 and len(refused) == 150
+    assert [e.sequence for e in models.full_history()] == list(range(1, 251))
+
+
+# --- taking over ------------------------------------------------------------------------------------------------------
+
+
+def restored(models: DynamicModelRegistry) -> DynamicModelRegistry:
+    again = registry()
+    lineage = models._models["bot"]
+    again.restore([*lineage.versions.values(), *lineage.gone.values()], models.full_history("bot"))
+    return again
+
+
+KINDS = ("register", "drop", "alias", "unalias", "tag", "untag", "activate", "withdraw")
+ACTS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 3)), max_size=40)
+
+
+@given(ACTS)
+def test_what_the_history_tells_is_what_is_known(acts: list[tuple[str, int]]) -> None:
+    models = registry()
+    models.register_model(CONFIG, "base")
+    for act, n in acts:
+        with suppress(InvalidInput, SwitchRefused):
+            _do(models, act, f"v{n}")
+    again = restored(models)
+    for view in (
+        lambda one: one.aliases("bot"),
+        lambda one: [v.version for v in one.get_model_versions("bot")],
+        lambda one: {v.version: one.tags(v.version, model_id="bot") for v in one.get_model_versions("bot")},
+        lambda one: (one.active_version("bot"), one.previous_version("bot"), one.full_history("bot")),
+        lambda one: one.snapshot("bot").to_dict(),
+    ):
+        assert view(again) == view(models)
+
+
+def _do(models: DynamicModelRegistry, act: str, version: str) -> None:
+    match act:
+        case "register":
+            models.register_model(CONFIG, version)
+        case "drop":
+            models.deregister_model("bot", version)
+        case "alias":
+            models.set_alias("gold", version, model_id="bot")
+        case "unalias":
+            models.delete_alias("gold", model_id="bot")
+        case "tag":
+            models.set_tag(version, "team", version, model_id="bot")
+        case "untag":
+            models.set_tag(version, "team", None, model_id="bot")
+        case "activate":
+            models.activate("bot", version, "op")
+        case "withdraw":
+            models.activate("bot", None, "op")
+
+
+def activation(version: str | None, operation_id: str, at_s: float = 7.0) -> HistoryEntry:
+    return HistoryEntry("bot", 0, "promoted", version, None, None, "journal", "told", operation_id, {}, at_s)
+
+
+def test_what_only_the_journal_knew_is_taken_over_in_order_and_once() -> None:
+    models = registry()
+    for version in ("v1", "v2", "v3"):
+        models.register_model(CONFIG, version)
+    models.activate("bot", "v1", "op-1")
+    journal = [activation("v1", "op-1"), activation("v2", "op-2"), activation("v3", "op-3", 9.0)]
+    again = restored(models)
+    again.catch_up(journal)
+    again.catch_up(journal)
+    assert [(e.version, e.operation_id) for e in again.history()] == [
+        ("v1", "op-1"),
+        ("v2", "op-2"),
+        ("v3", "op-3"),
+    ]
+    assert (again.full_history()[-1].actor, again.full_history()[-1].at_s) == ("recovery", 9.0)
+
+
+def test_the_journals_last_word_wins() -> None:
+    models = registry()
+    for version in ("v1", "v2"):
+        models.register_model(CONFIG, version)
+    models.activate("bot", "v1", "op-1")
+    models.activate("bot", "v2", "op-2")  # its move was not yet in the journal when the process was killed
+    again = restored(models)
+    again.catch_up([activation("v1", "op-1"), activation("lost", "op-x"), activation("v1", "op-1")])
+    assert again.active_version() == "v1"
+    again.catch_up([activation("v1", "op-1"), HistoryEntry("unknown", 0, "promoted", "v", None, None, "j", "", "op")])
+    assert again.list_models() == ("bot",)
+
+
+# --- how many are kept ------------------------------------------------------------------------------------------------
+
+
+def test_beyond_the_bound_the_version_that_was_active_longest_ago_goes() -> None:
+    models = registry(max_versions=4, in_use=lambda key: "it is pinned" if key == ("bot", "v2") else None)
+    for n in range(1, 5):
+        models.register_model(CONFIG, f"v{n}")
+    models.activate("bot", "v4", "op-1")
+    models.activate("bot", "v1", "op-2")
+    models.register_model(CONFIG, "v5")
+    assert [v.version for v in models.get_model_versions()] == ["v1", "v2", "v4", "v5"], "v3 was never active"
+    models.set_alias("gold", "v5", model_id="bot")
+    models.register_model(CONFIG, "v6")
+    assert len(models.get_model_versions()) == 5, "nothing may go: active, before that, pinned, named"
+    gone = models.full_history(version="v3")[-1]
+    assert (gone.action, gone.actor, gone.reason) == ("deregistered", "registry", "max_version_history is 4")
+    with pytest.raises(InvalidInput, match="max_version_history"):
+        registry(max_versions=1)
+
+
+def test_deregistered_versions_are_no_way_back() -> None:
+    models = registry()
+    for version in ("v1", "v2", "v3"):
+        models.register_model(CONFIG, version)
+        models.activate("bot", version, f"op-{version}")
+    assert models.previous_version() == "v2"
+    assert models.deregister_model("bot", "v2")
+    assert models.previous_version() == "v1"
+    assert models.last_active("bot", besides={"v3"}) == "v1"
+    with pytest.raises(SwitchRefused, match="active version"):
+        models.deregister_model("bot", "v3")
+    with pytest.raises(UnknownVersion):
+        models.deregister_model("bot", "v2")
+    stats = models.get_registry_stats()
+    assert (stats.versions, stats.deregistered, stats.promotions, stats.entries) == (2, 1, 3, 7)

@@ -7,9 +7,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import StoreError
 from abswitch.store.database import SCHEMA_VERSION, Database
-from abswitch.store.migrations import MIGRATIONS
+from abswitch.store.migrations import MIGRATIONS, migrate
 
 OLD = Path(__file__).with_name("schema_1.sql")
 COLUMNS = (
@@ -60,3 +61,46 @@ def test_a_version_from_elsewhere_is_refused(tmp_path: Path, version: int) -> No
         connection.execute("UPDATE meta SET schema_version = ?", [version])
     with pytest.raises(StoreError, match=f"schema version {version}"):
         Database(path)
+
+
+def test_a_history_of_the_first_form_is_carried_over(tmp_path: Path) -> None:
+    """Stores of version 3 have it, or have none."""
+    path = store_of_version_1(tmp_path / "old.duckdb")
+    with duckdb.connect(str(path)) as connection:
+        migrate(connection, 1, 3)
+        connection.execute(
+            "INSERT INTO model_versions VALUES ('bot', 'v1', '{}', '{}', 1.0), ('bot', 'v2', '{}', '{}', 2.0)"
+        )
+        connection.execute(
+            "CREATE TABLE registry_history (model_id VARCHAR NOT NULL, version VARCHAR, event VARCHAR NOT NULL, "
+            "detail JSON NOT NULL, operation_id VARCHAR, at_s DOUBLE NOT NULL)"
+        )
+        for row in (
+            ("v2", "registered", "{}", None, 2.0),
+            ("v1", "challenged", "{}", "op-1", 3.0),
+            ("v1", "activated", "{}", "op-1", 3.1),
+            ("v2", "aliased", '{"alias": "nightly"}', None, 4.0),
+            (None, "aliased", '{"alias": "nightly"}', None, 5.0),
+            ("v2", "tagged", '{"key": "stage", "value": "x"}', None, 6.0),
+            ("v2", "tagged", '{"key": "stage", "value": null}', None, 7.0),
+            (None, "linked", '{"name": "bot"}', None, 8.0),
+            ("v2", "deregistered", "{}", None, 9.0),
+        ):
+            connection.execute("INSERT INTO registry_history VALUES ('bot', ?, ?, ?, ?, ?)", list(row))
+    found = Database(path).rows(
+        "SELECT sequence, action, version, alias, operation_id FROM registry_history ORDER BY 1"
+    )
+    assert found == [
+        (1, "registered", "v1", None, None),
+        (2, "registered", "v2", None, None),
+        (3, "promoted", "v1", "champion", "op-1"),
+        (4, "alias set", "v2", "nightly", None),
+        (5, "alias removed", None, "nightly", None),
+        (6, "tagged", "v2", None, None),
+        (7, "untagged", "v2", None, None),
+        (8, "deregistered", "v2", None, None),
+    ]
+
+
+def version(name: str) -> ModelVersion:
+    return ModelVersion(version=name, config=ModelConfig(model_id="bot", model="org/name"))

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +19,7 @@ from abswitch.errors import InvalidInput
 from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
 from abswitch.store.tracking import ArmRun, TrackedExperiment, legal_name, version_params
+from tests.store.live_mlflow import Server, free_port, wait_until
 
 
 def an_experiment(operation_id: str = "op-1", **changes: Any) -> TrackedExperiment:
@@ -57,22 +52,6 @@ def an_experiment(operation_id: str = "op-1", **changes: Any) -> TrackedExperime
     return replace(made, **changes)
 
 
-@pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A laid-out MLflow database to copy; laying one takes MLflow four seconds."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def database(fresh_database: Path, tmp_path: Path) -> Path:
-    (tmp_path / "tracking").mkdir()
-    return Path(shutil.copy(fresh_database, tmp_path / "tracking" / "mlflow.db"))
-
-
 @pytest.fixture
 def recorder(tmp_path: Path) -> Iterator[Recorder]:
     with Recorder(tmp_path / "s.duckdb") as made:
@@ -102,14 +81,6 @@ def runs_in(database: Path, name: str = "abswitch/bot") -> dict[str, Any]:
     keys = [run.data.tags["abswitch.run_key"] for run in runs]
     assert len(keys) == len(set(keys))
     return dict(zip(keys, runs, strict=True))
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    poll = threading.Event()
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        poll.wait(0.05)
 
 
 # --- SQLite -----------------------------------------------------------------------------------------------------------
@@ -332,53 +303,6 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_publish(tmp_path
 
 
 # --- a server ---------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Server:
-    """A real MLflow server on a port of its own, to be started, killed and started again."""
-
-    def __init__(self, database: Path) -> None:
-        self.database = database
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.database}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.database.parent / "artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        log = (self.database.parent / "server.log").open("ab")
-        self._process = subprocess.Popen(
-            command, env=environment, cwd=self.database.parent, stdout=log, stderr=log, start_new_session=True
-        )
-        wait_until(self.answers, 90.0)
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=1.0) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)  # its own session: the server and its worker, nothing else
-            self._process.wait()
-            self._process = None
-
-
-@pytest.fixture
-def server(database: Path) -> Iterator[Server]:
-    made = Server(database)
-    yield made
-    made.kill()
 
 
 def test_a_server_that_is_down_is_told_once_and_caught_up(

@@ -17,6 +17,7 @@ import pytest
 from abswitch.domain import ModelConfig, ModelVersion, RequestRecord, RouteRecord, ScoreRecord
 from abswitch.errors import InvalidInput, StoreError
 from abswitch.rollout.operation import Phase
+from abswitch.store.database import SCHEMA_VERSION
 from abswitch.store.recorder import PlanRecord, Recorder, VerdictRecord
 from tests.store.rows import a_request, a_transition, an_operation
 
@@ -373,7 +374,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="schema version 99"):
         Recorder(tmp_path / "s.duckdb")
     with duckdb.connect(str(tmp_path / "s.duckdb")) as connection:  # the refusal let go of the file
-        connection.execute("UPDATE meta SET schema_version = 3")
+        connection.execute(f"UPDATE meta SET schema_version = {SCHEMA_VERSION}")
     Recorder(tmp_path / "s.duckdb").close()
 
 

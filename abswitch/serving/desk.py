@@ -1,0 +1,109 @@
+"""`SwitchDesk`: switches that are wanted as a whole (to a version, and done), and versions that are to go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from uuid import uuid4
+
+from abswitch.errors import AbswitchError, SwitchRefused
+from abswitch.rollout.operation import Operation, Phase
+from abswitch.rollout.strategies import ImmediateStrategy, Strategy
+from abswitch.serving.cache import ModelCache
+from abswitch.serving.intents import Intent
+from abswitch.serving.preflight import Preflight, SwitchPlan
+from abswitch.serving.registry import DynamicModelRegistry
+from abswitch.serving.router import RequestRouter
+from abswitch.serving.status import SwitchValidation
+from abswitch.serving.switcher import ModelSwitcher
+
+log = logging.getLogger(__name__)
+
+
+class SwitchDesk:
+    """Lives on the engine's loop.
+
+    Args:
+        turned_off: by which setting switching is turned off; None when it is on.
+    """
+
+    def __init__(
+        self,
+        registry: DynamicModelRegistry,
+        switcher: ModelSwitcher,
+        preflight: Preflight,
+        cache: ModelCache,
+        router: RequestRouter,
+        *,
+        turned_off: str | None = None,
+    ) -> None:
+        self._registry = registry
+        self._switcher = switcher
+        self._preflight = preflight
+        self._cache = cache
+        self._router = router
+        self._turned_off = turned_off
+
+    async def check(self, model_id: str, target: str, strategy: Strategy) -> None:
+        """Refuse what cannot begin now.
+
+        Raises:
+            InvalidInput, SwitchRefused: with the reason, the numbers and the ways out.
+        """
+        if self._turned_off is not None and self._registry.active_version(model_id) is not None:
+            raise SwitchRefused(f"switching is turned off (enabled: {self._turned_off})")
+        self._switcher.check(model_id, target, strategy)
+        await self._preflight.check(model_id, target, strategy)
+
+    async def validate(self, model_id: str, target: str, strategy: Strategy) -> SwitchValidation:
+        """Whether `start_switch` would accept this now; changes nothing."""
+        try:
+            await self.check(model_id, target, strategy)
+        except AbswitchError as refused:
+            plan = await self._plan(model_id, target, strategy)
+            return SwitchValidation(valid=False, reason=str(refused), error=refused, plan=plan)
+        return SwitchValidation(valid=True, reason=None, plan=await self._plan(model_id, target, strategy))
+
+    async def _plan(self, model_id: str, target: str, strategy: Strategy) -> SwitchPlan | None:
+        try:
+            return await self._preflight.plan(model_id, target, strategy)
+        except AbswitchError:
+            return None
+
+    def earlier(self, model_id: str, to: str | None) -> str:
+        """The version that a rollback goes to.
+
+        Raises:
+            UnknownVersion: there is none of that name.
+            SwitchRefused: none was active before.
+        """
+        if to is not None:
+            return self._registry.get(model_id, to).version
+        previous = self._registry.previous_version(model_id)
+        if previous is None:
+            raise SwitchRefused(f"model {model_id!r} has no earlier version to go back to that is still registered")
+        return previous
+
+    async def switch(self, model_id: str, version: str, intent: Intent) -> bool:
+        """See `DynamicModelRegistry.switch_model`."""
+        if self._registry.active_version(model_id) == version and self._router.current(model_id) is not None:
+            return True
+        way, operation_id = ImmediateStrategy(), f"op-{uuid4().hex[:12]}"
+        await self.check(model_id, version, way)
+        await self._switcher.start(model_id, version, way, operation_id=operation_id, salt=operation_id, intent=intent)
+        ended = await self._switcher.wait(operation_id, lambda operation: operation.phase.is_final)
+        if not _serves(ended):
+            log.error("model %s was not switched to version %s: %s", model_id, version, ended.reason)
+        return _serves(ended)
+
+    async def release(self, model_id: str, version: str, intent: Intent) -> bool:
+        """See `DynamicModelRegistry.deregister_model`."""
+        safe = self._registry.strike(model_id, version, intent)
+        await self._cache.discard((model_id, version))
+        if safe is not None:
+            await asyncio.wrap_future(safe)
+        return True
+
+
+def _serves(operation: Operation) -> bool:
+    return operation.phase is Phase.SUCCEEDED and operation.winner == operation.candidate

@@ -1,0 +1,132 @@
+"""Names of versions and aliases: which are allowed, and what a reference such as `bot@champion` means."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+
+from abswitch import checks
+from abswitch.domain import ModelVersion
+from abswitch.errors import DuplicateVersion, InvalidInput, UnknownModel, UnknownVersion
+from abswitch.serving.lineage import CHALLENGER, CHAMPION, Lineage
+
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
+_SEPARATORS = ("@", ":")
+
+
+def known(names: Iterable[str], given: str | None = None) -> str:
+    """What would have been accepted, in words, with the closest match."""
+    options = list(names)
+    if not options:
+        return "none is registered yet; use registry.register_model(...)"
+    close = difflib.get_close_matches(given or "", options, n=1)
+    return f"one of {', '.join(options)}" + (f" (did you mean {close[0]!r}?)" if close else "")
+
+
+def split(reference: str, models: Iterable[str]) -> tuple[str | None, str]:
+    """The model that a reference names itself (`bot@champion`, `bot:v2`), if any, and the rest."""
+    for model_id in sorted(models, key=len, reverse=True):
+        for separator in _SEPARATORS:
+            if reference.startswith(model_id + separator):
+                return model_id, reference.removeprefix(model_id + separator)
+    return None, reference
+
+
+def find(lineage: Lineage, model_id: str, reference: object) -> ModelVersion | None:
+    """The version meant, by its name, an alias, or either after the model's own name; a version's name comes first."""
+    if not isinstance(reference, str):
+        return None
+    for name in (reference, split(reference, [model_id])[1]):
+        if name in lineage.versions:
+            return lineage.versions[name]
+        target = lineage.aliases.get(name)
+        if target in lineage.versions:
+            return lineage.versions[target]
+    return None
+
+
+def unknown(lineage: Lineage, reference: object) -> UnknownVersion:
+    """The error that says what there is."""
+    aliases = ", ".join(f"{alias} → {target}" for alias, target in lineage.aliases.items())
+    allowed = known(lineage.versions, str(reference)) + (f"; aliases: {aliases}" if aliases else "")
+    if reference in (CHAMPION, CHALLENGER):
+        told = "no version is active" if reference == CHAMPION else "no switch is under way and none was set by hand"
+        allowed += f"; there is no {reference}: {told}"
+    return UnknownVersion("version", reference, allowed)
+
+
+def model_among(models: Mapping[str, Lineage], model_id: str | None) -> str:
+    """The model meant: the one named, or the only one there is.
+
+    Raises:
+        UnknownModel: it is not registered, or none was named and there is not exactly one.
+    """
+    names = [name for name, lineage in models.items() if lineage.versions]
+    if model_id is None:
+        if len(names) == 1:
+            return names[0]
+        raise UnknownModel("model_id", None, f"a name, as there is not exactly one model; {known(names)}")
+    if model_id not in names:
+        raise UnknownModel("model_id", model_id, known(names, str(model_id)))
+    return model_id
+
+
+def check_version_name(lineage: Lineage | None, version: object) -> str:
+    """A name for a new version: well-formed, and no alias's.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    name = checks.name("version", version)
+    if name in (CHAMPION, CHALLENGER) or (lineage is not None and name in lineage.pointers):
+        raise InvalidInput("version", name, "a name that is no alias")
+    return name
+
+
+def check_alias(lineage: Lineage, alias: object) -> str:
+    """An alias that may be set or removed by hand.
+
+    Raises:
+        InvalidInput: it is malformed, a version's name, or follows the switches.
+    """
+    if not isinstance(alias, str) or not _ALIAS.match(alias):
+        raise InvalidInput("alias", alias, "1 to 128 letters, digits, _ or -, beginning with a letter or digit")
+    if alias == CHAMPION:
+        raise InvalidInput("alias", alias, "any other name: champion is the active version and moves with promotions")
+    if alias == CHALLENGER and lineage.candidacy is not None:
+        raise InvalidInput("alias", alias, f"another name while operation {lineage.candidacy.operation_id} runs")
+    if alias in lineage.versions or alias in lineage.gone:
+        raise InvalidInput("alias", alias, "a name that no version has")
+    return alias
+
+
+def refuse_taken(lineage: Lineage, candidate: ModelVersion) -> None:
+    """A name stays with the configuration that it was first given to: evidence is recorded under it.
+
+    Raises:
+        DuplicateVersion: it is registered, or was and meant something else.
+    """
+    if candidate.version in lineage.versions:
+        taken = ", ".join(lineage.versions)
+        raise DuplicateVersion("version", candidate.version, f"a name not yet taken (taken: {taken})")
+    refuse_other(lineage.gone.get(candidate.version), candidate)
+
+
+def refuse_other(was: ModelVersion | None, candidate: ModelVersion) -> None:
+    """The candidate is what an earlier version of its name was.
+
+    Raises:
+        DuplicateVersion: it is not.
+    """
+    if was is None:
+        return
+    old, new = was.config.to_dict(), candidate.config.to_dict()
+    changed = [name for name in new if new[name] != old.get(name)]
+    if changed:
+        raise DuplicateVersion(
+            "version",
+            candidate.version,
+            f"a name not yet taken: an earlier process registered this one with another {', '.join(changed)}, and "
+            f"what was recorded under it would be mixed up",
+        )

@@ -1,0 +1,122 @@
+"""What a registered model of MLflow means here: those exported from abswitch exactly, others as far as they tell."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from abswitch.errors import BadModelSource
+from abswitch.registries import ExternalModel, ExternalVersion
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+    from mlflow.entities.model_registry import RegisteredModel
+
+_OURS = "abswitch."
+_PREFIX = "abswitch-"
+
+
+def model_of(
+    client: MlflowClient, model: RegisteredModel, versions: Sequence[MlflowVersion], uri: str
+) -> ExternalModel:
+    """A registered model with its versions; artifacts that are elsewhere are downloaded into the cache.
+
+    Raises:
+        BadModelSource: a version's artifacts are no model folder.
+    """
+    names = {str(one.version): one.tags.get("abswitch.version", f"v{one.version}") for one in versions}
+    kept = [one for one in versions if one.tags.get("abswitch.registered", "true") == "true"]
+    seen: dict[str, MlflowVersion] = {}
+    for one in kept:
+        seen.setdefault(names[str(one.version)], one)  # the oldest, as one may have been created twice
+    return ExternalModel(
+        name=model.name,
+        model_id=model.tags.get("abswitch.model_id"),
+        versions=tuple(_version(client, one, name, uri) for name, one in seen.items()),
+        aliases={
+            alias.removeprefix(_PREFIX): names[str(number)]
+            for alias, number in model.aliases.items()
+            if names.get(str(number)) in seen
+        },
+    )
+
+
+def _version(client: MlflowClient, found: MlflowVersion, name: str, uri: str) -> ExternalVersion:
+    origin = {"mlflow": f"{found.name}/{found.version}"}
+    if "abswitch.config" in found.tags:
+        config = json.loads(found.tags["abswitch.config"])
+        config.pop("model_id")
+        return ExternalVersion(
+            version=name,
+            config=_pinned(config, found.tags.get("abswitch.commit")),
+            complete=True,
+            metadata=json.loads(found.tags.get("abswitch.metadata", "{}")) | origin,
+            tags=json.loads(found.tags.get("abswitch.user_tags", "{}")),
+        )
+    about = {"mlflow.run_id": found.run_id, "description": found.description, "mlflow.source": found.source}
+    return ExternalVersion(
+        version=name,
+        config=_config(client, found, uri),
+        complete=False,
+        metadata={key: value for key, value in about.items() if value} | origin,
+        tags={key: value for key, value in found.tags.items() if not key.startswith((_OURS, "mlflow."))},
+    )
+
+
+def _pinned(config: dict[str, Any], commit: str | None) -> dict[str, Any]:
+    """What was exported is what is imported, also where its branch has moved on since."""
+    return config if commit is None else config | {"revision": commit}
+
+
+def _config(client: MlflowClient, found: MlflowVersion, uri: str) -> Mapping[str, Any]:
+    source = str(found.source)
+    scheme, _, rest = source.partition("://")
+    if scheme == "hf":
+        model, _, revision = rest.lstrip("/").partition("@")
+        return {"model": model, "revision": revision or None}
+    folder = _local(source) or _local(str(client.get_model_version_download_uri(found.name, found.version)))
+    return _of_folder(folder or _downloaded(found, uri), source)
+
+
+def _local(source: str) -> Path | None:
+    parts = urlsplit(source)
+    if parts.scheme not in ("", "file", "folder"):
+        return None
+    folder = Path(unquote(parts.path))
+    return folder if folder.is_dir() else None
+
+
+def _downloaded(found: MlflowVersion, uri: str) -> Path:
+    import mlflow.artifacts
+    from mlflow.exceptions import MlflowException
+
+    base = os.environ.get("ABSWITCH_CACHE_DIR") or "~/.cache/abswitch"
+    folder = Path(base).expanduser() / "mlflow" / found.name / str(found.version)
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = f"models:/{found.name}/{found.version}"
+    try:
+        return Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=wanted, dst_path=str(folder), tracking_uri=uri, registry_uri=uri
+            )
+        )
+    except (MlflowException, OSError, ValueError) as error:
+        raise BadModelSource(
+            "model_config.model", found.source, f"artifacts that can be read ({wanted}: {error})"
+        ) from error
+
+
+def _of_folder(folder: Path, source: str) -> Mapping[str, Any]:
+    """A Hugging Face folder, or what MLflow's `transformers` flavour keeps around one."""
+    if (folder / "config.json").is_file():
+        return {"model": str(folder)}
+    inner, tokenizer = folder / "model", folder / "components" / "tokenizer"
+    if not (inner / "config.json").is_file():
+        allowed = f"a Hugging Face model folder, or one of MLflow's transformers flavour ({folder} has no config.json)"
+        raise BadModelSource("model_config.model", source, allowed)
+    return {"model": str(inner), "engine_args": {"tokenizer": str(tokenizer)} if tokenizer.is_dir() else {}}

@@ -1,0 +1,148 @@
+"""`Switching`: the part of the engine's facade about switches as a whole, beside `start_switch`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from abswitch.assembly import Machinery
+from abswitch.domain import EMPTY, SwitchingStrategyType
+from abswitch.errors import AbswitchError
+from abswitch.rollout.strategies import ABTestStrategy, ImmediateStrategy, Strategy, strategy_of
+from abswitch.serving.intents import USER, Intent
+from abswitch.serving.loop import EngineLoop
+from abswitch.serving.preflight import SwitchPlan
+from abswitch.serving.registry import DynamicModelRegistry
+from abswitch.serving.status import OperationStatus, SwitchValidation
+from abswitch.serving.switcher import ModelSwitcher
+from abswitch.settings import ModelSwitchingConfig
+
+if TYPE_CHECKING:
+    from abswitch.serving.handle import SwitchHandle
+
+StrategyConfig = Mapping[str, Any] | Strategy | None
+
+
+class Switching:
+    """Switches of a `SwitchingEngine`, which is one of these."""
+
+    config: ModelSwitchingConfig
+    registry: DynamicModelRegistry
+    switcher: ModelSwitcher
+    _parts: Machinery
+    _loop: EngineLoop
+
+    def _refuse_closed(self) -> None:
+        raise NotImplementedError("the engine says whether it was shut down")
+
+    def operation_status(self, operation_id: str) -> OperationStatus:
+        """One switch as it stands."""
+        raise NotImplementedError("the engine has the clock")
+
+    async def _begin(self, model_id: str, target: str, strategy: Strategy, intent: Intent) -> SwitchHandle:
+        raise NotImplementedError("the engine hands itself over")
+
+    def _wanted(
+        self,
+        target_version: str,
+        strategy_type: SwitchingStrategyType | str | None,
+        strategy_config: StrategyConfig,
+        model_id: str | None,
+    ) -> tuple[str, str, Strategy]:
+        """The model, the version and the strategy that a call means; aliases are versions from here on."""
+        self._refuse_closed()
+        strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
+        target = self.registry.resolve(target_version, model_id)
+        if isinstance(strategy, ABTestStrategy) and strategy.arms:
+            arms = tuple((self.registry.get(target.model_id, name).version, share) for name, share in strategy.arms)
+            strategy = replace(strategy, arms=arms)
+        return target.model_id, target.version, strategy
+
+    async def switch_model(
+        self,
+        model_id: str,
+        target_version: str,
+        strategy_type: SwitchingStrategyType | str | None = None,
+        strategy_config: StrategyConfig = None,
+        metadata: Mapping[str, Any] = EMPTY,
+    ) -> SwitchHandle:
+        """`start_switch` with the model named first; returns as soon as the switch is accepted.
+
+        Args:
+            metadata: kept with the switch in the model's history; JSON values.
+
+        Raises:
+            InvalidInput, OperationInProgress, SwitchRefused: as `start_switch`.
+        """
+        model, target, strategy = self._wanted(target_version, strategy_type, strategy_config, model_id)
+        return await self._begin(model, target, strategy, Intent(metadata=metadata))
+
+    async def validate_switch_request(
+        self,
+        model_id: str,
+        target_version: str,
+        strategy_type: SwitchingStrategyType | str | None = None,
+        strategy_config: StrategyConfig = None,
+    ) -> SwitchValidation:
+        """Whether such a switch would be accepted now, and if not, why; nothing is raised, nothing changes."""
+        self._refuse_closed()
+        try:
+            model, target, strategy = self._wanted(target_version, strategy_type, strategy_config, model_id)
+        except AbswitchError as refused:
+            return SwitchValidation(valid=False, reason=str(refused), plan=None, error=refused)
+        return await self._loop.call(self._parts.desk.validate(model, target, strategy))
+
+    async def plan_switch(
+        self,
+        target_version: str,
+        strategy_type: SwitchingStrategyType | str | None = None,
+        strategy_config: StrategyConfig = None,
+        *,
+        model_id: str | None = None,
+    ) -> SwitchPlan:
+        """What a switch would take, without beginning it: memory, tiers, times from measured history, the ways out.
+
+        Arguments as in `start_switch`, which refuses what this says it would refuse.
+
+        Raises:
+            InvalidInput: unknown version, strategy or field, or a value outside its range.
+        """
+        model, target, strategy = self._wanted(target_version, strategy_type, strategy_config, model_id)
+        for version, _ in strategy.candidates(target):
+            self.registry.get(model, version)
+        return await self._loop.call(self._parts.preflight.plan(model, target, strategy))
+
+    async def rollback(
+        self, model_id: str | None = None, *, to: str | None = None, actor: str = USER, reason: str = ""
+    ) -> OperationStatus:
+        """Switch back at once to an earlier version, and wait until that ended.
+
+        Args:
+            to: a version or alias; by default the one that was active before.
+
+        Raises:
+            UnknownModel, UnknownVersion: naming what there is.
+            SwitchRefused: none was active before, or a switch is under way (abort that one instead).
+            SwitchFailed: it did not come to serve; what served before still does.
+        """
+        self._refuse_closed()
+        model = self.registry.resolve_model(model_id)
+        target = self._parts.desk.earlier(model, to)
+        intent = Intent(actor=actor, reason=reason or "rollback", is_rollback=True)
+        handle = await self._begin(model, target, ImmediateStrategy(), intent)
+        await handle.serving()
+        return await handle.done()
+
+    def list_active_switches(self, model_id: str | None = None) -> tuple[OperationStatus, ...]:
+        """Every switch that has not ended, oldest first; of one model, or of all."""
+        running = (one for one in self.switcher.operations.values() if not one.phase.is_final)
+        return tuple(self.operation_status(one.operation_id) for one in running if model_id in (None, one.model_id))
+
+    def get_switch_status(self, operation_id: str) -> OperationStatus:
+        """One switch as it stands.
+
+        Raises:
+            InvalidInput: no such operation.
+        """
+        return self.operation_status(operation_id)

@@ -1,0 +1,249 @@
+"""Models in MLflow's own registry, a SQLite store and a real server: exported, kept in step, and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from abswitch import SwitchingEngine
+from abswitch.clock import VirtualClock
+from abswitch.errors import BadModelSource, DuplicateVersion, InvalidInput, StoreError, SwitchRefused
+from abswitch.serving.registry import DynamicModelRegistry
+from abswitch.serving.scripted import ScriptedBackend
+from abswitch.store.mlflow_registry import alias_there
+from tests.store.live_mlflow import Server, wait_until
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CONFIG: dict[str, Any] = {"model_id": "bot", "model": "script", "backend": "scripted"}
+
+
+@asynccontextmanager
+async def opened(store: Path, **arguments: Any) -> AsyncIterator[SwitchingEngine]:
+    backend = ScriptedBackend(answers={v: (lambda _, v=v: (v,)) for v in ("v1", "v2", "v3")})  # type: ignore[misc]
+    async with SwitchingEngine(store=store, backends={"scripted": backend}, **arguments) as engine:
+        yield engine
+
+
+def client_of(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def aliases_there(uri: str, name: str = "bot") -> dict[str, str]:
+    """Alias → the abswitch version it points to."""
+    client = client_of(uri)
+    found = client.get_registered_model(name).aliases
+    return {a: client.get_model_version(name, str(n)).tags.get("abswitch.version", f"#{n}") for a, n in found.items()}
+
+
+def versions_there(uri: str, name: str = "bot") -> dict[str, Any]:
+    found = client_of(uri).search_model_versions(f"name = '{name}'")
+    assert len({one.tags["abswitch.version"] for one in found}) == len(found), "each once"
+    return {one.tags["abswitch.version"]: one for one in found}
+
+
+async def test_versions_tags_metadata_and_aliases_are_there_and_follow(tmp_path: Path, database: Path) -> None:
+    uri = f"sqlite:///{database}"
+    async with opened(tmp_path / "s.duckdb", mlflow=uri) as engine:
+        registry = engine.registry
+        registry.register_model(
+            CONFIG, "v1", metadata={"exact": 0.58, "description": "half trained"}, tags={"team": "a"}
+        )
+        registry.register_model(CONFIG | {"sampling": {"max_tokens": 7}}, "v2")
+        await engine.deploy("v1")
+        registry.set_alias("latest", "v2", model_id="bot")
+        status = registry.export_to_mlflow("bot")
+        assert status and status.versions == {"v1": "1", "v2": "2"} and status.name == "bot"
+        found = versions_there(uri)
+        assert found["v1"].source == "scripted:///script" and found["v1"].description == "half trained"
+        assert found["v1"].tags["team"] == "a" and found["v1"].tags["metadata.exact"] == "0.58"
+        assert json.loads(found["v2"].tags["abswitch.config"])["sampling"]["max_tokens"] == 7
+        assert aliases_there(uri) == {"champion": "v1", "abswitch-latest": "v2"}
+
+        test = await engine.start_switch("v2", "ab_test")
+        await test.serving()
+        assert engine._parts.link.flush()
+        assert aliases_there(uri) == {"champion": "v1", "challenger": "v2", "abswitch-latest": "v2"}
+        await test.promote()
+        registry.delete_alias("latest", model_id="bot")
+        registry.set_tag("v1", "team", "b", model_id="bot")
+        registry.set_tag("v1", "team", None, model_id="bot")
+        registry.register_model(CONFIG, "v3")
+        assert engine._parts.link.flush()
+        assert aliases_there(uri) == {"champion": "v2"}
+        assert "team" not in versions_there(uri)["v1"].tags
+        assert versions_there(uri).keys() == {"v1", "v2", "v3"}
+        await engine.deregister_model("bot", "v1")
+        assert engine._parts.link.flush()
+        assert versions_there(uri)["v1"].tags["abswitch.registered"] == "false"
+
+
+async def test_what_somebody_else_set_there_stays(tmp_path: Path, database: Path) -> None:
+    uri = f"sqlite:///{database}"
+    async with opened(tmp_path / "s.duckdb", mlflow=uri) as engine:
+        engine.registry.register_model(CONFIG, "v1", tags={"team": "a"})
+        engine.registry.export_to_mlflow()
+        client = client_of(uri)
+        client.set_registered_model_alias("bot", "theirs", "1")
+        client.set_model_version_tag("bot", "1", "approved", "yes")
+        engine.registry.register_model(CONFIG, "v2")
+        engine.registry.set_tag("v1", "team", None, model_id="bot")
+        assert engine._parts.link.flush()
+        assert aliases_there(uri) == {"theirs": "v1"}
+        assert versions_there(uri)["v1"].tags["approved"] == "yes"
+
+
+async def test_a_restart_goes_on_telling_and_tells_what_was_missed(tmp_path: Path, database: Path) -> None:
+    uri = f"sqlite:///{database}"
+    async with opened(tmp_path / "s.duckdb") as engine:
+        for version in ("v1", "v2"):
+            engine.registry.register_model(CONFIG, version)
+        with pytest.raises(InvalidInput, match="tracking_uri"):
+            engine.registry.export_to_mlflow()
+        assert engine.registry.export_to_mlflow(name="chat", tracking_uri=uri)
+        await engine.deploy("v1")
+    assert aliases_there(uri, "chat") == {"champion": "v1"}, "told before it closed"
+    async with opened(tmp_path / "s.duckdb") as engine:
+        await engine.deploy("v2")
+        assert engine._parts.link.flush()
+        assert aliases_there(uri, "chat") == {"champion": "v2"}
+        assert engine.registry.export_to_mlflow().tracking_uri == uri, "where it was exported before"
+
+
+async def test_exported_versions_come_back_as_they_were(tmp_path: Path, database: Path) -> None:
+    uri = f"sqlite:///{database}"
+    rich = CONFIG | {"sampling": {"temperature": 0.5}, "prompt_template": "Q: {prompt}", "engine_args": {"x": [1, 2]}}
+    async with opened(tmp_path / "one.duckdb", mlflow=uri) as engine:
+        engine.registry.register_model(
+            rich, "v1", metadata={"deep": {"n": [1]}}, tags={"a tag".replace(" ", "-"): "x=y"}
+        )
+        engine.registry.register_model(CONFIG, "v2")
+        engine.registry.register_model(CONFIG, "v3")
+        await engine.deploy("v1")
+        engine.registry.set_alias("v7", "v2", model_id="bot")
+        await engine.deregister_model("bot", "v3")
+        assert engine.registry.export_to_mlflow("bot", name="chat")
+        was = {v.version: v for v in engine.registry.get_model_versions()}
+    async with opened(tmp_path / "two.duckdb", mlflow=uri) as engine:
+        brought = engine.registry.import_from_mlflow("chat")
+        assert (brought.model_id, brought.registered, brought.champion) == ("bot", ("v1", "v2"), "v1")
+        assert brought.aliases == {"v7": "v2"}
+        for version in engine.registry.get_model_versions():
+            assert version.config == was[version.version].config
+            came_from = {"mlflow": f"chat/{version.version[1:]}"}
+            assert version.metadata == {**was[version.version].metadata, **came_from}
+        assert engine.registry.tags("v1", model_id="bot") == {"a-tag": "x=y"}
+        assert engine.registry.aliases() == {"v7": "v2"}, "nothing is deployed by importing it"
+        assert engine.registry.full_history("bot")[0].reason == "imported from MLflow's 'chat'"
+        again = engine.registry.import_from_mlflow("chat")
+        assert (again.registered, again.known) == ((), ("v1", "v2"))
+        assert (await engine.deploy(brought.champion or "")).phase == "succeeded"
+        with pytest.raises(InvalidInput, match="a registered model: one of chat"):
+            engine.registry.import_from_mlflow("chatt")
+        copy = engine.registry.import_from_mlflow("chat", model_id="copy")
+        assert copy.registered == ("v1", "v2") and engine.registry.list_models() == ("bot", "copy")
+
+
+async def test_two_models_do_not_share_a_registered_model(tmp_path: Path, database: Path) -> None:
+    uri = f"sqlite:///{database}"
+    async with opened(tmp_path / "s.duckdb", mlflow=uri) as engine:
+        engine.registry.register_model(CONFIG, "v1")
+        engine.registry.register_model(CONFIG | {"model_id": "org/cat:1"}, "v1")
+        assert engine.registry.export_to_mlflow("bot", name="shared")
+        refused = engine.registry.export_to_mlflow("org/cat:1", name="shared")
+        assert not refused and refused.error is not None and "holds model 'bot'" in refused.error
+        assert engine.registry.export_to_mlflow("org/cat:1", name="cat")
+        with pytest.raises(InvalidInput, match="without / and :"):
+            engine.registry.export_to_mlflow("org/cat:1", name="a/b")
+
+
+def a_model_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    return folder
+
+
+async def test_models_that_mlflow_has_from_elsewhere(tmp_path: Path, database: Path) -> None:
+    uri = f"sqlite:///{database}"
+    client = client_of(uri)
+    client.create_registered_model("foreign")
+    plain, flavoured = a_model_folder(tmp_path / "plain"), tmp_path / "flavoured"
+    a_model_folder(flavoured / "model")
+    (flavoured / "components" / "tokenizer").mkdir(parents=True)
+    client.create_model_version("foreign", str(plain), description="from a colleague", tags={"team": "b"})
+    client.create_model_version("foreign", flavoured.as_uri())
+    client.set_registered_model_alias("foreign", "champion", "1")
+    client.set_registered_model_alias("foreign", "challenger", "2")
+    async with opened(tmp_path / "s.duckdb", mlflow=uri) as engine:
+        brought = engine.registry.import_from_mlflow("foreign", config={"engine_args": {"max_model_len": 64}})
+        assert (brought.registered, brought.champion, brought.aliases) == (("v1", "v2"), "v1", {"challenger": "v2"})
+        first, second = engine.registry.get_model_versions("foreign")
+        assert (first.config.model, first.config.engine_args) == (str(plain), {"max_model_len": 64})
+        assert second.config.model == str(flavoured / "model")
+        assert second.config.engine_args["tokenizer"] == str(flavoured / "components" / "tokenizer")
+        assert first.metadata["description"] == "from a colleague"
+        assert engine.registry.tags("v1", model_id="foreign") == {"team": "b"}
+        with pytest.raises(DuplicateVersion, match="engine_args differ"):
+            engine.registry.import_from_mlflow("foreign", config={"engine_args": {"max_model_len": 32}})
+
+        client.create_model_version("foreign", str(tmp_path / "missing"))
+        with pytest.raises(BadModelSource):
+            engine.registry.import_from_mlflow("foreign", config={"engine_args": {"max_model_len": 64}})
+
+
+async def test_a_server_that_is_down_delays_nothing_and_is_caught_up(tmp_path: Path, server: Server) -> None:
+    async with opened(tmp_path / "s.duckdb", mlflow=server.url) as engine:
+        for version in ("v1", "v2"):
+            engine.registry.register_model(CONFIG, version)
+        waiting = engine.registry.export_to_mlflow(timeout_s=5.0)
+        assert not waiting and waiting.error is not None and "refused" in waiting.error
+        for version in ("v1", "v2", "v1"):
+            assert (await engine.deploy(version)).phase == "succeeded"
+        with pytest.raises(StoreError, match="cannot be reached"):
+            engine.registry.import_from_mlflow("bot")
+        server.start()
+        wait_until(lambda: engine._parts.link.flush(5.0))
+        assert aliases_there(server.url) == {"champion": "v1"}
+        assert versions_there(server.url)["v2"].source == "scripted:///script"
+        server.kill()
+        await engine.deploy("v2")
+        server.start()
+        wait_until(lambda: engine._parts.link.flush(5.0))
+        assert aliases_there(server.url) == {"champion": "v2"}
+        assert versions_there(server.url).keys() == {"v1", "v2"}
+    folder = a_model_folder(tmp_path / "model")
+    async with opened(tmp_path / "t.duckdb", mlflow=server.url) as engine:
+        engine.registry.register_model({"model_id": "adder", "model": str(folder)}, "v1")
+        assert engine.registry.export_to_mlflow("adder"), "a server takes no file:// source without a run"
+        assert versions_there(server.url, "adder")["v1"].source == f"folder://{folder}"
+        assert engine.registry.import_from_mlflow("adder").known == ("v1",)
+
+
+@pytest.mark.parametrize(
+    ("alias", "there"),
+    [("latest", "abswitch-latest"), ("Latest", "abswitch-Latest"), ("v2", "abswitch-v2"), ("v2-good", "v2-good")],
+)
+def test_reserved_aliases_are_renamed(alias: str, there: str) -> None:
+    from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
+
+    assert alias_there(alias) == there
+    _validate_model_alias_name(there)
+    _validate_model_alias_name_reserved(there)
+
+
+def test_a_registry_without_an_engine_says_so() -> None:
+    registry = DynamicModelRegistry(VirtualClock())
+    registry.register_model(CONFIG, "v1")
+    for call in (registry.export_to_mlflow, lambda: registry.switch_model("bot", "v1")):
+        with pytest.raises(SwitchRefused, match="registry of an engine"):
+            call()
