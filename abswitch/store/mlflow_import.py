@@ -79,36 +79,28 @@ def _config(client: MlflowClient, found: MlflowVersion, uri: str) -> Mapping[str
     if scheme == "hf":
         model, _, revision = rest.lstrip("/").partition("@")
         return {"model": model, "revision": revision or None}
-    folder = _local(source) or _local(str(client.get_model_version_download_uri(found.name, found.version)))
-    return _of_folder(folder or _downloaded(found, uri), source)
+    where = source if _is_local(source) else str(client.get_model_version_download_uri(found.name, found.version))
+    folder = Path(unquote(urlsplit(where).path)) if _is_local(where) else _downloaded(found, where, uri)
+    return _of_folder(folder, source)
 
 
-def _local(source: str) -> Path | None:
-    parts = urlsplit(source)
-    if parts.scheme not in ("", "file", "folder"):
-        return None
-    folder = Path(unquote(parts.path))
-    return folder if folder.is_dir() else None
+def _is_local(source: str) -> bool:
+    return urlsplit(source).scheme in ("", "file", "folder")
 
 
-def _downloaded(found: MlflowVersion, uri: str) -> Path:
+def _downloaded(found: MlflowVersion, where: str, uri: str) -> Path:
+    """A version's artifacts in the cache; by their own address, as one by the model's name would ask another store."""
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
 
     base = os.environ.get("ABSWITCH_CACHE_DIR") or "~/.cache/abswitch"
     folder = Path(base).expanduser() / "mlflow" / found.name / str(found.version)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = f"models:/{found.name}/{found.version}"
     try:
-        return Path(
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=wanted, dst_path=str(folder), tracking_uri=uri, registry_uri=uri
-            )
-        )
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(folder), tracking_uri=uri))
     except (MlflowException, OSError, ValueError) as error:
-        raise BadModelSource(
-            "model_config.model", found.source, f"artifacts that can be read ({wanted}: {error})"
-        ) from error
+        allowed = f"artifacts that can be read ({where}: {error})"
+        raise BadModelSource("model_config.model", found.source, allowed) from error
 
 
 def _of_folder(folder: Path, source: str) -> Mapping[str, Any]:
@@ -117,6 +109,7 @@ def _of_folder(folder: Path, source: str) -> Mapping[str, Any]:
         return {"model": str(folder)}
     inner, tokenizer = folder / "model", folder / "components" / "tokenizer"
     if not (inner / "config.json").is_file():
-        allowed = f"a Hugging Face model folder, or one of MLflow's transformers flavour ({folder} has no config.json)"
+        lacks = "has no config.json" if folder.is_dir() else "is not there"
+        allowed = f"a Hugging Face model folder, or one of MLflow's transformers flavour ({folder} {lacks})"
         raise BadModelSource("model_config.model", source, allowed)
     return {"model": str(inner), "engine_args": {"tokenizer": str(tokenizer)} if tokenizer.is_dir() else {}}

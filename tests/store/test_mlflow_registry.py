@@ -197,7 +197,7 @@ async def test_models_that_mlflow_has_from_elsewhere(tmp_path: Path, database: P
             engine.registry.import_from_mlflow("foreign", config={"engine_args": {"max_model_len": 32}})
 
         client.create_model_version("foreign", str(tmp_path / "missing"))
-        with pytest.raises(BadModelSource):
+        with pytest.raises(BadModelSource, match="is not there"):
             engine.registry.import_from_mlflow("foreign", config={"engine_args": {"max_model_len": 64}})
 
 
@@ -227,6 +227,28 @@ async def test_a_server_that_is_down_delays_nothing_and_is_caught_up(tmp_path: P
         assert engine.registry.export_to_mlflow("adder"), "a server takes no file:// source without a run"
         assert versions_there(server.url, "adder")["v1"].source == f"folder://{folder}"
         assert engine.registry.import_from_mlflow("adder").known == ("v1",)
+
+
+async def test_artifacts_of_a_server_are_downloaded(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABSWITCH_CACHE_DIR", str(tmp_path / "cache"))
+    server.start()
+    client = client_of(server.url)
+    run = client.create_run(client.create_experiment("kept by the server"))
+    client.log_artifacts(run.info.run_id, str(a_model_folder(tmp_path / "model")), "model")
+    client.create_registered_model("trained")
+    client.create_model_version("trained", f"{run.info.artifact_uri}/model", run_id=run.info.run_id)
+    async with opened(tmp_path / "s.duckdb", mlflow=server.url) as engine:
+        assert await engine.import_from_mlflow("trained") == ("v1",)
+        (version,) = engine.registry.get_model_versions()
+        folder = Path(version.config.model)
+        assert folder.is_relative_to(tmp_path / "cache") and (folder / "model.safetensors").is_file()
+        assert version.metadata["mlflow.run_id"] == run.info.run_id
+    client.create_model_version("trained", f"{run.info.artifact_uri}/gone", run_id=run.info.run_id)
+    async with opened(tmp_path / "t.duckdb", mlflow=server.url) as engine:
+        with pytest.raises(BadModelSource):
+            await engine.import_from_mlflow("trained")
 
 
 @pytest.mark.parametrize(
