@@ -105,8 +105,6 @@ PLANTS = (
           "protected=key in self._loading or bool(self._pins[key]),", SERVING + "test_cache.py"),
     Plant("ten requests for a cold version start ten loads", "serving/cache.py",
           "        task = self._loading.get(key)\n", "        task = None\n", SERVING + "test_switcher.py"),
-    Plant("loads at once take the same free memory", "serving/cache.py",
-          "            self._reserved[key] = need\n", "", SERVING + "test_cache.py"),
     Plant("memory of one engine is counted for each of its adapters", "serving/policy.py",
           "        engines[one.engine] = Footprint(", "        engines[one.key] = Footprint(",
           SERVING + "test_policy.py"),
