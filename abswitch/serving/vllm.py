@@ -323,12 +323,12 @@ class VllmInstance:
 
     async def wake(self) -> None:
         async with self._changing:
-            llm = self._started().llm
+            engine = self._started()
+            llm = engine.llm
             if self._residency is Residency.DISCARDED:
                 await llm.wake_up(tags=["weights"])
-                await llm.collective_rpc("reload_weights")
+                await engine.reload_weights()
                 await llm.wake_up(tags=["kv_cache"])
-                await llm.reset_prefix_cache()
             elif self._residency is Residency.SLEEPING:
                 await llm.wake_up()
             self._residency = Residency.RESIDENT

@@ -24,6 +24,7 @@ from abswitch import checks
 from abswitch.domain import ModelVersion
 from abswitch.errors import InvalidInput
 from abswitch.serving.source import SourceFacts, check_source
+from abswitch.serving.vllm_worker import WORKER_EXTENSION
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +186,7 @@ def defaults(vllm: Vllm, given: Mapping[str, Any]) -> dict[str, Any]:
     has a fixed size, and the context length is as much of the model's own as fits in it.
     """
     chosen: dict[str, Any] = {"disable_log_stats": True, "max_model_len": -1, "use_tqdm_on_load": False}
+    chosen["worker_extension_cls"] = WORKER_EXTENSION
     if vllm.on_cpu:
         # bfloat16 uses an AMX path that ends in SIGILL on some machines; compilation costs minutes on a CPU.
         cpu = {"dtype": "float32", "enforce_eager": True, "block_size": 32}

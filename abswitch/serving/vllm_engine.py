@@ -29,6 +29,7 @@ from abswitch.serving.reaper import ProcessReaper, reap_orphans
 from abswitch.serving.vllm_args import EnginePlan, Vllm, load_vllm, plan_of
 from abswitch.serving.vllm_log import EngineLog, forget_log, log_argument, why_it_died, why_it_failed
 from abswitch.serving.vllm_memory import estimate
+from abswitch.serving.vllm_swap import can_tie
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,16 @@ class VllmEngine:
     def footprint(self) -> Footprint:
         """Memory of the engine's processes on device and host. Blocks for a moment."""
         return Footprint(self.device_memory_bytes() or 0, self.memory_bytes())
+
+    async def reload_weights(self, folder: str | None = None) -> None:
+        """Load weights in place; cached prefixes are of the old ones, so they go.
+
+        Args:
+            folder: of another checkpoint of the same network; by default the one that was loaded last.
+        """
+        method = "reload_tied_weights" if can_tie(self.plan) else "reload_weights"
+        await self.llm.collective_rpc(method, kwargs={} if folder is None else {"weights_path": folder})
+        await self.llm.reset_prefix_cache()
 
     async def stop_listening(self) -> None:
         """No longer wait for answers: nobody asks any more, and an end on purpose is not to be reported as a death."""
@@ -243,8 +254,7 @@ class VllmEnginePool:
         slot = next(slot for slot in self._slots if _result(slot.start) is engine)
         # From here on it is an engine of neither version, and nobody may join it.
         slot.plan = engine.plan = replace(engine.plan, base=("being swapped",))
-        await engine.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(plan.args["model"])})
-        await engine.llm.reset_prefix_cache()
+        await engine.reload_weights(str(plan.args["model"]))
         slot.plan = engine.plan = plan
 
     def holders(self, engine: VllmEngine) -> int:

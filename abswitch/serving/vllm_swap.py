@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from abswitch.serving.vllm_args import EnginePlan
+from abswitch.serving.vllm_worker import WORKER_EXTENSION
 
 _OF_NO_MATTER = frozenset(
     {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "bos_token_id", "pad_token_id"}
@@ -23,16 +24,21 @@ def why_not_swappable(now: EnginePlan, wanted: EnginePlan) -> str | None:
     folders = Path(now.args["model"]), Path(wanted.args["model"])
     if not all(folder.is_dir() for folder in folders):
         return "both must be folders of this machine"
-    return _why_not(*folders)
+    return _why_not(*folders, can_tie=can_tie(now))
 
 
-def _why_not(now: Path, wanted: Path) -> str | None:
+def can_tie(plan: EnginePlan) -> bool:
+    """Whether the engine's workers have `ReloadingWorker`; engine arguments may name another extension instead."""
+    return plan.args.get("worker_extension_cls") == WORKER_EXTENSION
+
+
+def _why_not(now: Path, wanted: Path, *, can_tie: bool) -> str | None:
     configs = _config(now), _config(wanted)
     for name in sorted({*configs[0], *configs[1]} - _OF_NO_MATTER):
         if configs[0].get(name) != configs[1].get(name):
             return f"config.json differs in {name} ({configs[0].get(name)!r}, {configs[1].get(name)!r})"
-    if configs[1].get("tie_word_embeddings"):
-        return "its input and output embeddings are tied, and vLLM's reload has left the output with the old ones"
+    if configs[1].get("tie_word_embeddings") and not can_tie:
+        return "its input and output embeddings are tied, and vLLM's own reload leaves the output with the old ones"
     if any(word in json.dumps(configs[1]).lower() for word in _RECURRENT):
         return "models with recurrent layers have been corrupted by a swap"
     for name in _TOKENIZER:

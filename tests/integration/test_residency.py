@@ -37,12 +37,13 @@ def register(engine: SwitchingEngine, **folders: Path) -> None:
         engine.registry.register_model(ModelConfig(model_id="adder", model=str(folder), sampling=sampling), version)
 
 
-async def test_weights_are_swapped_in_place_under_traffic(tiny: TinyModels, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [False, True], ids=["own output layer", "tied output layer"])
+async def test_weights_are_swapped_in_place_under_traffic(tiny: TinyModels, tmp_path: Path, *, tied: bool) -> None:
     prompts = [problem.prompt for problem in tiny.task.problems(100, seed=3)]
     async with SwitchingEngine(store=tmp_path / "swap.duckdb", record_text=True) as engine:
-        one = random_llama(tmp_path / "one", tiny.baseline, seed=1, tied=False)
-        two = random_llama(tmp_path / "two", tiny.baseline, seed=2, tied=False)
-        register(engine, v1=one, v2=two, tied=tiny.better)
+        one = random_llama(tmp_path / "one", tiny.baseline, seed=1, tied=tied)
+        two = random_llama(tmp_path / "two", tiny.baseline, seed=2, tied=tied)
+        register(engine, v1=one, v2=two, other=random_llama(tmp_path / "other", tiny.baseline, seed=3, tied=not tied))
         await engine.deploy("v1")
         await engine.load("v2")
         truth = {
@@ -64,7 +65,7 @@ async def test_weights_are_swapped_in_place_under_traffic(tiny: TinyModels, tmp_
 
         assert sum(truth["v1", prompt] == truth["v2", prompt] for prompt in prompts) < 10, "they can be told apart"
         with pytest.raises(SwitchRefused, match="differs in tie_word_embeddings"):
-            await engine.start_switch("tied", "immediate", {"in_place": True})
+            await engine.start_switch("other", "immediate", {"in_place": True})
         clients = [asyncio.create_task(client(number)) for number in range(8)]
         assert (await engine.plan_switch("v2", "immediate", {"in_place": True})).paths["v2"] == "in-place"
         for version in ("v2", "v1", "v2"):

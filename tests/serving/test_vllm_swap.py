@@ -10,6 +10,7 @@ import pytest
 
 from abswitch.serving.vllm_args import EnginePlan
 from abswitch.serving.vllm_swap import why_not_swappable
+from abswitch.serving.vllm_worker import WORKER_EXTENSION, ReloadingWorker
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "tie_word_embeddings": False}
 
@@ -45,6 +46,16 @@ def test_differences_only_a_new_engine_can_bridge(
 def test_what_a_reload_corrupts(tmp_path: Path, config: dict[str, object], words: str) -> None:
     reason = why_not_swappable(plan(tmp_path / "a", config), plan(tmp_path / "b", config))
     assert reason is not None and words in reason
+
+
+def test_tied_embeddings_are_swapped_by_workers_that_tie_them_anew(tmp_path: Path) -> None:
+    from importlib import import_module
+
+    tied = {"tie_word_embeddings": True}
+    a, b = (plan(tmp_path / name, tied, worker_extension_cls=WORKER_EXTENSION) for name in "ab")
+    assert why_not_swappable(a, b) is None
+    module, name = WORKER_EXTENSION.rsplit(".", 1)
+    assert getattr(import_module(module), name) is ReloadingWorker, "vLLM finds it by this name"
 
 
 def test_checkpoints_of_one_run_and_hub_ids(tmp_path: Path) -> None:
