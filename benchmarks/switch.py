@@ -1,6 +1,8 @@
 """What a switch costs on real vLLM, from the decision to the first token of the new version.
 
-- flip          promotion of a resident candidate: from the call to the moment new requests are admitted to it
+- flip          promotion of a resident candidate: from the call to the moment new requests are admitted to it; before
+                that, the move is written and synced to the disk. Beside it a bare write and sync of as many bytes, and
+                the same flip (scripted instances) with its store in memory
 - transitions   p95 latency while an immediate, gradual or canary switch runs, against steady windows beside it, at half
                 of the capacity
 - cold          a switch to a version that must be loaded, against the start of a bare `AsyncLLM`
@@ -16,6 +18,7 @@ import argparse
 import asyncio
 import gc
 import json
+import os
 import random
 import subprocess
 import sys
@@ -37,7 +40,8 @@ from _switching import (
     register,
 )
 
-from abswitch import SwitchingEngine
+from abswitch import ModelConfig, SwitchingEngine
+from abswitch.serving.scripted import ScriptedBackend
 from abswitch.testing import TinyModels, tiny_models
 
 GOALS = {
@@ -105,6 +109,31 @@ async def flips(engine: SwitchingEngine, rounds: int) -> dict[str, float]:
         if (turn + 1) % 50 == 0:
             say(f"  flip {turn + 1}/{rounds}: median {median(took_ms):.3f} ms")
     return {"flip_median_ms": median(took_ms), "flip_p99_ms": p(took_ms, 0.99)}
+
+
+def bare_syncs(folder: Path, rounds: int) -> dict[str, float]:
+    """What the disk itself takes to keep 400 bytes."""
+    took_ms = []
+    with (folder / "sync.bin").open("ab", buffering=0) as file:
+        for _ in range(rounds):
+            began_s = time.perf_counter()
+            file.write(b"x" * 400)
+            os.fdatasync(file.fileno())
+            took_ms.append((time.perf_counter() - began_s) * 1e3)
+    return {"sync_median_ms": median(took_ms), "sync_p99_ms": p(took_ms, 0.99)}
+
+
+async def flips_in_memory(rounds: int) -> dict[str, float]:
+    """Flips where syncing costs nothing."""
+    memory = Path("/dev/shm")  # a file system in memory is what is asked for
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        backends = {"scripted": ScriptedBackend()}
+        async with SwitchingEngine(store=Path(folder) / "evidence.duckdb", backends=backends) as engine:
+            for version in ("v1", "v2"):
+                config = ModelConfig(model_id="tiny", model="scripted", backend="scripted")
+                engine.registry.register_model(config, version)
+            await engine.deploy("v1")
+            return {f"{name}_in_memory": value for name, value in (await flips(engine, rounds)).items()}
 
 
 async def transitions(engine: SwitchingEngine, models: TinyModels, windows: int, window_s: float) -> dict[str, float]:
@@ -244,6 +273,8 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
             await engine.deploy("v1")
             say("pointer flips")
             found |= await flips(engine, 20 if quick else 300)
+            found |= await flips_in_memory(20 if quick else 300)
+            found |= bare_syncs(scratch, 100 if quick else 1000)
             handle = await engine.start_switch(
                 "v2" if engine.registry.active_version() == "v1" else "v1", "ab_test", {"traffic_percentage": 10}
             )

@@ -9,7 +9,7 @@ import pytest
 
 from abswitch.domain import SwitchPath
 from abswitch.errors import LoadFailed
-from abswitch.serving.golden import Answers, GoldenPrompts, ReferenceKey, agreement
+from abswitch.serving.golden import PROMPTS, Answers, GoldenPrompts, ReferenceKey, agreement
 from abswitch.serving.readiness import Readiness
 from tests.serving.harness import MODEL, Shell
 
@@ -56,9 +56,7 @@ async def test_a_version_that_comes_back_as_itself_is_ready(shell: Shell) -> Non
     readiness, kept = guarded(shell)
     version = shell.registry.get(MODEL, "v1")
     await readiness.prove(version)
-    assert kept["v1"] == (("I ", "am ", "v1", "I ", "am ", "v1", "I ", "am "),) * 3, (
-        "its first answers are its reference"
-    )
+    assert kept["v1"] == (("I ", "am ", "v1"),) * len(PROMPTS), "its first answers are its reference"
     await shell.cache.discard(version.key)
     await readiness.prove(version)
 
@@ -77,12 +75,14 @@ async def test_a_version_that_comes_back_as_garbage_never_serves(shell: Shell, g
 
 async def test_a_reference_outlives_the_process_and_belongs_to_its_weights(shell: Shell) -> None:
     version = shell.registry.get(MODEL, "v1")
-    known: dict[ReferenceKey, Answers] = {(MODEL, "v1", ""): (("other ", "words"),) * 3}
+    known: dict[ReferenceKey, Answers] = {(MODEL, "v1", ""): (("other ", "words"),) * len(PROMPTS)}
     readiness, _ = guarded(shell, known)
     with pytest.raises(LoadFailed, match=r"came back \(load\) with other answers than its own: 0 %|0%"):
         await readiness.prove(version)
     cached = replace(await shell.cache.ensure(version), path=SwitchPath.WAKE, weights_digest="other weights")
     await GoldenPrompts(known).check(version, cached)  # other weights have no reference yet
+    of_other_prompts: dict[ReferenceKey, Answers] = {(MODEL, "v1", "other weights"): (("other ", "words"),) * 3}
+    await GoldenPrompts(of_other_prompts).check(version, cached)  # nor have other prompts
 
 
 @pytest.mark.parametrize(
