@@ -51,7 +51,7 @@ def test_what_a_reload_corrupts(tmp_path: Path, config: dict[str, object], words
 def test_tied_embeddings_are_swapped_by_workers_that_tie_them_anew(tmp_path: Path) -> None:
     from importlib import import_module
 
-    tied = {"tie_word_embeddings": True}
+    tied: dict[str, object] = {"tie_word_embeddings": True}
     a, b = (plan(tmp_path / name, tied, worker_extension_cls=WORKER_EXTENSION) for name in "ab")
     assert why_not_swappable(a, b) is None
     module, name = WORKER_EXTENSION.rsplit(".", 1)
