@@ -27,6 +27,7 @@ from abswitch.stats.group_sequential import (
     obrien_fleming_spending,
     pocock_spending,
 )
+from abswitch.stats.kinds import MetricSummary
 from abswitch.stats.lift import RelativeLift, geometric_lift, relative_lift
 from abswitch.stats.many import (
     Corrected,
@@ -39,7 +40,7 @@ from abswitch.stats.many import (
 )
 from abswitch.stats.margins import MarginOutcome, MarginTest, harm_test, non_inferiority, tost_equivalence
 from abswitch.stats.means import welch_t_test
-from abswitch.stats.metrics import Direction, Mean, Metric, Rate, Ratio, Role
+from abswitch.stats.metrics import Direction, Mean, Metric, Paired, Rate, Ratio, Role
 from abswitch.stats.mixture import mixture_sprt
 from abswitch.stats.paired import (
     PairedRateSummary,
@@ -125,6 +126,8 @@ __all__ = [
     "Mean",
     "MeanSummary",
     "Metric",
+    "MetricSummary",
+    "Paired",
     "PairedRateSummary",
     "PairedSummary",
     "PowerCurve",

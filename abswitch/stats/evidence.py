@@ -8,7 +8,7 @@ from typing import Any
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
-from abswitch.stats.summaries import RatioSummary, Summary
+from abswitch.stats.kinds import BY_UNIT, MetricSummary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class ArmEvidence:
         failed: requests that ended with an error.
         fallbacks: requests answered by another version; left out of comparisons.
         score_failures: answers whose scorer raised, by scorer.
-        summaries: by metric name.
+        summaries: by metric name; one of pairs (`Paired`) is the same in both arms.
     """
 
     version: str
@@ -33,7 +33,7 @@ class ArmEvidence:
     failed: int = 0
     fallbacks: int = 0
     score_failures: Mapping[str, int] = field(default_factory=dict)
-    summaries: Mapping[str, Summary] = field(default_factory=dict)
+    summaries: Mapping[str, MetricSummary] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("assigned", "requests", "failed", "fallbacks"):
@@ -74,7 +74,7 @@ class Evidence:
         """Requests of one unit treated as independent make nearly half of all sound experiments err."""
         for arm, found in self.arms:
             for name, summary in found.summaries.items():
-                if not isinstance(summary, RatioSummary):
+                if not isinstance(summary, BY_UNIT):
                     field = f"evidence.{arm}.summaries.{name}"
                     raise InvalidInput(field, summary, "a RatioSummary by unit, as units have several requests each")
 

@@ -10,17 +10,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
 from abswitch.stats.comparison import Comparison
+from abswitch.stats.kinds import MetricSummary
 from abswitch.stats.means import welch_t_test
+from abswitch.stats.paired import PairedRateSummary, PairedSummary, mcnemar_test, paired_t_test
 from abswitch.stats.proportions import two_proportion_z_test
 from abswitch.stats.ratios import clustered_mean_test, clustered_rate_test, ratio_delta_test
-from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary, Summary
+from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary
 
-T = TypeVar("T", MeanSummary, RateSummary, RatioSummary)
+T = TypeVar("T", MeanSummary, RateSummary, RatioSummary, PairedSummary)
 
 LESS_IS_BETTER = frozenset({"error", "fallback", "truncated", "latency_s", "first_token_s", "queue_s", "generation_s"})
 """Quantities of a request of which nobody wants more; their direction is `decrease` unless said otherwise."""
@@ -97,7 +99,7 @@ class Mean(_Common):
         checks.name("metric.column", self.column)
         self._check(self.column, self.column)
 
-    def compare(self, baseline: Summary, candidate: Summary, *, alpha: float) -> Comparison:
+    def compare(self, baseline: MetricSummary, candidate: MetricSummary, *, alpha: float) -> Comparison:
         """Candidate against baseline; ratio summaries are per-unit sums and counts, see `clustered_mean_test`."""
         if isinstance(baseline, RatioSummary):
             return clustered_mean_test(baseline, _of(RatioSummary, candidate), alpha=alpha)
@@ -120,7 +122,7 @@ class Rate(_Common):
         checks.name("metric.column", self.column)
         self._check(self.column, self.column)
 
-    def compare(self, baseline: Summary, candidate: Summary, *, alpha: float) -> Comparison:
+    def compare(self, baseline: MetricSummary, candidate: MetricSummary, *, alpha: float) -> Comparison:
         """Candidate against baseline; ratio summaries are per-unit sums and counts, see `clustered_rate_test`."""
         if isinstance(baseline, RatioSummary):
             return clustered_rate_test(baseline, _of(RatioSummary, candidate), alpha=alpha)
@@ -145,7 +147,7 @@ class Ratio(_Common):
         checks.name("metric.denominator", self.denominator)
         self._check(f"{self.numerator}_per_{self.denominator}", self.numerator)
 
-    def compare(self, baseline: Summary, candidate: Summary, *, alpha: float) -> Comparison:
+    def compare(self, baseline: MetricSummary, candidate: MetricSummary, *, alpha: float) -> Comparison:
         """Candidate against baseline."""
         return ratio_delta_test(_of(RatioSummary, baseline), _of(RatioSummary, candidate), alpha=alpha)
 
@@ -155,8 +157,42 @@ class Ratio(_Common):
         return (self.numerator, self.denominator)
 
 
-Metric = Mean | Rate | Ratio
-_KINDS: Mapping[str, type[Mean] | type[Rate] | type[Ratio]] = {cls.kind: cls for cls in (Mean, Rate, Ratio)}
+@dataclass(frozen=True, slots=True)
+class Paired(_Common):
+    """The mean difference within prompts that every version answered; for the paired design (and shadows).
+
+    One prompt is one observation: where a version answered it several times, the mean of these answers counts. Answers
+    that are all 0 or 1 are compared by McNemar's test with Tango's interval, others by the paired t. A covariate has
+    no place here: what the prompt brings is already taken out.
+    """
+
+    column: str
+    kind: ClassVar[str] = "paired"
+
+    def __post_init__(self) -> None:
+        checks.name("metric.column", self.column)
+        self._check(self.column, self.column)
+
+    def compare(self, baseline: MetricSummary, candidate: MetricSummary, *, alpha: float) -> Comparison:
+        """Candidate against baseline. A summary of pairs holds both sides: it is given twice.
+
+        Raises:
+            InvalidInput: no summary of pairs, or two different ones.
+        """
+        if baseline is not candidate and baseline != candidate:
+            raise InvalidInput("candidate", candidate, "the very pairs that the baseline has")
+        if isinstance(baseline, PairedRateSummary):
+            return mcnemar_test(baseline, alpha=alpha)
+        return paired_t_test(_of(PairedSummary, baseline), alpha=alpha)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of evidence it reads."""
+        return (self.column,)
+
+
+Metric = Mean | Rate | Ratio | Paired
+_KINDS: Mapping[str, type[Metric]] = {cls.kind: cls for cls in get_args(Metric)}
 
 
 def metric_to_dict(metric: Metric) -> dict[str, Any]:
@@ -170,10 +206,10 @@ def metric_of(value: Metric | Mapping[str, Any]) -> Metric:
     Raises:
         InvalidInput: unknown kind or field, or a value that is not allowed.
     """
-    if isinstance(value, Mean | Rate | Ratio):
+    if isinstance(value, Metric):
         return value
     if not isinstance(value, Mapping):
-        raise InvalidInput("metric", value, "a Mean, Rate or Ratio, or a dictionary of one")
+        raise InvalidInput("metric", value, "a Mean, Rate, Ratio or Paired, or a dictionary of one")
     cls = _KINDS[checks.one_of("metric.kind", value.get("kind"), _KINDS)]
     fields = {key: one for key, one in value.items() if key != "kind"}
     checks.known_fields("metric", fields, cls.__dataclass_fields__)
@@ -183,7 +219,7 @@ def metric_of(value: Metric | Mapping[str, Any]) -> Metric:
     return cls(**fields)
 
 
-def _of(kind: type[T], summary: Summary) -> T:
+def _of(kind: type[T], summary: MetricSummary) -> T:
     if not isinstance(summary, kind):
         raise InvalidInput("summary", summary, f"a {kind.__name__}")
     return summary
