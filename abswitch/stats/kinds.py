@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abswitch.stats.adjustment import CovariateSummary, RatioCovariateSummary
 from abswitch.stats.paired import PairedRateSummary, PairedSummary
+from abswitch.stats.quantile_summary import QuantileSummary
 from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary
 
 MetricSummary = (
@@ -12,10 +13,15 @@ MetricSummary = (
     | RatioSummary
     | CovariateSummary
     | RatioCovariateSummary
+    | QuantileSummary
     | PairedSummary
     | PairedRateSummary
 )
 """What `metric.compare` takes. A summary of pairs belongs to both arms: each arm's evidence holds the same one."""
 
-BY_UNIT = (RatioSummary, RatioCovariateSummary, PairedSummary, PairedRateSummary)
-"""Kinds whose observation can be a unit with several requests."""
+
+def knows_units(summary: MetricSummary) -> bool:
+    """Whether requests of one unit are not taken for independent in it."""
+    if isinstance(summary, QuantileSummary):
+        return summary.shares is not None or not summary.n
+    return isinstance(summary, RatioSummary | RatioCovariateSummary | PairedSummary | PairedRateSummary)
