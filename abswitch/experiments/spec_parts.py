@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -26,7 +26,7 @@ from pydantic import (
 from abswitch.domain import Sampling
 from abswitch.errors import InvalidInput
 from abswitch.rollout.judging import Guardrail
-from abswitch.stats.metrics import Mean, Metric, Rate, Ratio, metric_of, metric_to_dict
+from abswitch.stats.metrics import Metric, metric_of, metric_to_dict
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -56,7 +56,7 @@ MetricField = Annotated[
     Metric,
     PlainValidator(metric_of),
     PlainSerializer(metric_to_dict),
-    WithJsonSchema({"anyOf": [_schema_of(cls, kind=cls.kind) for cls in (Mean, Rate, Ratio)]}),
+    WithJsonSchema({"anyOf": [_schema_of(cls, kind=cls.kind) for cls in get_args(Metric)]}),
 ]
 
 

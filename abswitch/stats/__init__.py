@@ -1,5 +1,6 @@
 """What the evidence says. Pure: numbers in, numbers and words out; NumPy and SciPy are all it needs."""
 
+from abswitch.stats.adjusted import adjusted_rate_test, adjusted_ratio_test
 from abswitch.stats.adjustment import (
     CovariateSummary,
     RatioCovariateSummary,
@@ -20,13 +21,14 @@ from abswitch.stats.canary import CanaryDecision, CanaryVerdict, GuardrailFindin
 from abswitch.stats.comparison import ArmEstimate, Comparison
 from abswitch.stats.crossing import anytime_expected_share, anytime_power
 from abswitch.stats.error_process import ErrorProcess
-from abswitch.stats.evidence import ArmEvidence, Evidence
+from abswitch.stats.evidence import ArmEvidence, Evidence, SegmentEvidence
 from abswitch.stats.group_sequential import (
     GroupSequentialDesign,
     group_sequential_test,
     obrien_fleming_spending,
     pocock_spending,
 )
+from abswitch.stats.kinds import MetricSummary
 from abswitch.stats.lift import RelativeLift, geometric_lift, relative_lift
 from abswitch.stats.many import (
     Corrected,
@@ -39,7 +41,7 @@ from abswitch.stats.many import (
 )
 from abswitch.stats.margins import MarginOutcome, MarginTest, harm_test, non_inferiority, tost_equivalence
 from abswitch.stats.means import welch_t_test
-from abswitch.stats.metrics import Direction, Mean, Metric, Rate, Ratio, Role
+from abswitch.stats.metrics import Direction, Mean, Metric, Paired, Quantile, Rate, Ratio, Role
 from abswitch.stats.mixture import mixture_sprt
 from abswitch.stats.paired import (
     PairedRateSummary,
@@ -76,6 +78,7 @@ from abswitch.stats.quantile_sequences import (
     sequential_quantile_difference,
     sequential_quantile_test,
 )
+from abswitch.stats.quantile_summary import QuantileSummary
 from abswitch.stats.quantiles import (
     QuantileInterval,
     clustered_quantile_interval,
@@ -88,7 +91,9 @@ from abswitch.stats.rate_sequences import beta_binomial_difference, beta_binomia
 from abswitch.stats.ratios import clustered_mean_test, clustered_rate_test, design_effect, ratio_delta_test
 from abswitch.stats.robust import TrimmedSummary, permutation_test, yuen_t_test
 from abswitch.stats.rules import Decision
+from abswitch.stats.segment_findings import SegmentFinding, segment_findings
 from abswitch.stats.segments import Heterogeneity, cochran_mantel_haenszel_test, cochran_q_test
+from abswitch.stats.selection import Segments, Where
 from abswitch.stats.sequential import anytime_valid
 from abswitch.stats.sequential_srm import StageCounts, sequential_sample_ratio
 from abswitch.stats.srm import SampleRatio, sample_ratio_mismatch
@@ -125,10 +130,14 @@ __all__ = [
     "Mean",
     "MeanSummary",
     "Metric",
+    "MetricSummary",
+    "Paired",
     "PairedRateSummary",
     "PairedSummary",
     "PowerCurve",
+    "Quantile",
     "QuantileInterval",
+    "QuantileSummary",
     "Rate",
     "RateSummary",
     "Ratio",
@@ -137,6 +146,9 @@ __all__ = [
     "RelativeLift",
     "Role",
     "SampleRatio",
+    "SegmentEvidence",
+    "SegmentFinding",
+    "Segments",
     "StageCounts",
     "StratifiedSummary",
     "Summary",
@@ -145,6 +157,9 @@ __all__ = [
     "Traffic",
     "TrimmedSummary",
     "Verdict",
+    "Where",
+    "adjusted_rate_test",
+    "adjusted_ratio_test",
     "anytime_expected_share",
     "anytime_inflation",
     "anytime_power",
@@ -211,6 +226,7 @@ __all__ = [
     "required_n_rate",
     "required_pairs",
     "sample_ratio_mismatch",
+    "segment_findings",
     "sequential_quantile_difference",
     "sequential_quantile_test",
     "sequential_sample_ratio",

@@ -8,7 +8,7 @@ from typing import Any
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
-from abswitch.stats.summaries import RatioSummary, Summary
+from abswitch.stats.kinds import MetricSummary, knows_units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class ArmEvidence:
         failed: requests that ended with an error.
         fallbacks: requests answered by another version; left out of comparisons.
         score_failures: answers whose scorer raised, by scorer.
-        summaries: by metric name.
+        summaries: by metric name; one of pairs (`Paired`) is the same in both arms.
     """
 
     version: str
@@ -33,7 +33,7 @@ class ArmEvidence:
     failed: int = 0
     fallbacks: int = 0
     score_failures: Mapping[str, int] = field(default_factory=dict)
-    summaries: Mapping[str, Summary] = field(default_factory=dict)
+    summaries: Mapping[str, MetricSummary] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("assigned", "requests", "failed", "fallbacks"):
@@ -47,6 +47,25 @@ class ArmEvidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentEvidence:
+    """One metric in one segment.
+
+    Attributes:
+        baseline, candidate: each arm's summary.
+        baseline_units, candidate_units: units with a request in the segment.
+    """
+
+    baseline: MetricSummary
+    candidate: MetricSummary
+    baseline_units: int
+    candidate_units: int
+
+    def __post_init__(self) -> None:
+        for name in ("baseline_units", "candidate_units"):
+            checks.integer(f"segment.{name}", getattr(self, name), low=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """Both arms of one operation.
 
@@ -55,6 +74,7 @@ class Evidence:
         dropped_rows: rows the store could not take; anything but 0 voids the test.
         repeated_units: units with more than one analysed request; summaries are then by unit.
         crossed_units: units seen in both arms.
+        segments: by metric name, for metrics that are broken out: each segment with both arms' summaries.
     """
 
     baseline: ArmEvidence
@@ -63,6 +83,7 @@ class Evidence:
     dropped_rows: int = 0
     repeated_units: int = 0
     crossed_units: int = 0
+    segments: Mapping[str, Mapping[str, SegmentEvidence]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("dropped_rows", "repeated_units", "crossed_units"):
@@ -74,9 +95,9 @@ class Evidence:
         """Requests of one unit treated as independent make nearly half of all sound experiments err."""
         for arm, found in self.arms:
             for name, summary in found.summaries.items():
-                if not isinstance(summary, RatioSummary):
+                if not knows_units(summary):
                     field = f"evidence.{arm}.summaries.{name}"
-                    raise InvalidInput(field, summary, "a RatioSummary by unit, as units have several requests each")
+                    raise InvalidInput(field, summary, "a summary by unit, as units have several requests each")
 
     @property
     def arms(self) -> tuple[tuple[str, ArmEvidence], tuple[str, ArmEvidence]]:

@@ -147,12 +147,24 @@ def clustered_quantile_interval(
     Raises:
         InvalidInput: as `quantile_interval`; or units that cannot be told apart, or of another length.
     """
+    array = numbers("values", values)
+    _check(q, alpha)
+    return _at(array, clustered_quantile_ranks(*shares_up_to(array, units, q), q, alpha=alpha))
+
+
+def shares_up_to(values: ArrayLike, units: ArrayLike, q: float) -> tuple[RatioSummary, RatioSummary]:
+    """Per unit, how many of its values are up to the quantile, and how many there are; and the same of the median.
+
+    What `clustered_quantile_ranks` takes.
+
+    Raises:
+        InvalidInput: values that are not finite numbers, units that cannot be told apart, or of another length.
+    """
     array, codes = numbers("values", values), _codes(units)
     if codes.size != array.size:
         raise InvalidInput("units", codes.size, f"as many as values ({array.size})")
-    _check(q, alpha)
-    below, below_median = (_counts_up_to(array, codes, share) for share in (q, 0.5))
-    return _at(array, clustered_quantile_ranks(below, below_median, q, alpha=alpha))
+    _check(q, 0.05)
+    return _counts_up_to(array, codes, q), _counts_up_to(array, codes, 0.5)
 
 
 def quantile_ranks(n: int, q: float, *, alpha: float = 0.05) -> QuantileRanks:
@@ -306,7 +318,7 @@ def _codes(units: ArrayLike) -> NDArray[np.intp]:
 
 def _counts_up_to(values: NDArray[np.float64], codes: NDArray[np.intp], q: float) -> RatioSummary:
     """Per unit: values up to the quantile, and all."""
-    point = _point(values.size, q)
+    point = quantile_rank(values.size, q)
     if point is None:
         return RatioSummary.of([], [])
     value = np.partition(values, point - 1)[point - 1]
@@ -348,7 +360,7 @@ def _ranks(
         q=q,
         alpha=alpha,
         low=low if both else None,
-        point=_point(n, q),
+        point=quantile_rank(n, q),
         high=high if both else None,
         units=units,
         design_effect=effect,
@@ -356,7 +368,8 @@ def _ranks(
     )
 
 
-def _point(n: int, q: float) -> int | None:
+def quantile_rank(n: int, q: float) -> int | None:
+    """The rank of the least value that a share q of all does not exceed; None of nothing."""
     return min(max(math.ceil(n * q - _WHOLE * n), 1), n) if n else None
 
 
@@ -371,7 +384,7 @@ def _ends(n: int, q: float, alpha: float, effect: float) -> tuple[int | None, in
 
     low = _last(n, lambda rank: share_below(rank) >= 1 - alpha / 2)
     high = _last(n, lambda rank: share_below(rank) > alpha / 2) + 1
-    point = _point(n, q) or 0
+    point = quantile_rank(n, q) or 0
     low_holds = 2 <= low <= point and low / effect >= _LEAST_WEIGHT
     high_holds = point <= high <= n - 1 and (n + 1 - high) / effect >= _LEAST_WEIGHT
     return (low if low_holds else None), (high if high_holds else None)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from abswitch.errors import InvalidInput
+from abswitch.stats.selection import Segments, Where
+from abswitch.store.conditions import condition_sql, segment_sql
 from abswitch.store.recorder import Recorder
 
 CANCELLED = "Cancelled"
@@ -35,6 +37,15 @@ ASSIGNED_COLUMNS: Mapping[str, str] = MappingProxyType({"error": _ERROR, "fallba
 """Values of every assigned request. A version that dies before its first token has fallbacks where it has no errors."""
 
 
+ADMISSION_COLUMNS: Mapping[str, str] = MappingProxyType(
+    {"step": "step::DOUBLE", "admitted_at_s": "admitted_at_s", "unit_id": "unit_id"}
+)
+"""What is known of every request before it is answered; for conditions, segments and covariates."""
+
+LARGEST = 1e100
+"""Numbers beyond this cannot be squared and summed: failed measurements, as what is not finite."""
+
+
 class ValueColumns:
     """The `WITH` clause that gives one row per request with a DOUBLE column per value, NULL where it has none.
 
@@ -44,16 +55,32 @@ class ValueColumns:
         recorder: the store.
         operation_id: whose requests.
         names: values that metrics ask for; scorers, or the columns above.
+        where: conditions that requests must fulfil.
+        segments: gives each row the name of its segment; without them it has the segment ''.
+        largest: segments that keep their names, see `segment_sql`.
 
     Raises:
         InvalidInput: a name that is neither; lists what there is.
     """
 
-    def __init__(self, recorder: Recorder, operation_id: str, names: Iterable[str]) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        operation_id: str,
+        names: Iterable[str],
+        *,
+        where: Sequence[Where] = (),
+        segments: Segments | None = None,
+        largest: Sequence[str] = (),
+    ) -> None:
         self.names = tuple(dict.fromkeys(names))
-        self.scorers = tuple(name for name in self.names if name not in {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS})
+        selectors = [*(one.column for one in where), *([segments.column] if segments else [])]
+        known = {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS, *ADMISSION_COLUMNS}
+        self.scorers = tuple(name for name in dict.fromkeys((*self.names, *selectors)) if name not in known)
         self._check_scorers(recorder, operation_id)
-        self._operation_id = operation_id
+        self._condition, conditions = condition_sql(where, self._source)
+        self._segment, labels = segment_sql(segments, self._source, largest) if segments else ("''", {})
+        self._params = {"operation_id": operation_id} | conditions | labels
 
     def _check_scorers(self, recorder: Recorder, operation_id: str) -> None:
         scored, answered = _scorers(recorder, operation_id)
@@ -65,7 +92,7 @@ class ValueColumns:
     def params(self) -> dict[str, object]:
         """Parameters of `with_clause`."""
         named = {f"scorer_{i}": name for i, name in enumerate(self.scorers)}
-        return {"operation_id": self._operation_id, **named}
+        return {**self._params, **named}
 
     def column(self, name: str) -> str:
         """The column that holds a value."""
@@ -77,7 +104,7 @@ class ValueColumns:
 
     @property
     def with_clause(self) -> str:
-        """`WITH …`, whose last table is `value_rows`: arm, unit_id, what became of the request, and the values.
+        """`WITH …`, whose last table is `value_rows`: arm, unit_id, segment, what became of the request, the values.
 
         Its rows are the requests that were admitted while the candidate had a share. An operation's last snapshot,
         which sends everybody to one version, belongs to it, too, but compares nothing.
@@ -85,12 +112,12 @@ class ValueColumns:
         values = "".join(f",\n    {_finite(self._value(name))} AS {self.column(name)}" for name in self.names)
         values += "".join(f",\n    {self.failures(scorer)}" for scorer in self.scorers)
         return f"""{self._scores}value_rows AS (
-  SELECT arm, unit_id, fallback, {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
+  SELECT arm, unit_id, {self._segment} AS segment, fallback, {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
     coalesce(error_type = '{CANCELLED}', FALSE) AS cancelled{values}
   FROM requests {"LEFT JOIN scored USING (request_id)" if self.scorers else ""}
   WHERE operation_id = $operation_id AND arm IN ('stable', 'candidate') AND (model_id, route_epoch) IN (
     SELECT (model_id, epoch) FROM routes WHERE operation_id = $operation_id AND arm = 'candidate' AND share > 0
-  )
+  ){self._condition}
 )"""
 
     @property
@@ -100,7 +127,7 @@ class ValueColumns:
             return "WITH "
         latest = ",\n    ".join(
             f"arg_max(value, scored_at_s) FILTER (scorer = $scorer_{i}) AS score_{i},\n"
-            f"    count(*) FILTER (scorer = $scorer_{i} AND NOT coalesce(isfinite(value), FALSE)) AS failures_{i}"
+            f"    count(*) FILTER (scorer = $scorer_{i} AND NOT coalesce(abs(value) <= {LARGEST}, FALSE)) AS failures_{i}"
             for i in range(len(self.scorers))
         )
         return f"WITH scored AS (\n  SELECT request_id, {latest}\n  FROM scores GROUP BY request_id\n),\n"
@@ -108,12 +135,18 @@ class ValueColumns:
     def _value(self, name: str) -> str:
         if name in ASSIGNED_COLUMNS:
             return f"({ASSIGNED_COLUMNS[name]})::DOUBLE"
+        if name in ADMISSION_COLUMNS:
+            return ADMISSION_COLUMNS[name]
         source = ANSWER_COLUMNS.get(name) or f"score_{self.scorers.index(name)}"
         return f"CASE WHEN {_ANSWERED} THEN ({source})::DOUBLE END"
 
+    def _source(self, name: str) -> str:
+        """What conditions and segments read."""
+        return ADMISSION_COLUMNS["unit_id"] if name == "unit_id" else _finite(self._value(name))
+
 
 def _finite(sql: str) -> str:
-    return f"CASE WHEN isfinite({sql}) THEN {sql} END"
+    return f"CASE WHEN abs({sql}) <= {LARGEST} THEN {sql} END"
 
 
 def _scorers(recorder: Recorder, operation_id: str) -> tuple[list[str], bool]:

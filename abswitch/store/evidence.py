@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from abswitch.errors import InvalidInput
 from abswitch.stats.evidence import ArmEvidence, Evidence
-from abswitch.stats.metrics import Metric, Rate, Ratio
+from abswitch.stats.kinds import MetricSummary
+from abswitch.stats.metrics import Metric, Paired, Rate, Ratio
 from abswitch.stats.plan import AnalysisPlan
-from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary, Summary
+from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary
 from abswitch.store.columns import ANSWER_COLUMNS, ASSIGNED_COLUMNS, allowed_columns
 from abswitch.store.moments import ArmMoments, Moments, PairMoments, arm_moments, crossed_units
 from abswitch.store.recorder import Recorder
@@ -78,12 +79,16 @@ def _arm(version: str, arm: ArmMoments | None, plan: AnalysisPlan, *, by_unit: b
     )
 
 
-def _summary(metric: Metric, arm: ArmMoments | None, *, by_unit: bool) -> Summary:
+def _summary(metric: Metric, arm: ArmMoments | None, *, by_unit: bool) -> MetricSummary:
     if isinstance(metric, Ratio):
         couples: Mapping[tuple[str, str], PairMoments] = {}
         if arm is not None:
             couples = arm.unit_pairs if by_unit else arm.pairs
         return RatioSummary.from_moments(*couples.get((metric.numerator, metric.denominator), _NO_PAIR))
+    if isinstance(metric, Paired):
+        raise InvalidInput(
+            "metrics", metric.name, "a Paired metric in a paired design; write Mean or Rate for this one"
+        )
     moments = _NO_MOMENTS if arm is None else arm.values[metric.column]
     if isinstance(metric, Rate):
         _check_binary(metric, moments)

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from abswitch.errors import InvalidInput
-from abswitch.stats import Mean, MeanSummary, Metric, Rate, RateSummary, Ratio, RatioSummary
+from abswitch.stats import (
+    Mean,
+    MeanSummary,
+    Metric,
+    Paired,
+    PairedRateSummary,
+    PairedSummary,
+    Rate,
+    RateSummary,
+    Ratio,
+    RatioSummary,
+)
 from abswitch.stats.metrics import metric_of, metric_to_dict
 
 METRICS: list[Metric] = [
@@ -18,6 +29,7 @@ METRICS: list[Metric] = [
     Rate("exact_match", name="accuracy"),
     Rate("error", direction="increase", role="secondary"),
     Ratio("output_tokens", "generation_s", role="secondary", name="tokens_per_s"),
+    Paired("exact_match", margin=0.02),
 ]
 
 
@@ -128,3 +140,19 @@ def test_the_kind_chooses_the_test(metric: Metric, summaries: tuple[Any, Any], m
 def test_summaries_of_another_kind_are_refused(metric: Metric, a: Any, b: Any) -> None:
     with pytest.raises(InvalidInput, match="summary"):
         metric.compare(a, b, alpha=0.05)
+
+
+def test_pairs_are_compared_within_prompts() -> None:
+    rates = PairedRateSummary(both=40, candidate_only=15, baseline_only=5, neither=20)
+    found = Paired("exact_match").compare(rates, rates, alpha=0.1)
+    assert "McNemar" in found.method and found.estimate == pytest.approx(10 / 80) and found.alpha == 0.1
+    scores = PairedSummary.of([0.2, 0.5, 0.9], [0.3, 0.9, 1.0])
+    found = Paired("judge").compare(scores, scores, alpha=0.05)
+    assert found.method == "paired t" and found.estimate == pytest.approx(0.2) and found.baseline.n == 3
+
+
+def test_pairs_of_another_comparison_are_refused() -> None:
+    a, b = PairedSummary.of([0.2, 0.5], [0.3, 0.9]), PairedSummary.of([0.2, 0.5], [0.3, 0.8])
+    for summaries in ((a, b), RATES, (MEANS[0], MEANS[0])):
+        with pytest.raises(InvalidInput):
+            Paired("judge").compare(*summaries, alpha=0.05)

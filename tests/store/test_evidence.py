@@ -11,7 +11,7 @@ import pytest
 
 from abswitch.domain import RouteRecord, ScoreRecord
 from abswitch.errors import InvalidInput
-from abswitch.stats import AnalysisPlan, Mean, MeanSummary, Rate, RateSummary, Ratio, RatioSummary, decide
+from abswitch.stats import AnalysisPlan, Mean, MeanSummary, Rate, RateSummary, Ratio, RatioSummary, Summary, decide
 from abswitch.store.evidence import collect_evidence
 from abswitch.store.recorder import PlanRecord, Recorder
 from tests.store.rows import a_request, routes_of
@@ -79,14 +79,16 @@ def test_fallbacks_and_errors_are_counted_and_left_out(recorder: Recorder) -> No
     assert (candidate.failed, candidate.fallbacks, candidate.score_failures) == (1, 1, {"exact": 1})
     assert candidate.summaries["exact"] == RateSummary(10, 5)
     assert candidate.summaries["error"] == RateSummary(14, 1)  # over all assigned; a caller who left is no error
-    assert math.isclose(candidate.summaries["latency_s"].mean, 0.05)
+    latency = candidate.summaries["latency_s"]
+    assert isinstance(latency, MeanSummary) and math.isclose(latency.mean, 0.05)
 
 
 def test_an_arm_without_data_has_no_mean(recorder: Recorder) -> None:
     a_hit(recorder, "r", "stable")
     candidate = collect_evidence(recorder, "op", PLAN).candidate
     assert (candidate.assigned, candidate.version) == (0, "v2")
-    assert all(s.n == 0 and math.isnan(s.mean) for s in candidate.summaries.values())
+    for found in candidate.summaries.values():
+        assert isinstance(found, Summary) and found.n == 0 and math.isnan(found.mean)
 
 
 def test_units_with_several_requests_are_summarised_by_unit(recorder: Recorder) -> None:
