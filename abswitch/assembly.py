@@ -37,6 +37,7 @@ from abswitch.serving.queueing import AdmissionQueue
 from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.router import RequestRouter
+from abswitch.serving.rows import alert_record, health_sample
 from abswitch.serving.sinks import LogSink
 from abswitch.serving.source import check_source
 from abswitch.serving.switcher import ModelSwitcher
@@ -226,7 +227,12 @@ def _wire(
         max_waiting=config.max_queued_requests,
     )
     grader = Grader(scorers, clock, record=_scored(store, tally))
-    alerts = AlertDesk(clock, cooldown_s=config.alert_cooldown_seconds, history=config.alert_history_size)
+    alerts = AlertDesk(
+        clock,
+        cooldown_s=config.alert_cooldown_seconds,
+        history=config.alert_history_size,
+        record=lambda alert: store.alert(alert_record(alert)),
+    )
     _add_sinks(alerts, config)
     health = HealthMonitor(
         cache,
@@ -241,6 +247,7 @@ def _wire(
             lost=switcher.instance_lost,
             breached=switcher.breached,
             may_probe_idle=_costs_nothing,
+            sampled=lambda health: store.health_sample(health_sample(health, clock.wall_s())),
         ),
     )
     dispatcher = Dispatcher(

@@ -55,6 +55,10 @@ async def test_an_engine_knows_how_its_versions_do(engine: SwitchingEngine) -> N
     for _ in range(6):
         await engine.generate("abc")
     await until(lambda: engine.health().memory_usage, "memory is measured")
+    kept = "SELECT * FROM health_samples WHERE version = 'v1'"
+    await until(lambda: len(engine.query(kept)), "what was measured is kept")
+    samples = engine.query(kept)
+    assert samples.alive.all() and set(samples.residency) == {"resident"}
     health = engine.health().version("v1")
     assert (health.state, health.requests, health.errors) == (HealthState.HEALTHY, 6, 0)
     assert health.latency_p95_ms is not None and health.latency_p95_ms > 0
@@ -80,6 +84,9 @@ async def test_a_hang_is_told_acknowledged_and_over(engine: SwitchingEngine, bac
     assert (alert.metric, alert.version) == ("hung", "v1")
     await until(lambda: not engine.alerts(active=True), "it generates again")
     assert engine.alerts()[0].alert_id == alert.alert_id
+    rows = engine.query("SELECT * FROM alerts ORDER BY at_s")
+    assert set(rows.alert_id) == {alert.alert_id} and (rows.version == "v1").all()
+    assert list(rows.state) == ["firing", "resolved"]
     with pytest.raises(InvalidInput, match="alert_id"):
         engine.acknowledge_alert(alert.alert_id)
 
