@@ -188,6 +188,8 @@ class CanaryDesign(Strict):
     min_requests: Whole = 50
     max_duration_hours: Above0 = 24.0
     guardrails: tuple[GuardrailField, ...] = ()
+    evaluation: Literal["sequential", "thresholds"] = "sequential"
+    alpha: Annotated[float, Field(gt=0.0, le=0.5)] = 0.05
 
 
 Design = Annotated[RandomisedDesign | PairedDesign | SwitchbackDesign | CanaryDesign, Field(discriminator="kind")]

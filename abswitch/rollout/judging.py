@@ -1,7 +1,8 @@
 """Who says whether a step of a switch may go on: a judge, given evidence, answers with a judgement. Pure.
 
-The default judge compares measured values with limits once there is enough evidence. No data, a value that is not a
-number, or a judge that fails never lets a candidate advance.
+`ThresholdJudge` compares measured values with limits once there is enough evidence; `SequentialJudge`, which canaries
+have by default, has a module of its own. No data, a value that is not a number, or a judge that fails never lets a
+candidate advance.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
@@ -49,6 +53,10 @@ class ArmMeasures:
         errors: of them, the failed ones; an answer that another version had to give counts as failed.
         values: measured quantity → its value, e.g. `latency_p95_s`, `first_token_p95_s`, or a scorer's mean by name.
         counts: measured quantity → how many observations it rests on.
+        errors_of_new_units: of `errors`, those that were the first of their unit in this switch; by default all.
+        variances: of a mean, the sample variance of what it is the mean of.
+        is_fraction: of a mean, whether all its values were from 0 to 1.
+        samples: of a quantile, which one it is, and the values in ascending order.
     """
 
     version: str
@@ -56,6 +64,15 @@ class ArmMeasures:
     errors: int = 0
     values: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    errors_of_new_units: int | None = None
+    variances: Mapping[str, float] = field(default_factory=dict)
+    is_fraction: Mapping[str, bool] = field(default_factory=dict)
+    samples: Mapping[str, tuple[float, NDArray[np.float64]]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def first_errors(self) -> int:
+        """Errors that count as independent of each other: the first of each unit."""
+        return self.errors if self.errors_of_new_units is None else self.errors_of_new_units
 
     @property
     def error_rate(self) -> float:
@@ -145,6 +162,11 @@ class Guardrail:
         if "metric" not in given:
             raise InvalidInput(f"{where}.metric", None, "a metric's name; it is required")
         return cls(**given)
+
+    @property
+    def sides(self) -> int:
+        """How many limits it has."""
+        return sum(limit is not None for limit in (self.max, self.min, self.max_ratio, self.min_ratio))
 
     def limits(self, stable: float) -> Iterator[tuple[str, float]]:
         """The limits in force, as ("at most" | "at least", value); a multiple of what is unknown is NaN."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from abswitch import checks
 from abswitch.rollout import operation as ops
@@ -22,6 +22,7 @@ from abswitch.rollout.machine import step
 from abswitch.rollout.operation import Event, Operation
 from abswitch.rollout.strategies import Strategy
 
+_QUANTILES = {"latency_p50_s": 0.5, "latency_p95_s": 0.95}
 _ENOUGH = 100_000  # events of one operation; more means that it turns in a circle
 
 
@@ -100,6 +101,33 @@ def simulate(
     return _Play(strategy, world, judge, rng).run(limit_s)
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What an arm showed in a stage; latencies in ascending order."""
+
+    requests: int = 0
+    errors: int = 0
+    latencies_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+    def add(self, requests: int, errors: int, latencies_s: NDArray[np.float64]) -> None:
+        self.requests, self.errors = self.requests + requests, self.errors + errors
+        new = np.sort(latencies_s)
+        self.latencies_s = np.insert(self.latencies_s, np.searchsorted(self.latencies_s, new), new)
+
+    def measures(self, version: str) -> ArmMeasures:
+        if not self.requests:
+            return ArmMeasures(version=version)
+        n, latencies = len(self.latencies_s), self.latencies_s
+        return ArmMeasures(
+            version=version,
+            requests=self.requests,
+            errors=self.errors,
+            values={name: float(latencies[math.ceil(q * n) - 1]) for name, q in _QUANTILES.items()},
+            counts=dict.fromkeys(_QUANTILES, self.requests),
+            samples={name: (q, latencies) for name, q in _QUANTILES.items()},
+        )
+
+
 class _Play:
     def __init__(self, strategy: Strategy, world: World, judge: Judge, rng: np.random.Generator) -> None:
         self._world, self._judge, self._rng = world, judge, rng
@@ -109,7 +137,9 @@ class _Play:
         self._now_s = 0.0
         self._stage_began_s = 0.0
         self._stage = -1
-        self._counts = {"v1": (0, 0), "v2": (0, 0)}
+        self._arms = {"v1": _Seen(), "v2": _Seen()}
+        self._earlier: list[tuple[float, ArmMeasures, tuple[ArmMeasures, ...]]] = []
+        self._share = 0.0
         self._seen_s = 0.0
         self._looks, self._largest = 0, 0.0
 
@@ -164,8 +194,7 @@ class _Play:
     def _evidence(self) -> StepEvidence:
         operation = self._operation
         if operation.stage != self._stage:
-            self._stage, self._stage_began_s = operation.stage, operation.phase_since_s
-            self._seen_s, self._counts = operation.phase_since_s, {"v1": (0, 0), "v2": (0, 0)}
+            self._begin(operation)
         stable = self._arm("v1", self._world.stable, 1.0 - operation.share)
         candidate = self._arm("v2", self._world.candidate, operation.share)
         self._seen_s = self._now_s
@@ -177,33 +206,24 @@ class _Play:
             elapsed_s=self._now_s - self._stage_began_s,
             stable=stable,
             candidates=(self._spoilt(candidate),),
+            earlier=tuple(self._earlier),
         )
+
+    def _begin(self, operation: Operation) -> None:
+        if self._stage >= 0:
+            stable, candidate = (seen.measures(version) for version, seen in self._arms.items())
+            self._earlier.append((self._share, stable, (candidate,)))
+        self._stage, self._stage_began_s, self._share = operation.stage, operation.phase_since_s, operation.share
+        self._seen_s, self._arms = operation.phase_since_s, {"v1": _Seen(), "v2": _Seen()}
 
     def _arm(self, version: str, truth: Truth, share: float) -> ArmMeasures:
         """What the arm showed since the last look, on top of what it had shown in this stage before."""
-        requests, errors = self._counts[version]
+        seen = self._arms[version]
         new = int(self._rng.poisson(self._world.requests_per_s * share * (self._now_s - self._seen_s)))
-        requests, errors = requests + new, errors + int(self._rng.binomial(new, truth.error_rate))
-        self._counts[version] = requests, errors
-        if not requests:
-            return ArmMeasures(version=version)
-        return ArmMeasures(
-            version=version,
-            requests=requests,
-            errors=errors,
-            values=self._latencies(truth, requests),
-            counts={"latency_p50_s": requests, "latency_p95_s": requests},
-        )
-
-    def _latencies(self, truth: Truth, n: int) -> Mapping[str, float]:
-        """Sample quantiles of a lognormal, from their asymptotic distribution: no sample is drawn."""
         day = 1.0 + self._world.drift * (0.5 + 0.5 * math.sin(self._now_s * 2 * math.pi / 86_400.0))
-        found = {}
-        for name, z, density in (("latency_p50_s", 0.0, 0.3989), ("latency_p95_s", 1.6449, 0.1031)):
-            q = 0.5 if z == 0.0 else 0.95
-            spread = truth.latency_sigma * math.sqrt(q * (1 - q) / n) / density
-            found[name] = truth.latency_s * day * math.exp(truth.latency_sigma * z + spread * self._rng.normal())
-        return found
+        seen.add(new, int(self._rng.binomial(new, truth.error_rate)),
+                 truth.latency_s * day * np.exp(truth.latency_sigma * self._rng.normal(size=new)))  # fmt: skip
+        return seen.measures(version)
 
     def _spoilt(self, arm: ArmMeasures) -> ArmMeasures:
         match self._world.outage:
@@ -211,10 +231,12 @@ class _Play:
                 return ArmMeasures(version=arm.version)
             case Outage.NAN:
                 nan = dict.fromkeys(arm.values, math.nan)
-                return ArmMeasures(version=arm.version, values=nan, counts=arm.counts)
+                lost = {name: (q, np.full(len(values), math.nan)) for name, (q, values) in arm.samples.items()}
+                return ArmMeasures(version=arm.version, values=nan, counts=arm.counts, samples=lost)
             case Outage.SINGLE:
                 return ArmMeasures(version=arm.version, requests=1, errors=0, values=arm.values,
-                                   counts=dict.fromkeys(arm.counts, 1))  # fmt: skip
+                                   counts=dict.fromkeys(arm.counts, 1),
+                                   samples={name: (q, x[:1]) for name, (q, x) in arm.samples.items()})  # fmt: skip
             case Outage.ERROR:
                 raise ArithmeticError("the metric cannot be had")
         return arm

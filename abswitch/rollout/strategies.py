@@ -20,6 +20,8 @@ _WHERE = "strategy_config"
 _MIN_S = 60.0
 _HOUR_S = 3600.0
 _EXACT = 1e-9
+SEQUENTIAL, THRESHOLDS = "sequential", "thresholds"
+"""How a canary's evidence is judged."""
 
 
 class AtEnd(StrEnum):
@@ -165,6 +167,11 @@ class CanaryStrategy(_Strategy):
         min_requests: answers of the candidate in a step, below which it is not judged good.
         max_duration_hours: afterwards traffic returns to the stable version, whatever was found. Default 24.
         guardrails: further limits, see `Guardrail`; all must hold.
+        evaluation: `sequential` (the default) goes back on shown harm, and is promoted on shown safety, whatever number
+            of looks it takes, see `SequentialJudge`. `thresholds` compares bare values with the limits once there are
+            `min_requests`, see `ThresholdJudge`: quick, and wrong as often as noise has it.
+        alpha: of `sequential`: chance that a candidate as good as the stable version goes back, and that one beyond a
+            limit is promoted; in (0, 0.5]. Default 0.05.
 
     Raises:
         InvalidInput: a field is outside its range, or the steps do not fit into `max_duration_hours`.
@@ -179,6 +186,8 @@ class CanaryStrategy(_Strategy):
     min_requests: int = 50
     max_duration_hours: float = 24.0
     guardrails: tuple[Guardrail, ...] = ()
+    evaluation: str = SEQUENTIAL
+    alpha: float = 0.05
 
     def __post_init__(self) -> None:
         for name, high in (("initial_percentage", 100.0), ("step_percentage", 100.0)):
@@ -187,6 +196,8 @@ class CanaryStrategy(_Strategy):
             checks.number(f"{_WHERE}.{name}", getattr(self, name), low=0.0, above=True)
         checks.share(f"{_WHERE}.max_error_rate_threshold", self.max_error_rate_threshold)
         checks.integer(f"{_WHERE}.min_requests", self.min_requests, low=1)
+        checks.one_of(f"{_WHERE}.evaluation", self.evaluation, (SEQUENTIAL, THRESHOLDS))
+        checks.number(f"{_WHERE}.alpha", self.alpha, low=0.0, high=0.5, above=True)
         object.__setattr__(self, "guardrails", Guardrail.all_of(f"{_WHERE}.guardrails", self.guardrails))
         needed = len(self.stages) * self.evaluation_period_minutes / 60.0
         if self.max_duration_hours < needed:

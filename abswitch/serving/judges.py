@@ -8,16 +8,25 @@ from collections.abc import Awaitable, Callable
 from abswitch.errors import InvalidInput
 from abswitch.rollout.judging import Judge, Judgement, ThresholdJudge
 from abswitch.rollout.operation import Operation
-from abswitch.rollout.strategies import CanaryStrategy, Strategy
+from abswitch.rollout.sequential_judge import SequentialJudge
+from abswitch.rollout.strategies import SEQUENTIAL, CanaryStrategy, Strategy
 from abswitch.serving.tally import StepTally
 
 JUDGE_TIMEOUT_S = 60.0
 
 
-def default_judge(strategy: Strategy) -> ThresholdJudge | None:
+def default_judge(strategy: Strategy) -> SequentialJudge | ThresholdJudge | None:
     """The judge of a strategy that was given none; None where the strategy needs one of the user's."""
     if not isinstance(strategy, CanaryStrategy):
         return None
+    if strategy.evaluation == SEQUENTIAL:
+        return SequentialJudge(
+            max_error_rate=strategy.max_error_rate_threshold,
+            min_requests=strategy.min_requests,
+            guardrails=strategy.guardrails,
+            stages=len(strategy.stages),
+            alpha=strategy.alpha,
+        )
     return ThresholdJudge(
         max_error_rate=strategy.max_error_rate_threshold,
         min_requests=strategy.min_requests,
@@ -28,8 +37,8 @@ def default_judge(strategy: Strategy) -> ThresholdJudge | None:
 def judgement_on(tally: StepTally) -> Callable[[Operation, Judge | None], Awaitable[Judgement]]:
     """Ask the operation's judge, or its strategy's default one, about the step under way.
 
-    The judge runs on a thread of its own and has `JUDGE_TIMEOUT_S`; whatever it raises, or anything but a `Judgement`
-    as its answer, is an error, which makes the step hold.
+    A judge of the user's runs on a thread of its own and has `JUDGE_TIMEOUT_S`; whatever it raises, or anything but a
+    `Judgement` as its answer, is an error, which makes the step hold.
     """
 
     async def ask(operation: Operation, given: Judge | None) -> Judgement:
@@ -37,7 +46,7 @@ def judgement_on(tally: StepTally) -> Callable[[Operation, Judge | None], Awaita
         if judge is None:
             raise InvalidInput("judge", None, "a judge, given to start_switch(judge=…); it is not kept over a restart")
         evidence = tally.evidence(operation)
-        if isinstance(judge, ThresholdJudge):
+        if isinstance(judge, SequentialJudge | ThresholdJudge):  # milliseconds, and no surprises
             return judge(evidence)
         async with asyncio.timeout(JUDGE_TIMEOUT_S):
             judgement = await asyncio.to_thread(judge, evidence)

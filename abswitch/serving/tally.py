@@ -6,6 +6,7 @@ make a canary look good.
 
 from __future__ import annotations
 
+import math
 import random
 from array import array
 from collections import defaultdict
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from abswitch.clock import Clock
 from abswitch.domain import RequestRecord, ScoreRecord
@@ -52,6 +54,7 @@ class _Sample:
         self.seen = 0
         self._kept = array("d")
         self._random = random.Random(0)
+        self._ordered: tuple[int, NDArray[np.float64]] = (0, np.empty(0))
 
     def add(self, value: float) -> None:
         self.seen += 1
@@ -60,38 +63,78 @@ class _Sample:
         elif (place := self._random.randrange(self.seen)) < KEPT:
             self._kept[place] = value
 
-    def quantile(self, q: float) -> float:
-        return float(np.quantile(np.frombuffer(self._kept), q))
+    def ordered(self) -> NDArray[np.float64]:
+        """Ascending; kept, as steps that are over are looked at again and again."""
+        if self._ordered[0] != self.seen:
+            self._ordered = (self.seen, np.sort(np.frombuffer(self._kept)))
+        return self._ordered[1]
+
+
+@dataclass(slots=True)
+class _Moments:
+    """Count, mean and sum of squared deviations of a stream of numbers (Welford 1962)."""
+
+    n: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+    is_fraction: bool = True
+
+    def add(self, value: float) -> None:
+        self.n += 1
+        away = value - self.mean
+        self.mean += away / self.n
+        self.m2 += away * (value - self.mean)
+        self.is_fraction = self.is_fraction and 0.0 <= value <= 1.0
+
+    @property
+    def variance(self) -> float:
+        return self.m2 / (self.n - 1) if self.n > 1 else math.nan
 
 
 @dataclass(slots=True)
 class _Arm:
     requests: int = 0
     errors: int = 0
+    first_errors: int = 0
     durations: dict[str, _Sample] = field(default_factory=lambda: defaultdict(_Sample))
-    scores: dict[str, tuple[int, float]] = field(default_factory=dict)
+    scores: dict[str, _Moments] = field(default_factory=lambda: defaultdict(_Moments))
 
-    def request(self, record: RequestRecord) -> None:
+    def request(self, record: RequestRecord, erred: set[str]) -> None:
         self.requests += 1
         if is_failure(record):
             self.errors += 1
+            self.first_errors += record.unit_id not in erred
+            if len(erred) < KEPT:  # more units than that: the later ones count as new each time
+                erred.add(record.unit_id)
             return
         self.durations["total_s"].add(record.total_s)
         if record.first_token_s is not None:
             self.durations["first_token_s"].add(record.first_token_s)
 
     def score(self, scorer: str, value: float) -> None:
-        count, total = self.scores.get(scorer, (0, 0.0))
-        self.scores[scorer] = (count + 1, total + value)
+        self.scores[scorer].add(value)
 
     def measures(self, version: str) -> ArmMeasures:
-        values = {name: total / count for name, (count, total) in self.scores.items()}
-        counts = {name: count for name, (count, _) in self.scores.items()}
+        values = {name: moments.mean for name, moments in self.scores.items()}
+        counts = {name: moments.n for name, moments in self.scores.items()}
+        ordered = {column: sample.ordered() for column, sample in self.durations.items()}
+        samples = {}
         for name, (column, q) in QUANTILES.items():
-            if column in self.durations:
-                values[name] = self.durations[column].quantile(q)
+            if column in ordered:
+                samples[name] = (q, ordered[column])
+                values[name] = float(np.quantile(ordered[column], q))
                 counts[name] = self.durations[column].seen
-        return ArmMeasures(version=version, requests=self.requests, errors=self.errors, values=values, counts=counts)
+        return ArmMeasures(
+            version=version,
+            requests=self.requests,
+            errors=self.errors,
+            values=values,
+            counts=counts,
+            errors_of_new_units=self.first_errors,
+            variances={name: moments.variance for name, moments in self.scores.items()},
+            is_fraction={name: moments.is_fraction for name, moments in self.scores.items()},
+            samples=samples,
+        )
 
 
 _Key = tuple[str, int, str]  # operation, step, arm
@@ -106,6 +149,7 @@ class StepTally:
         self._of_request: dict[str, _Key] = {}
         self._since_s: dict[tuple[str, int], float] = {}
         self._shares: dict[tuple[str, int], float] = {}
+        self._erred: dict[str, set[str]] = defaultdict(set)
 
     def moved(self, operation: Operation) -> None:
         """An operation took an event: a step of it may be in force from now on, or it is over."""
@@ -123,6 +167,7 @@ class StepTally:
 
     def _end(self, operation_id: str) -> None:
         self._arms = {key: arm for key, arm in self._arms.items() if key[0] != operation_id}
+        self._erred.pop(operation_id, None)
         self._since_s = {key: at_s for key, at_s in self._since_s.items() if key[0] != operation_id}
         self._shares = {key: share for key, share in self._shares.items() if key[0] != operation_id}
         self._of_request = {request: key for request, key in self._of_request.items() if key[0] != operation_id}
@@ -135,7 +180,7 @@ class StepTally:
         arm = self._arms.get(key)
         if arm is None or not is_counted(record):
             return
-        arm.request(record)
+        arm.request(record, self._erred[record.operation_id])
         if record.error_type is None and not record.fallback:
             self._of_request[record.request_id] = key
             if len(self._of_request) > KEPT:  # its scores never came, or came long ago
