@@ -6,7 +6,7 @@ is better and what role it has; how it is tested follows from its kind and from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -25,7 +25,19 @@ from abswitch.stats.quantiles import quantile_test
 from abswitch.stats.ratios import clustered_mean_test, clustered_rate_test, ratio_delta_test
 from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary
 
-__all__ = ["Direction", "Mean", "Metric", "Paired", "Quantile", "Rate", "Ratio", "Role", "metric_of", "metric_to_dict"]
+__all__ = [
+    "Direction",
+    "Mean",
+    "Metric",
+    "Paired",
+    "Quantile",
+    "Rate",
+    "Ratio",
+    "Role",
+    "check_design",
+    "metric_of",
+    "metric_to_dict",
+]
 
 T = TypeVar("T", bound=MetricSummary)
 
@@ -231,6 +243,27 @@ def metric_of(value: Metric | Mapping[str, Any]) -> Metric:
         if required in _REQUIRED and required not in fields:
             raise InvalidInput(f"metric.{required}", None, f"{_REQUIRED[required]}; it is required")
     return cls(**fields)
+
+
+def check_design(metrics: Iterable[Metric], design: str) -> None:
+    """Whether evidence of a design can hold these metrics: nothing that a user asked for is left out silently.
+
+    Args:
+        design: `randomised`, `paired` or `switchback`.
+
+    Raises:
+        InvalidInput: `Paired` where no prompt meets both versions; or, in designs that bind the arms together, a
+            quantile, a covariate, a filter, segments, or another unit.
+    """
+    for metric in metrics:
+        if design == "randomised":
+            if isinstance(metric, Paired):
+                raise InvalidInput("metrics", metric.name, f"Mean or Rate of {metric.column!r}: no prompt meets both")
+            continue
+        asked = [name for name, usual in _PLAIN.items() if getattr(metric, name) != usual]
+        if asked or isinstance(metric, Quantile) or (isinstance(metric, Paired) and design != "paired"):
+            what = ", ".join(asked) or metric.kind
+            raise InvalidInput(f"metrics.{metric.name}", what, f"a metric without it, as the design is {design}")
 
 
 def _of(kind: type[T], summary: MetricSummary) -> T:
