@@ -46,10 +46,10 @@ METRICS: list[Metric] = [
     Rate(
         "exact_match",
         name="long_prompts",
-        where=[{"column": "prompt_tokens", "above": 10}, Where(column="unit_id", one_of=("a", "b"))],
-        segments={"column": "prompt_tokens", "edges": [32, 128]},
+        where=[{"column": "prompt_tokens", "above": 10}, Where(column="unit_id", one_of=("a", "b"))],  # type: ignore[arg-type]
+        segments={"column": "prompt_tokens", "edges": [32, 128]},  # type: ignore[arg-type]
     ),
-    Mean("latency_s", segments="step", name="by_step"),
+    Mean("latency_s", segments="step", name="by_step"),  # type: ignore[arg-type]
     Quantile("first_token_s", 0.5, segments=Segments(column="unit_id", separator="/")),
 ]
 
@@ -132,8 +132,8 @@ BAD: list[Any] = [
     lambda: Mean("a", covariate="unit_id"),
     lambda: Mean("a", covariate=3),  # type: ignore[arg-type]
     lambda: Rate("error", covariate="prompt_tokens"),
-    lambda: Rate("error", where={"column": "prompt_tokens", "above": 3}),
-    lambda: Rate("fallback", segments={"column": "prompt_tokens", "edges": [3]}),
+    lambda: Rate("error", where={"column": "prompt_tokens", "above": 3}),  # type: ignore[arg-type]
+    lambda: Rate("fallback", segments={"column": "prompt_tokens", "edges": [3]}),  # type: ignore[arg-type]
     lambda: Mean("a", where="prompt_tokens > 3"),  # type: ignore[arg-type]
     lambda: metric_of({"kind": "quantile", "column": "latency_s"}),
     lambda: metric_of({"kind": "paired"}),

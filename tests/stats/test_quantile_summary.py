@@ -97,12 +97,13 @@ def test_what_belongs_to_no_data_is_refused(bad: dict[str, Any]) -> None:
 
 
 def test_other_quantiles_and_odd_values_are_refused() -> None:
-    for bad in (
+    odd: list[Any] = [
         lambda: QuantileSummary.of([1.0], 0.5) + QuantileSummary.of([1.0], 0.9),
         lambda: QuantileSummary.of([1.0, math.inf], 0.5),
         lambda: QuantileSummary.of(["1", "2"], 0.5),
         lambda: QuantileSummary.of([1.0, 2.0], 0.5, units=["a"]),
-    ):
+    ]
+    for bad in odd:
         with pytest.raises(InvalidInput):
             bad()
 
