@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from abswitch.stats.evidence import SegmentEvidence
-from abswitch.stats.kinds import MetricSummary
+from abswitch.stats.kinds import MetricSummary, observations
 from abswitch.stats.metrics import Metric, Paired, Quantile, check_design
 from abswitch.stats.quantile_summary import QuantileSummary
-from abswitch.stats.selection import OTHERS, Segments, Where
+from abswitch.stats.selection import NO_SEGMENT, OTHERS, Segments, Where
 from abswitch.store.columns import ValueColumns
 from abswitch.store.metric_moments import NOTHING, Cell, joint_moments, summary_of
 from abswitch.store.order_statistics import SortedValues
@@ -100,7 +100,7 @@ def _segments(
     units = _units(recorder, columns)
     labels = [name for name in metric.segments.labels if any(segment == name for _, segment in units)]
     names = dict.fromkeys((*labels, *sorted(segment for _, segment in units)))
-    return {
+    found = {
         name: SegmentEvidence(
             baseline=cells.get(("stable", name)) or _nothing(metric, by_unit=by_unit),
             candidate=cells.get(("candidate", name)) or _nothing(metric, by_unit=by_unit),
@@ -109,6 +109,8 @@ def _segments(
         )
         for name in names
     }
+    unmeasured = NO_SEGMENT in found and not any(map(observations, found[NO_SEGMENT].summaries))
+    return {name: one for name, one in found.items() if not (unmeasured and name == NO_SEGMENT)}
 
 
 def _cells(

@@ -187,10 +187,15 @@ def test_denominators_of_zero() -> None:
     has_no_numbers(Ratio("x", "y"), nothing.ratio, nothing.ratio)
 
 
+def test_a_ratio_beyond_what_a_number_can_hold() -> None:
+    tiny = RatioCovariateSummary.of([1.0, 2.0], [1e-313, 1e-313], [0.0, 1.0])
+    has_no_numbers(Ratio("x", "y", covariate="z"), tiny, tiny)
+
+
 NUMBER = st.floats(0, 1e4) | st.integers(0, 3).map(float)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(rows=st.lists(st.tuples(NUMBER, NUMBER, NUMBER), min_size=1, max_size=30))
 def test_whatever_was_measured_has_a_result_or_a_reason(rows: list[tuple[float, float, float]]) -> None:
     x, y, z = np.array(rows).T

@@ -30,7 +30,7 @@ from abswitch.stats import (
     decide,
     segment_findings,
 )
-from abswitch.stats.selection import OTHERS
+from abswitch.stats.selection import NO_SEGMENT, OTHERS
 from abswitch.store.evidence import check_columns, collect_evidence
 from abswitch.store.measured import MOST_SEGMENTS
 from abswitch.store.recorder import PlanRecord, Recorder
@@ -244,6 +244,23 @@ def test_many_small_segments_are_taken_together(recorder: Recorder) -> None:
     segments = collect_evidence(recorder, "op", plan).segments["exact"]
     assert len(segments) == MOST_SEGMENTS and OTHERS in segments
     assert sum(one.baseline_units + one.candidate_units for one in segments.values()) == 300
+
+
+def test_requests_without_an_answer_make_no_segment_of_their_own(recorder: Recorder) -> None:
+    for i in range(40):
+        a_hit(
+            recorder,
+            f"r{i}",
+            "candidate" if i % 2 else "stable",
+            prompt_tokens=i,
+            error_type="InstanceDied" if i < 9 else None,
+        )
+    by_length = Segments(column="prompt_tokens", edges=(20,))
+    segments = collect_evidence(recorder, "op", plan_of(Rate("exact", segments=by_length))).segments["exact"]
+    assert list(segments) == ["up to 20", "above 20"]
+    a_hit(recorder, "x", "stable", prompt_tokens=None)
+    segments = collect_evidence(recorder, "op", plan_of(Rate("exact", segments=by_length))).segments["exact"]
+    assert list(segments) == ["up to 20", "above 20", NO_SEGMENT] and segments[NO_SEGMENT].baseline == RateSummary(1, 1)
 
 
 def test_conditions_leave_requests_out_of_one_metric_only(recorder: Recorder) -> None:
