@@ -103,7 +103,9 @@ class Evidence:
                 if not knows_units(summary):
                     field = f"evidence.{arm}.summaries.{name}"
                     raise InvalidInput(
-                        field, summary, "a RatioSummary by unit (or another kind that is), as units have several requests each"
+                        field,
+                        summary,
+                        "a RatioSummary by unit (or another kind that is), as units have several requests each",
                     )
 
     @property

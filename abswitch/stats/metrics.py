@@ -246,24 +246,17 @@ def metric_of(value: Metric | Mapping[str, Any]) -> Metric:
 
 
 def check_design(metrics: Iterable[Metric], design: str) -> None:
-    """Whether evidence of a design can hold these metrics: nothing that a user asked for is left out silently.
-
-    Args:
-        design: `randomised`, `paired` or `switchback`.
+    """Whether a design can hold these metrics; nothing that a user asked for is left out silently.
 
     Raises:
-        InvalidInput: `Paired` where no prompt meets both versions; or, in designs that bind the arms together, a
-            quantile, a covariate, a filter, segments, or another unit.
+        InvalidInput: `Paired` in a randomised design, where no prompt meets both versions; or units that weigh the same
+            where a pair or a block is the unit.
     """
     for metric in metrics:
-        if design == "randomised":
-            if isinstance(metric, Paired):
-                raise InvalidInput("metrics", metric.name, f"Mean or Rate of {metric.column!r}: no prompt meets both")
-            continue
-        asked = [name for name, usual in _PLAIN.items() if getattr(metric, name) != usual]
-        if asked or isinstance(metric, Quantile) or (isinstance(metric, Paired) and design != "paired"):
-            what = ", ".join(asked) or metric.kind
-            raise InvalidInput(f"metrics.{metric.name}", what, f"a metric without it, as the design is {design}")
+        if design == "randomised" and isinstance(metric, Paired):
+            raise InvalidInput("metrics", metric.name, f"Mean or Rate of {metric.column!r}: no prompt meets both")
+        if design in ("paired", "switchback") and metric.unit == Unit.UNIT:
+            raise InvalidInput("metric.unit", metric.unit, f"request: the units of a {design} design are its own")
 
 
 def _of(kind: type[T], summary: MetricSummary) -> T:
