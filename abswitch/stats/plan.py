@@ -10,7 +10,7 @@ from typing import Any
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
-from abswitch.stats.metrics import Metric, Role, check_design, metric_of, metric_to_dict
+from abswitch.stats.metrics import Metric, Role, metric_of, metric_to_dict
 
 FIXED_HORIZON = "fixed horizon: one look, when the planned number of units is reached"
 
@@ -59,7 +59,6 @@ class AnalysisPlan:
         checks.integer("plan.planned_n", self.planned_n, low=1)
         checks.integer("plan.min_units", self.min_units, low=2)
         checks.one_of("plan.design", self.design, ("randomised",))
-        check_design(self.metrics, self.design)
         checks.one_of("plan.looks", self.looks, (FIXED_HORIZON,))
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from abswitch.errors import InvalidInput
 from abswitch.stats.evidence import ArmEvidence, Evidence
 from abswitch.stats.kinds import MetricSummary
+from abswitch.stats.metrics import check_design
 from abswitch.stats.plan import AnalysisPlan
 from abswitch.stats.selection import BEFORE_ANSWERS
 from abswitch.store.columns import ANSWER_COLUMNS, ASSIGNED_COLUMNS, allowed_columns
@@ -50,7 +51,7 @@ def collect_evidence(recorder: Recorder, operation_id: str, plan: AnalysisPlan) 
 
 
 def check_columns(plan: AnalysisPlan, scorers: Sequence[str]) -> None:
-    """Every column that the plan's metrics name is there, or will be.
+    """The plan's design can hold its metrics, and every column that they name is there, or will be.
 
     Args:
         scorers: names of the scorers that will score the answers.
@@ -58,6 +59,7 @@ def check_columns(plan: AnalysisPlan, scorers: Sequence[str]) -> None:
     Raises:
         InvalidInput: names the column and what there is.
     """
+    check_design(plan.metrics, plan.design)
     for metric in plan.metrics:
         for name in metric.columns:
             if name not in {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS, *scorers}:

@@ -305,6 +305,8 @@ def test_columns_are_checked_before_anything_is_asked() -> None:
     check_columns(
         plan_of(Mean("judge", covariate="difficulty", segments=Segments(column="step"))), ["judge", "difficulty"]
     )
+    with pytest.raises(InvalidInput, match="no prompt meets both"):
+        check_columns(plan_of(Paired("judge")), ["judge"])
     for metric in (
         Mean("judge", covariate="dificulty"),
         Mean("judge", where=(Where(column="length", above=3),)),
