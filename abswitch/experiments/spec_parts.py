@@ -46,17 +46,41 @@ class Strict(BaseModel):
 
 def _schema_of(cls: type, **added: Any) -> dict[str, Any]:
     schema = TypeAdapter(cls).json_schema()
+    schema = _inlined(schema, schema.pop("$defs", {}))
     schema["properties"] = {name: {"const": value} for name, value in added.items()} | schema["properties"]
     schema["required"] = [*added, *schema.get("required", [])]
     schema["additionalProperties"] = False
     return {key: value for key, value in schema.items() if value != []}
 
 
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """The same without references, which lead nowhere once this is a part of another schema."""
+    if isinstance(schema, list):
+        return [_inlined(one, definitions) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        found = _inlined(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
+        return {**found, "additionalProperties": False}
+    return {key: _inlined(value, definitions) for key, value in schema.items()}
+
+
+def _metric_schema(cls: type[Metric]) -> dict[str, Any]:
+    """A metric as a file may have it: one condition need not be a list, segments may be a column alone."""
+    schema = _schema_of(cls, kind=cls.kind)
+    fields = schema["properties"]
+    fields["where"]["anyOf"] = [{"type": "array", "items": fields["where"].pop("items")}]
+    fields["where"]["anyOf"].append(fields["where"]["anyOf"][0]["items"])
+    del fields["where"]["type"]
+    fields["segments"]["anyOf"].append({"type": "string"})
+    return schema
+
+
 MetricField = Annotated[
     Metric,
     PlainValidator(metric_of),
     PlainSerializer(metric_to_dict),
-    WithJsonSchema({"anyOf": [_schema_of(cls, kind=cls.kind) for cls in get_args(Metric)]}),
+    WithJsonSchema({"anyOf": [_metric_schema(cls) for cls in get_args(Metric)]}),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from abswitch.errors import InvalidInput
@@ -24,12 +25,13 @@ def adjusted_ratio_test(
     Also of means over requests where units have several: x is a unit's sum, y its count.
 
     Returns:
-        A `Comparison`; that of `ratio_delta_test` (`why_not` set) where an arm's denominators sum to 0.
+        A `Comparison`; that of `ratio_delta_test` (`why_not` set) where an arm's denominators sum to 0, or to so little
+        that the ratio is beyond what a number can hold.
 
     Raises:
         InvalidInput: alpha outside its range.
     """
-    if any(arm.ratio.n and not arm.ratio.mean_y for arm in (baseline, candidate)):
+    if not (_has_linear_form(baseline) and _has_linear_form(candidate)):
         return replace(ratio_delta_test(baseline.ratio, candidate.ratio, alpha=alpha), method=CUPED_RATIO)
     return replace(cuped_test(baseline.linearised, candidate.linearised, alpha=alpha), method=CUPED_RATIO)
 
@@ -60,6 +62,15 @@ def adjusted_rate_test(
             return adjusted_ratio_test(a, b, alpha=alpha)
         found = clustered_rate_test(a.ratio, b.ratio, alpha=alpha)
     return replace(found, notes=(*found.notes, *note))
+
+
+def _has_linear_form(arm: RatioCovariateSummary) -> bool:
+    """Whether the ratio and its spread are finite numbers; of nothing, too."""
+    ratio = arm.ratio
+    if not ratio.n:
+        return True
+    spread = ratio.linearised_variance * (ratio.n - 1) if ratio.n > 1 and ratio.mean_y else 0.0
+    return math.isfinite(ratio.mean) and math.isfinite(spread)
 
 
 def _by_unit(arm: CovariateSummary | RatioCovariateSummary) -> RatioCovariateSummary:

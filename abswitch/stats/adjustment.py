@@ -154,7 +154,8 @@ class RatioCovariateSummary:
         if not ratio.mean_y:
             raise InvalidInput("ratio.mean_y", ratio.mean_y, "another mean denominator than 0")
         m2 = ratio.linearised_variance * (n - 1) if n > 1 else 0.0
-        c_xy = (self.c_xz - ratio.mean * self.c_yz) / ratio.mean_y
+        most = math.sqrt(m2) * math.sqrt(self.m2_z)  # beyond it is what rounding left of two numbers close together
+        c_xy = max(-most, min((self.c_xz - ratio.mean * self.c_yz) / ratio.mean_y, most))
         return CovariateSummary(n, ratio.mean, self.mean_z, m2, self.m2_z, c_xy)
 
     def __add__(self, other: RatioCovariateSummary) -> RatioCovariateSummary:

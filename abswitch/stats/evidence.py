@@ -64,6 +64,11 @@ class SegmentEvidence:
         for name in ("baseline_units", "candidate_units"):
             checks.integer(f"segment.{name}", getattr(self, name), low=0)
 
+    @property
+    def summaries(self) -> tuple[MetricSummary, MetricSummary]:
+        """The baseline's and the candidate's."""
+        return self.baseline, self.candidate
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
@@ -97,7 +102,11 @@ class Evidence:
             for name, summary in found.summaries.items():
                 if not knows_units(summary):
                     field = f"evidence.{arm}.summaries.{name}"
-                    raise InvalidInput(field, summary, "a summary by unit, as units have several requests each")
+                    raise InvalidInput(
+                        field,
+                        summary,
+                        "a RatioSummary by unit (or another kind that is), as units have several requests each",
+                    )
 
     @property
     def arms(self) -> tuple[tuple[str, ArmEvidence], tuple[str, ArmEvidence]]:

@@ -20,6 +20,11 @@ MetricSummary = (
 """What `metric.compare` takes. A summary of pairs belongs to both arms: each arm's evidence holds the same one."""
 
 
+def observations(summary: MetricSummary) -> int:
+    """How many: requests, units, or pairs."""
+    return summary.ratio.n if isinstance(summary, RatioCovariateSummary) else summary.n
+
+
 def knows_units(summary: MetricSummary) -> bool:
     """Whether requests of one unit are not taken for independent in it."""
     if isinstance(summary, QuantileSummary):

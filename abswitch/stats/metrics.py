@@ -6,7 +6,7 @@ is better and what role it has; how it is tested follows from its kind and from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -25,7 +25,19 @@ from abswitch.stats.quantiles import quantile_test
 from abswitch.stats.ratios import clustered_mean_test, clustered_rate_test, ratio_delta_test
 from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary
 
-__all__ = ["Direction", "Mean", "Metric", "Paired", "Quantile", "Rate", "Ratio", "Role", "metric_of", "metric_to_dict"]
+__all__ = [
+    "Direction",
+    "Mean",
+    "Metric",
+    "Paired",
+    "Quantile",
+    "Rate",
+    "Ratio",
+    "Role",
+    "check_design",
+    "metric_of",
+    "metric_to_dict",
+]
 
 T = TypeVar("T", bound=MetricSummary)
 
@@ -231,6 +243,20 @@ def metric_of(value: Metric | Mapping[str, Any]) -> Metric:
         if required in _REQUIRED and required not in fields:
             raise InvalidInput(f"metric.{required}", None, f"{_REQUIRED[required]}; it is required")
     return cls(**fields)
+
+
+def check_design(metrics: Iterable[Metric], design: str) -> None:
+    """Whether a design can hold these metrics; nothing that a user asked for is left out silently.
+
+    Raises:
+        InvalidInput: `Paired` in a randomised design, where no prompt meets both versions; or units that weigh the same
+            where a pair or a block is the unit.
+    """
+    for metric in metrics:
+        if design == "randomised" and isinstance(metric, Paired):
+            raise InvalidInput("metrics", metric.name, f"Mean or Rate of {metric.column!r}: no prompt meets both")
+        if design in ("paired", "switchback") and metric.unit == Unit.UNIT:
+            raise InvalidInput("metric.unit", metric.unit, f"request: the units of a {design} design are its own")
 
 
 def _of(kind: type[T], summary: MetricSummary) -> T:

@@ -199,12 +199,17 @@ class RatioSummary:
 
     @property
     def linearised_variance(self) -> float:
-        """Delta-method variance of one observation's part in the ratio; NaN where it is not defined."""
+        """Delta-method variance of one observation's part in the ratio.
+
+        NaN where it is not defined; infinite where it is beyond what a number can hold.
+        """
         if self.n < 2 or not self.mean_y:
             return math.nan
         ratio = self.mean
         spread = self.m2_x - 2.0 * ratio * self.c_xy + ratio * ratio * self.m2_y
         scale = self.m2_x + ratio * ratio * self.m2_y
+        if not math.isfinite(spread):
+            return math.inf
         left = _spread("variance", spread, scale, unresolved=_CANCELLED)
         return left / (self.n - 1) / self.mean_y / self.mean_y
 

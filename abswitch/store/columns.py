@@ -112,7 +112,8 @@ class ValueColumns:
         values = "".join(f",\n    {_finite(self._value(name))} AS {self.column(name)}" for name in self.names)
         values += "".join(f",\n    {self.failures(scorer)}" for scorer in self.scorers)
         return f"""{self._scores}value_rows AS (
-  SELECT arm, unit_id, {self._segment} AS segment, fallback, {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
+  SELECT arm, unit_id, {self._segment} AS segment, fallback,
+    {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
     coalesce(error_type = '{CANCELLED}', FALSE) AS cancelled{values}
   FROM requests {"LEFT JOIN scored USING (request_id)" if self.scorers else ""}
   WHERE operation_id = $operation_id AND arm IN ('stable', 'candidate') AND (model_id, route_epoch) IN (
@@ -127,7 +128,8 @@ class ValueColumns:
             return "WITH "
         latest = ",\n    ".join(
             f"arg_max(value, scored_at_s) FILTER (scorer = $scorer_{i}) AS score_{i},\n"
-            f"    count(*) FILTER (scorer = $scorer_{i} AND NOT coalesce(abs(value) <= {LARGEST}, FALSE)) AS failures_{i}"
+            f"    count(*) FILTER (scorer = $scorer_{i} AND NOT coalesce(abs(value) <= {LARGEST}, FALSE))\n"
+            f"      AS failures_{i}"
             for i in range(len(self.scorers))
         )
         return f"WITH scored AS (\n  SELECT request_id, {latest}\n  FROM scores GROUP BY request_id\n),\n"

@@ -13,11 +13,29 @@ from hypothesis import strategies as st
 
 from abswitch.domain import RequestRecord, ScoreRecord
 from abswitch.errors import InvalidInput
-from abswitch.store.moments import arm_moments, crossed_units
+from abswitch.stats import (
+    CovariateSummary,
+    Mean,
+    MeanSummary,
+    Metric,
+    MetricSummary,
+    Quantile,
+    QuantileSummary,
+    Rate,
+    RateSummary,
+    Ratio,
+    RatioCovariateSummary,
+    RatioSummary,
+    Where,
+)
+from abswitch.store.columns import ValueColumns
+from abswitch.store.measured import measure
+from abswitch.store.moments import arm_counts, crossed_units
 from abswitch.store.recorder import Recorder
 from tests.store.rows import a_request, routes_of
 
-FINITE = st.floats(min_value=1e-6, max_value=1e6, allow_nan=False)
+LARGEST = 1e4
+FINITE = st.floats(min_value=1e-6, max_value=LARGEST, allow_nan=False)
 ROW = st.fixed_dictionaries(
     {
         "arm": st.sampled_from(["stable", "candidate", "pinned"]),
@@ -29,10 +47,14 @@ ROW = st.fixed_dictionaries(
         "output_tokens": st.integers(0, 4096),
         "prompt_tokens": st.none() | st.integers(1, 4096),
         "finish_reason": st.sampled_from(["stop", "length"]),
-        "score": st.none() | st.just(math.nan) | st.floats(-1e6, 1e6),
+        "score": st.none() | st.just(math.nan) | st.floats(-LARGEST, LARGEST),
     }
 )
-PAIRS = [("output_tokens", "latency_s"), ("quality", "output_tokens"), ("error", "fallback")]
+
+
+def selector_of(row: dict[str, Any], name: str) -> float | str | None:
+    """What a condition reads."""
+    return str(row["unit_id"]) if name == "unit_id" else values_of(row, name)
 
 
 def values_of(row: dict[str, Any], name: str) -> float | None:
@@ -94,50 +116,95 @@ def recorder() -> Any:
         yield made
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(ROW, max_size=40), data=st.data())
-def test_moments_from_sql_are_those_from_arrays(recorder: Recorder, rows: list[dict[str, Any]], data: Any) -> None:
+METRICS: tuple[Metric, ...] = (
+    *(Mean(name) for name in NAMES if name not in ("truncated", "error", "fallback")),
+    *(Rate(name) for name in ("truncated", "error", "fallback")),
+    Mean("quality"),
+    Mean("quality", covariate="prompt_tokens", name="adjusted"),
+    Ratio("output_tokens", "latency_s"),
+    Ratio("quality", "output_tokens", covariate="prompt_tokens"),
+    Rate("truncated", covariate="prompt_tokens", name="truncated_adjusted"),
+    Mean("quality", unit="unit", name="by_unit"),
+    Mean("latency_s", where=(Where(column="prompt_tokens", above=1000, at_most=3000),), name="long"),
+    Rate("error", where=(Where(column="unit_id", one_of=("a", "b")),), name="errors_of_two"),
+    Mean("latency_s", where=(Where(column="quality", below=0.0),), name="bad"),
+    Quantile("latency_s", 0.9),
+    Quantile("latency_s", 0.5, unit="unit", name="typical"),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROW, max_size=40))
+def test_summaries_from_sql_are_those_from_arrays(recorder: Recorder, rows: list[dict[str, Any]]) -> None:
     operation_id = f"op-{next(COUNTER)}"
     record(recorder, rows, operation_id)
-    arms = arm_moments(recorder, operation_id, [*NAMES, "quality"], pairs=PAIRS)
-    assert arms.keys() == {row["arm"] for row in rows} - {"pinned"}
-    for arm, got in arms.items():
-        mine = [row for row in rows if row["arm"] == arm]
-        check_counts(got, mine)
-        for name in [*NAMES, "quality"]:
-            values = np.array([v for row in mine if (v := values_of(row, name)) is not None])
-            n, zeros, ones, mean, var = got.values[name]
-            assert (zeros, ones) == (sum(values == 0), sum(values == 1))
-            scale = float(np.max(np.abs(values), initial=1.0))
-            assert n == len(values)
-            assert close(mean, float(values.mean()) if n else math.nan, scale)
-            assert close(var, float(values.var(ddof=1)) if n > 1 else math.nan, scale**2)
-        for x, y in PAIRS:
-            both = [(values_of(row, x), values_of(row, y)) for row in mine]
-            table = np.array([pair for pair in both if None not in pair], dtype=float).reshape(-1, 2)
-            check_pair(got.pairs[(x, y)], table)
-            check_pair(
-                got.unit_pairs[(x, y)], by_unit(mine, lambda row, x=x, y=y: (values_of(row, x), values_of(row, y)))
-            )
-        for name in [*NAMES, "quality"]:
-            sums = by_unit(mine, lambda row, name=name: (values_of(row, name), 1.0))
-            check_pair(got.unit_values[name], sums)
+    counts = arm_counts(recorder, operation_id, ["quality"])
+    assert counts.keys() == {row["arm"] for row in rows} - {"pinned"}
+    for by_unit in (False, True):
+        found = measure(recorder, operation_id, METRICS, by_unit=by_unit)
+        for arm in ("stable", "candidate"):
+            mine = [row for row in rows if row["arm"] == arm]
+            if arm in counts:
+                check_counts(counts[arm], mine)
+            for metric in METRICS:
+                assert_near(
+                    getattr(found[metric.name], "baseline" if arm == "stable" else arm), of(metric, mine, by_unit)
+                )
     in_both = {row["unit_id"] for row in rows if row["arm"] == "stable"} & {
         row["unit_id"] for row in rows if row["arm"] == "candidate"
     }
     assert crossed_units(recorder, operation_id) == len(in_both)
 
 
-def by_unit(mine: list[dict[str, Any]], couple: Callable[..., tuple[float | None, float | None]]) -> Any:
-    """Sums of both values per unit, over the rows that have both; units without such a row are left out."""
-    sums: dict[str, list[float]] = {}
-    for row in mine:
-        x, y = couple(row)
-        if x is not None and y is not None:
-            unit = sums.setdefault(row["unit_id"], [0.0, 0.0])
-            unit[0] += x
-            unit[1] += y
-    return np.array(list(sums.values()), dtype=float).reshape(-1, 2)
+def of(metric: Metric, mine: list[dict[str, Any]], by_unit: bool) -> MetricSummary:
+    """The summary of a metric from its rows, by the words of the documentation rather than the SQL."""
+    mine = [row for row in mine if all(one.holds(selector_of(row, one.column)) for one in metric.where)]
+    names = [metric.columns[0], metric.columns[-1], metric.covariate or metric.columns[0]]
+    kept = [(row["unit_id"], [values_of(row, name) for name in names]) for row in mine]
+    kept = [(unit, values) for unit, values in kept if None not in values]
+    units = np.array([unit for unit, _ in kept], dtype=str)
+    table = np.array([values for _, values in kept], dtype=float).reshape(-1, 3)
+    is_ratio, by_means = isinstance(metric, Ratio), metric.unit == "unit"
+    x, y, z = table[:, 0], table[:, 1] if is_ratio else np.ones(len(table)), table[:, 2]
+    if isinstance(metric, Quantile):
+        if not by_unit:
+            return QuantileSummary.of(x, metric.q)
+        if by_means:
+            return QuantileSummary.of([x[units == unit].mean() for unit in np.unique(units)], metric.q)
+        return QuantileSummary.of(x, metric.q, units=units) if len(x) else QuantileSummary(q=metric.q, n=0)
+    if by_unit:
+        parts = [units == unit for unit in np.unique(units)]
+        x, z = (
+            np.array([x[p].mean() if by_means else x[p].sum() for p in parts]),
+            np.array([z[p].mean() for p in parts]),
+        )
+        y = np.array([1.0 if by_means else y[p].sum() for p in parts])
+    if metric.covariate and (by_unit or is_ratio):
+        return RatioCovariateSummary.of(x, y, z)
+    if metric.covariate:
+        return CovariateSummary.of(x, z)
+    if by_unit or is_ratio:
+        return RatioSummary.of(x, y)
+    return RateSummary.of(x) if isinstance(metric, Rate) else MeanSummary.of(x)
+
+
+def assert_near(got: Any, want: Any) -> None:
+    """Equal to 1e-9 of the scale that the values are drawn from."""
+    assert type(got) is type(want)
+    for name in want.__slots__:
+        mine, other = getattr(got, name), getattr(want, name)
+        if isinstance(other, tuple) and other and isinstance(other[0], RatioSummary):
+            for a, b in zip(mine, other, strict=True):
+                assert_near(a, b)
+        elif isinstance(other, tuple):
+            assert mine == pytest.approx(other, rel=1e-9), name
+        elif isinstance(other, RatioSummary):
+            assert_near(mine, other)
+        elif other is None or isinstance(other, int):
+            assert mine == other, name
+        else:
+            squared = name.startswith(("m2", "c_"))
+            assert close(mine, other, LARGEST**2 * 40 if squared else LARGEST * 40), name
 
 
 def check_counts(got: Any, mine: list[dict[str, Any]]) -> None:
@@ -152,20 +219,6 @@ def check_counts(got: Any, mine: list[dict[str, Any]]) -> None:
     assert (got.answered_units, got.repeated_units) == (sum(n > 0 for n in per_unit), sum(n > 1 for n in per_unit))
     failures = sum(row["score"] is None or not math.isfinite(row["score"]) for row in answered)
     assert got.scorer_failures == {"quality": failures}
-
-
-def check_pair(got: Any, table: np.ndarray[Any, Any]) -> None:
-    n = len(table)
-    scale = float(np.max(np.abs(table), initial=1.0))
-    assert got.n == n
-    if n:
-        assert close(got.mean_x, float(table[:, 0].mean()), scale)
-        assert close(got.mean_y, float(table[:, 1].mean()), scale)
-    if n > 1:
-        cov = np.cov(table.T, ddof=1)
-        assert close(got.var_x, float(cov[0, 0]), scale**2)
-        assert close(got.var_y, float(cov[1, 1]), scale**2)
-        assert close(got.cov, float(cov[0, 1]), scale**2)
 
 
 def _counter() -> Any:
@@ -184,8 +237,9 @@ def test_a_tiny_variance_on_a_large_mean_survives() -> None:
         route(recorder, "op")
         for i, value in enumerate(values):
             recorder.request(a_request(f"r{i}", total_s=value))
-        got = arm_moments(recorder, "op", ["latency_s"])["stable"].values["latency_s"]
-    assert math.isclose(got.var, float(np.var(np.array(values) - 1e6, ddof=1)), rel_tol=1e-6)
+        got = measure(recorder, "op", [Mean("latency_s")], by_unit=False)["latency_s"].baseline
+    assert isinstance(got, MeanSummary)
+    assert math.isclose(got.variance, float(np.var(np.array(values) - 1e6, ddof=1)), rel_tol=1e-6)
 
 
 def test_an_unknown_metric_names_what_there_is(recorder: Recorder) -> None:
@@ -193,18 +247,18 @@ def test_an_unknown_metric_names_what_there_is(recorder: Recorder) -> None:
     recorder.request(a_request("u1", operation_id="op-unknown"))
     recorder.score(ScoreRecord("u1", "exact_match", 1.0, None, 1.0))
     with pytest.raises(InvalidInput, match=r"exact_match.*did you mean 'exact_match'") as told:
-        arm_moments(recorder, "op-unknown", ["exact_mach"])
+        measure(recorder, "op-unknown", [Mean("exact_mach")], by_unit=False)
     assert "latency_s" in str(told.value)
     with pytest.raises(InvalidInput, match="metric"):
-        arm_moments(recorder, "op-unknown", ["total_s; DROP TABLE requests"])
+        arm_counts(recorder, "op-unknown", ["total_s; DROP TABLE requests"])
 
 
 def test_a_scorer_that_had_nothing_to_score_is_no_data(recorder: Recorder) -> None:
     route(recorder, "op-none")
     recorder.request(a_request("n1", operation_id="op-none", error_type="InstanceDied", served_version=None))
-    arm = arm_moments(recorder, "op-none", ["exact_match", "error"])["stable"]
-    assert arm.values["exact_match"].n == 0
-    assert math.isnan(arm.values["exact_match"].mean)
+    arm = arm_counts(recorder, "op-none", ["exact_match", "error"])["stable"]
+    exact = measure(recorder, "op-none", [Rate("exact_match")], by_unit=False)["exact_match"].baseline
+    assert exact == RateSummary(0, 0)
     assert (arm.requests, arm.answered, arm.errored) == (1, 0, 1)
 
 
@@ -214,14 +268,17 @@ def test_the_latest_score_counts_and_other_operations_do_not(recorder: Recorder)
     recorder.request(a_request("l2", operation_id="op-other"))
     for request_id, value, at_s in (("l1", 0.0, 1.0), ("l1", 1.0, 3.0), ("l1", None, 2.0), ("l2", 9.0, 1.0)):
         recorder.score(ScoreRecord(request_id, "human", value, None, at_s))
-    arm = arm_moments(recorder, "op-latest", ["human"])["stable"]
-    assert (arm.values["human"].n, arm.values["human"].mean) == (1, 1.0)
-    assert arm_moments(recorder, "op-nothing", ["latency_s"]) == {}
+    human = measure(recorder, "op-latest", [Mean("human")], by_unit=False)["human"].baseline
+    assert human == MeanSummary.of([1.0])
+    assert arm_counts(recorder, "op-nothing") == {}
 
 
 def test_names_with_quotes_travel_as_parameters(recorder: Recorder) -> None:
     route(recorder, "op'; --")
     recorder.request(a_request("q1", operation_id="op'; --"))
     recorder.score(ScoreRecord("q1", 'it\'s "odd"', 0.5, None, 1.0))
-    arm = arm_moments(recorder, "op'; --", ['it\'s "odd"'])["stable"]
-    assert arm.values['it\'s "odd"'].mean == 0.5
+    columns = ValueColumns(recorder, "op'; --", ['it\'s "odd"'])
+    rows = recorder.rows(
+        f"{columns.with_clause} SELECT {columns.column(columns.names[0])} FROM value_rows", columns.params
+    )
+    assert rows == [(0.5,)]

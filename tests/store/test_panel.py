@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
 
 from abswitch.errors import InvalidInput
+from abswitch.stats import AnalysisPlan, Mean, Metric, Quantile, Rate, Ratio, Where
 from abswitch.stats.ratios import clustered_mean_test
 from abswitch.stats.summaries import RatioSummary
-from abswitch.store.moments import arm_moments
+from abswitch.store import measured, panel_evidence
+from abswitch.store.evidence import collect_evidence
+from abswitch.store.measured import measure
+from abswitch.store.moments import arm_counts
 from abswitch.store.panel import Counts, Edge, Panel
+from abswitch.store.panel_evidence import panel_summaries
 from abswitch.store.recorder import Recorder
 from tests.store.rows import a_request, routes_of
 
@@ -49,27 +55,62 @@ def recorder() -> Iterator[Recorder]:
 
 def test_sums_are_those_of_the_careful_way(recorder: Recorder) -> None:
     names = ["latency_s", "first_token_s", "generation_s", "output_tokens", "prompt_tokens"]
-    careful = arm_moments(recorder, "op", names, pairs=PAIRS)
-    fast = Panel.of(recorder, "op").moments(names, pairs=PAIRS)
-    assert set(fast) == set(careful) == {"stable", "candidate"}
-    for arm, (values, couples) in fast.items():
-        for name in names:
-            got, want = values[name], careful[arm].values[name]
-            assert got.n == want.n
-            assert (got.mean, got.var) == pytest.approx((want.mean, want.var), rel=1e-9)
-        for pair in PAIRS:
-            assert couples[pair] == pytest.approx(careful[arm].pairs[pair], rel=1e-9, abs=1e-9)
+    metrics: list[Metric] = [*(Mean(name) for name in names), *(Ratio(*pair) for pair in PAIRS)]
+    metrics.append(Mean("output_tokens", covariate="prompt_tokens", name="adjusted"))
+    careful = measure(recorder, "op", metrics, by_unit=False)
+    fast = panel_summaries(recorder, "op", metrics, by_unit=False)
+    for metric in metrics:
+        for arm, want in (("stable", careful[metric.name].baseline), ("candidate", careful[metric.name].candidate)):
+            got = fast[metric.name][arm]
+            assert type(got) is type(want) and got.n == want.n  # type: ignore[union-attr]
+            assert astuple(got) == pytest.approx(astuple(want), rel=1e-9, abs=1e-4), "sums of 20,000"
+
+
+def test_what_the_panel_cannot_add_up_is_left_to_the_careful_way(recorder: Recorder) -> None:
+    plain = Mean("latency_s")
+    few: list[Metric] = [Mean("quality"), Rate("error"), Quantile("latency_s", 0.5)]
+    few += [replace(plain, where=(Where(column="step", equals=0),)), replace(plain, unit="unit")]
+    assert panel_summaries(recorder, "op", few, by_unit=False) == {}
+    assert panel_summaries(recorder, "op", [plain], by_unit=True, units=1000) == {}, "too few units for groups"
+
+
+def test_many_requests_take_the_fast_way_and_find_the_same(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics: list[Metric] = [
+        Mean("latency_s"),
+        Ratio("output_tokens", "latency_s"),
+        Rate("error"),
+        Quantile("latency_s", 0.5),
+    ]
+    plan = AnalysisPlan(
+        baseline="v1",
+        candidate="v2",
+        metrics=tuple(replace(one, role="secondary") if i else one for i, one in enumerate(metrics)),
+        expected_share=0.5,
+        planned_n=10,
+    )
+    careful = collect_evidence(recorder, "op", plan)
+    assert careful.repeated_units
+    monkeypatch.setattr(measured, "FAST_FROM", 1)
+    monkeypatch.setattr(panel_evidence, "_GROUPED_FROM", 1)
+    fast = collect_evidence(recorder, "op", plan)
+    for metric in plan.metrics:
+        a, b = (
+            metric.compare(one.baseline.summaries[metric.name], one.candidate.summaries[metric.name], alpha=0.05)
+            for one in (careful, fast)
+        )
+        assert b.estimate == pytest.approx(a.estimate, rel=1e-9)
+        assert b.standard_error == pytest.approx(a.standard_error, rel=0.1)
 
 
 def test_counts_are_those_of_the_comparison(recorder: Recorder) -> None:
-    careful, fast = arm_moments(recorder, "op", []), Panel.of(recorder, "op").counts
+    careful, fast = arm_counts(recorder, "op"), Panel.of(recorder, "op").counts
     assert fast == {arm: Counts(a.requests, a.errored, a.answered) for arm, a in careful.items()}
 
 
 def test_groups_vary_as_units_do(recorder: Recorder) -> None:
     pair = ("output_tokens", "latency_s")
-    careful = arm_moments(recorder, "op", [], pairs=[pair])
-    exact = [RatioSummary.from_moments(*careful[arm].unit_pairs[pair]) for arm in ("stable", "candidate")]
+    careful = measure(recorder, "op", [Ratio(*pair)], by_unit=True)["output_tokens_per_latency_s"]
+    exact = [arm for arm in (careful.baseline, careful.candidate) if isinstance(arm, RatioSummary)]
     grouped = Panel.of(recorder, "op").grouped([pair], groups=512)
     rough = [RatioSummary.from_moments(*grouped[arm][0][pair]) for arm in ("stable", "candidate")]
     a, b = clustered_mean_test(*exact), clustered_mean_test(*rough)
