@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from abswitch.experiments.asking import Progress, RequestBudget, RequestCounts
     from abswitch.experiments.canary import CanaryResult, run_canary
     from abswitch.experiments.conduct import Experiment
+    from abswitch.experiments.paired import paired_from_shadow, paired_plan, run_paired
     from abswitch.experiments.prompts import Question
     from abswitch.experiments.publish import publish
     from abswitch.experiments.report import write_report
     from abswitch.experiments.runs import open_run
     from abswitch.experiments.spec import ExperimentSpec
     from abswitch.experiments.specfile import read_spec
+    from abswitch.experiments.switchback import run_switchback
     from abswitch.experiments.timing import SwitchTiming, switch_timing
 
 # Resolved at first use: the command line needs little of it, and the statistics take most of a second to import.
@@ -34,10 +36,14 @@ _HOME = {
     "SwitchTiming": "timing",
     "Trace": "arrivals",
     "open_run": "runs",
+    "paired_from_shadow": "paired",
+    "paired_plan": "paired",
     "publish": "publish",
     "read_spec": "specfile",
     "run_ab_test": "ab_test",
     "run_canary": "canary",
+    "run_paired": "paired",
+    "run_switchback": "switchback",
     "switch_timing": "timing",
     "write_report": "report",
 }
@@ -56,10 +62,14 @@ __all__ = [
     "SwitchTiming",
     "Trace",
     "open_run",
+    "paired_from_shadow",
+    "paired_plan",
     "publish",
     "read_spec",
     "run_ab_test",
     "run_canary",
+    "run_paired",
+    "run_switchback",
     "switch_timing",
     "write_report",
 ]

@@ -1,0 +1,253 @@
+"""Evidence of designs that bind the arms together: pairs of answers, and blocks of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abswitch.errors import InvalidInput
+from abswitch.stats.evidence import ArmEvidence, Evidence
+from abswitch.stats.joint import BlockSummary, JointSummary, PairedRatioSummary
+from abswitch.stats.metrics import Metric, Rate, Ratio
+from abswitch.stats.paired import PairedRateSummary, PairedSummary
+from abswitch.stats.plan import PAIRED, SWITCHBACK, AnalysisPlan
+from abswitch.stats.strata import StratifiedSummary
+from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary, Summary
+from abswitch.store.columns import ValueColumns
+from abswitch.store.recorder import Recorder
+
+Floats = NDArray[np.float64]
+_PAIRS = """
+, sides AS (
+  SELECT *, coalesce(pair_id, request_id) AS pair, arm = 'stable' AS is_baseline FROM value_rows WHERE NOT cancelled
+), pairs AS (
+  SELECT a.unit_id, {columns} FROM sides a JOIN sides b USING (pair) WHERE a.is_baseline AND NOT b.is_baseline
+)
+"""
+_BLOCKS = """
+, block_rows AS (
+  SELECT * FROM value_rows WHERE NOT cancelled QUALIFY pair_id = max(pair_id) OVER (PARTITION BY step)
+)
+"""
+
+
+def collect_joint_evidence(recorder: Recorder, operation_id: str, plan: AnalysisPlan) -> Evidence:
+    """Everything recorded so far about an experiment whose design is `paired` or `switchback`.
+
+    Metrics name what they name in `collect_evidence`. A pair is a prompt that both versions were asked; where a unit
+    has several, its answers are averaged on each side first, and rates become means of such averages. Of a block that
+    was begun again after a crash, the last attempt counts.
+
+    Raises:
+        InvalidInput: another design, a metric names nothing that was recorded, or a `Rate` a column that holds more
+            than 0 and 1.
+        StoreError: the store cannot be read.
+    """
+    if plan.design not in (PAIRED, SWITCHBACK):
+        raise InvalidInput("plan.design", plan.design, f"{PAIRED}, {SWITCHBACK}")
+    collect = _paired if plan.design == PAIRED else _blocks
+    arms, joint = collect(recorder, operation_id, plan)
+    digests = recorder.rows("SELECT digest FROM plans WHERE operation_id = ?", (operation_id,))
+    began = "SELECT coalesce(min(admitted_at_s), 0) FROM requests WHERE operation_id = ?"
+    return Evidence(
+        baseline=arms[0],
+        candidate=arms[1],
+        plan_digest=digests[0][0] if digests else None,
+        dropped_rows=recorder.missing_since(float(recorder.rows(began, (operation_id,))[0][0])),
+        joint=joint,
+    )
+
+
+_Found = tuple[tuple[ArmEvidence, ArmEvidence], Mapping[str, JointSummary]]
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def _paired(recorder: Recorder, operation_id: str, plan: AnalysisPlan) -> _Found:
+    columns = ValueColumns(
+        recorder,
+        operation_id,
+        [name for metric in plan.metrics for name in metric.columns],
+        rows="arm IN ('stable', 'candidate', 'shadow')",
+        keys=("request_id", "pair_id"),
+    )
+    wanted = ["answered", "errored", "fallback", *map(columns.column, columns.names)]
+    wanted += map(columns.failures, columns.scorers)
+    both = ", ".join(f"{side}.{name} AS {side}_{name}" for side in "ab" for name in wanted)
+    table = f"{columns.with_clause}{_PAIRS.format(columns=both)}"
+    arms = [_pair_arm(recorder, table, columns, side) for side in "ab"]
+    units, pairs = (int(n) for n in recorder.rows(f"{table} SELECT count(DISTINCT unit_id), count(*) FROM pairs",
+                                                  columns.params)[0])  # fmt: skip
+    joint: dict[str, JointSummary] = {}
+    summaries: tuple[dict[str, Summary], dict[str, Summary]] = ({}, {})
+    for metric in plan.metrics:
+        values = _unit_values(recorder, table, columns, metric)
+        joint[metric.name] = _joint(metric, values, repeated=units < pairs)
+        for own, summary in zip(summaries, _own(joint[metric.name], values), strict=True):
+            own[metric.name] = summary
+    named = zip(arms, (plan.baseline, plan.candidate), summaries, strict=True)
+    a, b = (replace(arm, version=version, assigned=units, summaries=own) for arm, version, own in named)
+    return (a, b), joint
+
+
+def _pair_arm(recorder: Recorder, table: str, columns: ValueColumns, side: str) -> ArmEvidence:
+    failures = [f"coalesce(sum({side}_{columns.failures(scorer)}), 0)" for scorer in columns.scorers]
+    counts = [
+        f"count(DISTINCT unit_id) FILTER ({side}_answered)",
+        "count(DISTINCT unit_id)",
+        "count(*)",
+        f"count(*) FILTER ({side}_errored)",
+        f"count(*) FILTER ({side}_fallback)",
+        *failures,
+    ]
+    row = recorder.rows(f"{table} SELECT {', '.join(counts)} FROM pairs", columns.params)[0]
+    answered, units, requests, failed, fallbacks, *raised = (int(n) for n in row)
+    return ArmEvidence(
+        version="",
+        assigned=units,
+        analysed=answered,
+        requests=requests,
+        failed=failed,
+        fallbacks=fallbacks,
+        score_failures={name: n for name, n in zip(columns.scorers, raised, strict=True) if n},
+    )
+
+
+def _unit_values(recorder: Recorder, table: str, columns: ValueColumns, metric: Metric) -> list[Floats]:
+    """Of each unit, the mean of every column on every side, over the pairs that have them all: a's, then b's."""
+    cells = [f"{side}_{columns.column(name)}" for side in "ab" for name in metric.columns]
+    whole = " AND ".join(f"{cell} IS NOT NULL" for cell in cells)
+    means = ", ".join(f"avg({cell})" for cell in cells)
+    sql = f"{table} SELECT {means} FROM pairs WHERE {whole} GROUP BY unit_id ORDER BY min(unit_id)"
+    rows = np.asarray(recorder.rows(sql, columns.params), dtype=np.float64).reshape(-1, len(cells))
+    return [rows[:, index] for index in range(len(cells))]
+
+
+def _joint(metric: Metric, values: Sequence[Floats], *, repeated: bool) -> JointSummary:
+    if isinstance(metric, Ratio):
+        return PairedRatioSummary.of(*values)
+    if isinstance(metric, Rate) and not repeated:
+        _check_binary(metric, int((~np.isin(np.concatenate(values), (0.0, 1.0))).sum()))
+        return PairedRateSummary.of(*values)
+    return PairedSummary.of(*values)
+
+
+def _own(joint: JointSummary, values: Sequence[Floats]) -> tuple[Summary, Summary]:
+    """Each arm's own summary."""
+    match joint:
+        case PairedRatioSummary():
+            return RatioSummary.of(*values[:2]), RatioSummary.of(*values[2:])
+        case PairedRateSummary() | PairedSummary():
+            return joint.baseline, joint.candidate
+        case _:
+            raise AssertionError("pairs make no blocks")
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+class _BlockCounts(NamedTuple):
+    """Of one block, in the order of the SQL."""
+
+    step: int
+    requests: int
+    answered: int
+    errored: int
+    fallbacks: int
+
+
+def _blocks(recorder: Recorder, operation_id: str, plan: AnalysisPlan) -> _Found:
+    columns = ValueColumns(
+        recorder,
+        operation_id,
+        [name for metric in plan.metrics for name in metric.columns],
+        rows="arm IN ('stable', 'candidate')",
+        keys=("step", "pair_id"),
+    )
+    table = f"{columns.with_clause}{_BLOCKS}"
+    of_arm = [[i for i, arm in enumerate(plan.blocks) if arm == name] for name in ("baseline", "candidate")]
+    strata = {metric.name: _strata(recorder, table, columns, metric) for metric in plan.metrics}
+    joint: dict[str, JointSummary] = {}
+    summaries: list[dict[str, Summary]] = [{}, {}]
+    for name, found in strata.items():
+        a, b = ({str(step // 2): found[step] for step in steps if step in found} for steps in of_arm)
+        joint[name] = BlockSummary(baseline=StratifiedSummary(a), candidate=StratifiedSummary(b))
+        for own, parts in zip(summaries, (a, b), strict=True):
+            if parts:
+                own[name] = _whole(list(parts.values()))
+    counts = list(_block_counts(recorder, table, columns))
+    arms = [
+        _block_arm(version, [one for one in counts if one[0].step in steps], columns, own)
+        for version, steps, own in zip((plan.baseline, plan.candidate), of_arm, summaries, strict=True)
+    ]
+    return (arms[0], arms[1]), joint
+
+
+def _block_counts(
+    recorder: Recorder, table: str, columns: ValueColumns
+) -> Iterator[tuple[_BlockCounts, tuple[int, ...]]]:
+    failures = "".join(f", coalesce(sum({columns.failures(scorer)}), 0)" for scorer in columns.scorers)
+    sql = f"""{table} SELECT step, count(*), count(*) FILTER (answered), count(*) FILTER (errored),
+      count(*) FILTER (fallback){failures} FROM block_rows GROUP BY step ORDER BY step"""
+    for row in recorder.rows(sql, columns.params):
+        step, requests, answered, errored, fallbacks, *raised = (int(n) for n in row)
+        yield _BlockCounts(step, requests, answered, errored, fallbacks), tuple(raised)
+
+
+def _block_arm(
+    version: str,
+    found: Sequence[tuple[_BlockCounts, tuple[int, ...]]],
+    columns: ValueColumns,
+    summaries: Mapping[str, Summary],
+) -> ArmEvidence:
+    """Its units are blocks."""
+    counts = [one for one, _ in found]
+    raised = {name: sum(many[i] for _, many in found) for i, name in enumerate(columns.scorers)}
+    return ArmEvidence(
+        version=version,
+        assigned=len(counts),
+        analysed=sum(one.answered > 0 for one in counts),
+        requests=sum(one.requests for one in counts),
+        failed=sum(one.errored for one in counts),
+        fallbacks=sum(one.fallbacks for one in counts),
+        score_failures={name: n for name, n in raised.items() if n},
+        summaries=summaries,
+    )
+
+
+def _strata(recorder: Recorder, table: str, columns: ValueColumns, metric: Metric) -> dict[int, Summary]:
+    """A summary of each block that has a value."""
+    x = columns.column(metric.columns[0])
+    y = columns.column(metric.columns[-1])
+    whole = f"{x} IS NOT NULL AND {y} IS NOT NULL"
+    sql = f"""{table} SELECT step, count(*), count(*) FILTER ({x} = 1), count(*) FILTER ({x} NOT IN (0, 1)),
+      favg({x}), favg({y}), var_samp({x}), var_samp({y}), covar_samp({x}, {y})
+      FROM block_rows WHERE {whole} GROUP BY step ORDER BY step"""
+    strata: dict[int, Summary] = {}
+    for step, n, ones, others, mean_x, mean_y, var_x, var_y, cov in recorder.rows(sql, columns.params):
+        if isinstance(metric, Ratio):
+            strata[step] = RatioSummary.from_moments(n, mean_x, mean_y, var_x, var_y, cov)
+        elif isinstance(metric, Rate):
+            _check_binary(metric, others)
+            strata[step] = RateSummary(n, ones)
+        else:
+            strata[step] = MeanSummary.from_moments(n, mean_x, var_x)
+    return strata
+
+
+def _whole(parts: Sequence[Summary]) -> Summary:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part  # type: ignore[operator]  # of one kind, as they are of one metric
+    return total
+
+
+def _check_binary(metric: Rate, others: int) -> None:
+    if others:
+        allowed = f"a column of 0 and 1 only ({others} value(s) are neither); use Mean({metric.column!r})"
+        raise InvalidInput("metric.column", metric.column, allowed)
