@@ -187,10 +187,11 @@ def _units(questions: Sequence[Question]) -> int:
 async def _beside(engine: SwitchingEngine, model_id: str, baseline: str, candidate: str, wanted: bool | None) -> bool:
     if wanted is False or engine.registry.active_version(model_id) != baseline:
         return bool(wanted)
-    fits = await fit_together(engine, model_id, candidate)
-    if wanted and not fits:
-        await engine.start_switch(candidate, SwitchingStrategyType.AB_TEST, model_id=model_id)  # says why not
-    return fits
+    if wanted:
+        validation = await engine.validate_switch_request(model_id, candidate, SwitchingStrategyType.AB_TEST)
+        if validation.error is not None:
+            raise validation.error  # with the numbers and the ways out
+    return wanted or await fit_together(engine, model_id, candidate)
 
 
 async def _together(trial: Trial, asking: PairAsking) -> RequestCounts:

@@ -168,7 +168,9 @@ async def begin(engine: SwitchingEngine, model_id: str, plan: AnalysisPlan, left
 
 
 async def fit_together(engine: SwitchingEngine, model_id: str, candidate: str) -> bool:
-    """Whether the candidate can be held beside the active version."""
+    """Whether the candidate may be held beside the active version, and there is memory for both."""
+    if engine.config.max_cached_models < len(ARMS):
+        return False
     found = await engine.plan_switch(candidate, ABTestStrategy.type, ABTestStrategy(), model_id=model_id)
     return found.refusal is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from abswitch.errors import InvalidInput, OperationFinished, SwitchRefused
 from abswitch.experiments import RequestBudget, paired_from_shadow, paired_plan, run_paired
 from abswitch.experiments.report import write_report
 from abswitch.experiments.timing import switch_timing
+from abswitch.serving.scripted import ScriptedBackend
 from abswitch.stats import Mean, Metric, Rate, Ratio
 from tests.experiments.scripted import engine_for, problems
 
@@ -91,8 +93,21 @@ async def test_one_slot_answers_everything_one_version_after_the_other(tmp_path:
         rows = engine.query(ROWS, [result.operation_id])
         assert (rows["arm"] != rows["arm"].shift()).sum() == 2, "two stretches, one for each"
         assert engine.registry.active_version() == "v1"
+
+
+async def test_two_that_do_not_fit_are_not_forced_together() -> None:
+    backend = ScriptedBackend(configure=lambda instance: setattr(instance, "memory_bytes", 600 << 20))
+    config = ModelSwitchingConfig(cache_memory_limit_gb=1.0)
+    async with SwitchingEngine(config, store=":memory:", backends={"scripted": backend}) as engine:
+        for version in ("v1", "v2"):
+            engine.registry.register_model({"model_id": "adder", "model": "x", "backend": "scripted"}, version)
+        await engine.deploy("v1")
+        ask = functools.partial(run_paired, engine, "v2", ["a", "b", "c"], metrics=[Mean("latency_s")])
         with pytest.raises(SwitchRefused, match="does not fit"):
-            await run_paired(engine, "better", problems(20), metrics=METRICS, together=True)
+            await ask(together=True)
+        result = await ask()
+        assert result.requests.answered == 6
+        assert engine.registry.active_version() == "v1"
 
 
 async def test_promoting_moves_all_traffic_and_is_timed(engine: SwitchingEngine) -> None:
