@@ -36,6 +36,7 @@ from abswitch.serving.handle import SwitchHandle
 from abswitch.stats import AnalysisPlan, Metric
 from abswitch.stats.plan import PAIRED
 from abswitch.store.evidence import check_columns
+from abswitch.store.joint_evidence import check_metrics
 
 _SEEDS = 2**31
 
@@ -109,6 +110,7 @@ async def run_paired(
         baseline, candidate, metrics, units=_units(questions[: asking.total // 2]), alpha=alpha
     )  # fmt: skip
     check_columns(plan, engine.scorers)
+    check_metrics(plan)
     beside = await _beside(engine, model, baseline, candidate, together)
     trial = await begin(engine, model, plan, left)
     asking.salt = experiment or trial.trial_id
@@ -168,6 +170,7 @@ async def paired_from_shadow(
         plan = paired_plan(status.stable, status.candidate, metrics, units=units, alpha=alpha)
     assert plan is not None, "made where none was stored"
     check_columns(plan, engine.scorers)
+    check_metrics(plan)
     trial = Trial(engine, operation_id, status.model_id, plan, time.monotonic())
     counts = await asyncio.to_thread(_counts, engine, operation_id)
     handle = SwitchHandle(engine, operation_id)

@@ -26,6 +26,7 @@ from abswitch.stats import AnalysisPlan, Metric, SwitchbackSchedule
 from abswitch.stats.plan import SWITCHBACK
 from abswitch.stats.switchback import CANDIDATE
 from abswitch.store.evidence import check_columns
+from abswitch.store.joint_evidence import check_metrics
 
 _MOST = 1_000_000
 """Requests of a block of time, at most: their numbers tell the blocks apart."""
@@ -118,6 +119,7 @@ async def run_switchback(
         blocks=left.plan.blocks if left is not None and experiment is None else _order(experiment, blocks),
     )
     check_columns(plan, engine.scorers)
+    check_metrics(plan)
     trial = await begin(engine, model, plan, left)
     counts = await _take_turns(trial, asking, in_place=in_place)
     asking.tell("deciding")

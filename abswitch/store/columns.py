@@ -76,7 +76,13 @@ class ValueColumns:
         operation_id: str,
         names: Iterable[str],
         *,
-        """`WITH …`, whose last table is `value_rows`: arm, unit_id, segment, what became of the request, the values."""
+        where: Sequence[Where] = (),
+        segments: Segments | None = None,
+        largest: Sequence[str] = (),
+        rows: str | None = None,
+        keys: Sequence[str] = (),
+    ) -> None:
+        self._rows, self._keys = rows or _EXPOSED, tuple(keys)
         self.names = tuple(dict.fromkeys(names))
         selectors = [*(one.column for one in where), *([segments.column] if segments else [])]
         known = {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS, *ADMISSION_COLUMNS}
@@ -108,11 +114,12 @@ class ValueColumns:
 
     @property
     def with_clause(self) -> str:
-  WHERE operation_id = $operation_id AND {self._rows}{self._condition}
+        """`WITH …`, whose last table is `value_rows`: arm, unit_id, segment, what became of the request, the values."""
         values = "".join(f",\n    {_finite(self._value(name))} AS {self.column(name)}" for name in self.names)
         values += "".join(f",\n    {extra}" for extra in (*map(self.failures, self.scorers), *self._keys))
         return f"""{self._scores}value_rows AS (
-  SELECT arm, unit_id, {self._segment} AS segment, fallback, {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
+  SELECT arm, unit_id, {self._segment} AS segment, fallback,
+    {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
     coalesce(error_type = '{CANCELLED}', FALSE) AS cancelled{values}
   FROM requests {"LEFT JOIN scored USING (request_id)" if self.scorers else ""}
   WHERE operation_id = $operation_id AND {self._rows}{self._condition}
@@ -125,7 +132,8 @@ class ValueColumns:
             return "WITH "
         latest = ",\n    ".join(
             f"arg_max(value, scored_at_s) FILTER (scorer = $scorer_{i}) AS score_{i},\n"
-            f"    count(*) FILTER (scorer = $scorer_{i} AND NOT coalesce(abs(value) <= {LARGEST}, FALSE)) AS failures_{i}"
+            f"    count(*) FILTER (scorer = $scorer_{i} AND NOT coalesce(abs(value) <= {LARGEST}, FALSE))\n"
+            f"      AS failures_{i}"
             for i in range(len(self.scorers))
         )
         return f"WITH scored AS (\n  SELECT request_id, {latest}\n  FROM scores GROUP BY request_id\n),\n"

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from abswitch.errors import InvalidInput
 from abswitch.stats.evidence import ArmEvidence, Evidence
 from abswitch.stats.joint import BlockSummary, JointSummary, PairedRatioSummary
-from abswitch.stats.metrics import Metric, Rate, Ratio
+from abswitch.stats.kinds import MetricSummary
+from abswitch.stats.metrics import Metric, Paired, Quantile, Rate, Ratio
 from abswitch.stats.paired import PairedRateSummary, PairedSummary
 from abswitch.stats.plan import PAIRED, SWITCHBACK, AnalysisPlan
+from abswitch.stats.selection import Where
 from abswitch.stats.strata import StratifiedSummary
 from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary, Summary
 from abswitch.store.columns import ValueColumns
@@ -49,6 +51,7 @@ def collect_joint_evidence(recorder: Recorder, operation_id: str, plan: Analysis
     """
     if plan.design not in (PAIRED, SWITCHBACK):
         raise InvalidInput("plan.design", plan.design, f"{PAIRED}, {SWITCHBACK}")
+    check_metrics(plan)
     collect = _paired if plan.design == PAIRED else _blocks
     arms, joint = collect(recorder, operation_id, plan)
     digests = recorder.rows("SELECT digest FROM plans WHERE operation_id = ?", (operation_id,))
@@ -62,6 +65,23 @@ def collect_joint_evidence(recorder: Recorder, operation_id: str, plan: Analysis
     )
 
 
+def check_metrics(plan: AnalysisPlan) -> None:
+    """The design can compare what the plan names.
+
+    Raises:
+        InvalidInput: names the metric that it cannot.
+    """
+    kinds = "Mean, Rate, Ratio or Paired" if plan.design == PAIRED else "Mean, Rate or Ratio"
+    for metric in plan.metrics:
+        if isinstance(metric, Quantile) or (isinstance(metric, Paired) and plan.design != PAIRED):
+            raise InvalidInput("metrics", metric.name, f"{kinds} in a {plan.design} design")
+        if metric.covariate is not None:
+            allowed = f"none in a {plan.design} design: what prompts, or hours, bring along is taken out by the pairs"
+            raise InvalidInput("metric.covariate", metric.covariate, allowed)
+        if metric.segments is not None:
+            raise InvalidInput("metric.segments", metric.name, f"none in a {plan.design} design")
+
+
 _Found = tuple[tuple[ArmEvidence, ArmEvidence], Mapping[str, JointSummary]]
 
 
@@ -69,30 +89,37 @@ _Found = tuple[tuple[ArmEvidence, ArmEvidence], Mapping[str, JointSummary]]
 
 
 def _paired(recorder: Recorder, operation_id: str, plan: AnalysisPlan) -> _Found:
+    names = [name for metric in plan.metrics for name in metric.columns]
+    table, columns = _pairs_of(recorder, operation_id, names)
+    arms = [_pair_arm(recorder, table, columns, side) for side in "ab"]
+    joint: dict[str, JointSummary] = {}
+    summaries: tuple[dict[str, MetricSummary], dict[str, MetricSummary]] = ({}, {})
+    for metric in plan.metrics:
+        values, repeated = _unit_values(recorder, operation_id, metric)
+        joint[metric.name] = _joint(metric, values, repeated=repeated)
+        for own, summary in zip(summaries, _own(joint[metric.name], values), strict=True):
+            own[metric.name] = summary
+    named = zip(arms, (plan.baseline, plan.candidate), summaries, strict=True)
+    a, b = (replace(arm, version=version, summaries=own) for arm, version, own in named)
+    return (a, b), joint
+
+
+def _pairs_of(
+    recorder: Recorder, operation_id: str, names: Sequence[str], where: Sequence[Where] = ()
+) -> tuple[str, ValueColumns]:
+    """`WITH …`, whose last table is `pairs`, the baseline's columns as `a_…`, the other side's as `b_…`."""
     columns = ValueColumns(
         recorder,
         operation_id,
-        [name for metric in plan.metrics for name in metric.columns],
+        names,
         rows="arm IN ('stable', 'candidate', 'shadow')",
         keys=("request_id", "pair_id"),
+        where=where,
     )
     wanted = ["answered", "errored", "fallback", *map(columns.column, columns.names)]
     wanted += map(columns.failures, columns.scorers)
     both = ", ".join(f"{side}.{name} AS {side}_{name}" for side in "ab" for name in wanted)
-    table = f"{columns.with_clause}{_PAIRS.format(columns=both)}"
-    arms = [_pair_arm(recorder, table, columns, side) for side in "ab"]
-    units, pairs = (int(n) for n in recorder.rows(f"{table} SELECT count(DISTINCT unit_id), count(*) FROM pairs",
-                                                  columns.params)[0])  # fmt: skip
-    joint: dict[str, JointSummary] = {}
-    summaries: tuple[dict[str, Summary], dict[str, Summary]] = ({}, {})
-    for metric in plan.metrics:
-        values = _unit_values(recorder, table, columns, metric)
-        joint[metric.name] = _joint(metric, values, repeated=units < pairs)
-        for own, summary in zip(summaries, _own(joint[metric.name], values), strict=True):
-            own[metric.name] = summary
-    named = zip(arms, (plan.baseline, plan.candidate), summaries, strict=True)
-    a, b = (replace(arm, version=version, assigned=units, summaries=own) for arm, version, own in named)
-    return (a, b), joint
+    return f"{columns.with_clause}{_PAIRS.format(columns=both)}", columns
 
 
 def _pair_arm(recorder: Recorder, table: str, columns: ValueColumns, side: str) -> ArmEvidence:
@@ -118,26 +145,32 @@ def _pair_arm(recorder: Recorder, table: str, columns: ValueColumns, side: str) 
     )
 
 
-def _unit_values(recorder: Recorder, table: str, columns: ValueColumns, metric: Metric) -> list[Floats]:
-    """Of each unit, the mean of every column on every side, over the pairs that have them all: a's, then b's."""
+def _unit_values(recorder: Recorder, operation_id: str, metric: Metric) -> tuple[list[Floats], bool]:
+    """Of each unit, the mean of every column on every side, over the pairs that have them all: a's, then b's.
+
+    And whether a unit has several pairs.
+    """
+    table, columns = _pairs_of(recorder, operation_id, metric.columns, metric.where)
     cells = [f"{side}_{columns.column(name)}" for side in "ab" for name in metric.columns]
     whole = " AND ".join(f"{cell} IS NOT NULL" for cell in cells)
     means = ", ".join(f"avg({cell})" for cell in cells)
-    sql = f"{table} SELECT {means} FROM pairs WHERE {whole} GROUP BY unit_id ORDER BY min(unit_id)"
-    rows = np.asarray(recorder.rows(sql, columns.params), dtype=np.float64).reshape(-1, len(cells))
-    return [rows[:, index] for index in range(len(cells))]
+    sql = f"{table} SELECT {means}, count(*) FROM pairs WHERE {whole} GROUP BY unit_id ORDER BY unit_id"
+    rows = np.asarray(recorder.rows(sql, columns.params), dtype=np.float64).reshape(-1, len(cells) + 1)
+    return [rows[:, index] for index in range(len(cells))], bool((rows[:, -1] > 1).any())
 
 
 def _joint(metric: Metric, values: Sequence[Floats], *, repeated: bool) -> JointSummary:
     if isinstance(metric, Ratio):
         return PairedRatioSummary.of(*values)
+    others = int((~np.isin(np.concatenate(values), (0.0, 1.0))).sum())
     if isinstance(metric, Rate) and not repeated:
-        _check_binary(metric, int((~np.isin(np.concatenate(values), (0.0, 1.0))).sum()))
+        _check_binary(metric, others)
+    if isinstance(metric, Rate | Paired) and not repeated and not others:
         return PairedRateSummary.of(*values)
     return PairedSummary.of(*values)
 
 
-def _own(joint: JointSummary, values: Sequence[Floats]) -> tuple[Summary, Summary]:
+def _own(joint: JointSummary, values: Sequence[Floats]) -> tuple[MetricSummary, MetricSummary]:
     """Each arm's own summary."""
     match joint:
         case PairedRatioSummary():
@@ -162,30 +195,33 @@ class _BlockCounts(NamedTuple):
 
 
 def _blocks(recorder: Recorder, operation_id: str, plan: AnalysisPlan) -> _Found:
-    columns = ValueColumns(
-        recorder,
-        operation_id,
-        [name for metric in plan.metrics for name in metric.columns],
-        rows="arm IN ('stable', 'candidate')",
-        keys=("step", "pair_id"),
-    )
-    table = f"{columns.with_clause}{_BLOCKS}"
+    names = [name for metric in plan.metrics for name in metric.columns]
+    table, columns = _block_rows(recorder, operation_id, names)
     of_arm = [[i for i, arm in enumerate(plan.blocks) if arm == name] for name in ("baseline", "candidate")]
-    strata = {metric.name: _strata(recorder, table, columns, metric) for metric in plan.metrics}
     joint: dict[str, JointSummary] = {}
-    summaries: list[dict[str, Summary]] = [{}, {}]
-    for name, found in strata.items():
+    summaries: list[dict[str, MetricSummary]] = [{}, {}]
+    for metric in plan.metrics:
+        found = _strata(recorder, operation_id, metric)
         a, b = ({str(step // 2): found[step] for step in steps if step in found} for steps in of_arm)
-        joint[name] = BlockSummary(baseline=StratifiedSummary(a), candidate=StratifiedSummary(b))
+        joint[metric.name] = BlockSummary(baseline=StratifiedSummary(a), candidate=StratifiedSummary(b))
         for own, parts in zip(summaries, (a, b), strict=True):
             if parts:
-                own[name] = _whole(list(parts.values()))
+                own[metric.name] = _whole(list(parts.values()))
     counts = list(_block_counts(recorder, table, columns))
     arms = [
         _block_arm(version, [one for one in counts if one[0].step in steps], columns, own)
         for version, steps, own in zip((plan.baseline, plan.candidate), of_arm, summaries, strict=True)
     ]
     return (arms[0], arms[1]), joint
+
+
+def _block_rows(
+    recorder: Recorder, operation_id: str, names: Sequence[str], where: Sequence[Where] = ()
+) -> tuple[str, ValueColumns]:
+    """`WITH …`, whose last table is `block_rows`: what counts of each block, its number being `step`."""
+    rows, keys = "arm IN ('stable', 'candidate')", ("step", "pair_id")
+    columns = ValueColumns(recorder, operation_id, names, rows=rows, keys=keys, where=where)
+    return f"{columns.with_clause}{_BLOCKS}", columns
 
 
 def _block_counts(
@@ -203,7 +239,7 @@ def _block_arm(
     version: str,
     found: Sequence[tuple[_BlockCounts, tuple[int, ...]]],
     columns: ValueColumns,
-    summaries: Mapping[str, Summary],
+    summaries: Mapping[str, MetricSummary],
 ) -> ArmEvidence:
     """Its units are blocks."""
     counts = [one for one, _ in found]
@@ -220,8 +256,9 @@ def _block_arm(
     )
 
 
-def _strata(recorder: Recorder, table: str, columns: ValueColumns, metric: Metric) -> dict[int, Summary]:
+def _strata(recorder: Recorder, operation_id: str, metric: Metric) -> dict[int, Summary]:
     """A summary of each block that has a value."""
+    table, columns = _block_rows(recorder, operation_id, metric.columns, metric.where)
     x = columns.column(metric.columns[0])
     y = columns.column(metric.columns[-1])
     whole = f"{x} IS NOT NULL AND {y} IS NOT NULL"

@@ -17,7 +17,8 @@ from abswitch.experiments import RequestBudget, paired_from_shadow, paired_plan,
 from abswitch.experiments.report import write_report
 from abswitch.experiments.timing import switch_timing
 from abswitch.serving.scripted import ScriptedBackend
-from abswitch.stats import Mean, Metric, Rate, Ratio
+from abswitch.stats import Mean, Metric, Paired, Quantile, Rate, Ratio
+from abswitch.stats.selection import Segments, Where
 from tests.experiments.scripted import engine_for, problems
 
 ACCURACY = {"v1": 0.58, "better": 0.91, "regressed": 0.3}
@@ -50,6 +51,21 @@ async def test_the_verdict_is_right(engine: SwitchingEngine, candidate: str, dec
     assert methods["latency_s"] == "paired t"
     assert result.verdict.comparisons["exact_match"].baseline.n == 200
     assert engine.registry.active_version() == "v1", "traffic stays until somebody moves it"
+
+
+async def test_a_paired_metric_takes_the_test_that_its_values_ask_for(engine: SwitchingEngine) -> None:
+    metrics = [Paired("exact_match"), Paired("latency_s", role="secondary")]
+    result = await run_paired(engine, "better", problems(100), metrics=metrics)
+    methods = [found.method for found in result.verdict.comparisons.values()]
+    assert methods[0].startswith("McNemar")
+    assert methods[1] == "paired t"
+    assert result.verdict.decision == "ship"
+
+
+async def test_conditions_choose_among_the_pairs(engine: SwitchingEngine) -> None:
+    longer = Rate("exact_match", where=(Where.of({"column": "prompt_tokens", "above": 1e6}),))
+    result = await run_paired(engine, "better", problems(50), metrics=[longer])
+    assert result.verdict.rule == "metric-missing"
 
 
 async def test_what_never_differs_is_equivalent(engine: SwitchingEngine) -> None:
@@ -236,6 +252,9 @@ async def test_a_shadow_without_a_plan_has_estimates_and_no_verdict(engine: Swit
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 BAD: list[tuple[dict[str, Any], str]] = [
+    ({"metrics": [Quantile("latency_s", 0.95)]}, "metrics"),
+    ({"metrics": [Mean("latency_s", covariate="prompt_tokens")]}, "metric.covariate"),
+    ({"metrics": [Mean("latency_s", segments=Segments("unit_id"))]}, "metric.segments"),
     ({"prompts": []}, "prompts"),
     ({"metrics": []}, "metrics"),
     ({"concurrency": 0}, "concurrency"),

@@ -13,7 +13,7 @@ from abswitch import ModelSwitchingConfig, SwitchingEngine
 from abswitch.errors import InvalidInput, SwitchRefused
 from abswitch.experiments import RequestBudget, run_switchback
 from abswitch.experiments.report import write_report
-from abswitch.stats import Mean, Metric, Rate, Ratio
+from abswitch.stats import Mean, Metric, Paired, Rate, Ratio
 from tests.experiments.scripted import engine_for, problems
 
 ACCURACY = {"v1": 0.58, "better": 0.91, "regressed": 0.2, "alike": 0.58}
@@ -143,6 +143,7 @@ async def test_requests_of_others_wait_and_none_is_lost(engine: SwitchingEngine)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
+    ({"metrics": [Paired("exact_match")]}, "metrics"),
     ({"blocks": 7}, "blocks"),
     ({"blocks": 2}, "blocks"),
     ({"block_s": 0}, "block_s"),
