@@ -25,6 +25,8 @@ class SwitchingStrategyType(StrEnum):
     CANARY = "canary"
     AB_TEST = "ab_test"
     SHADOW = "shadow"
+    SWITCHBACK = "switchback"
+    BANDIT = "bandit"
 
 
 class Residency(StrEnum):

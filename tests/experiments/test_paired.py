@@ -254,7 +254,7 @@ async def test_a_shadow_without_a_plan_has_estimates_and_no_verdict(engine: Swit
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"metrics": [Quantile("latency_s", 0.95)]}, "metrics"),
     ({"metrics": [Mean("latency_s", covariate="prompt_tokens")]}, "metric.covariate"),
-    ({"metrics": [Mean("latency_s", segments=Segments("unit_id"))]}, "metric.segments"),
+    ({"metrics": [Mean("latency_s", segments=Segments(column="step"))]}, "metric.segments"),
     ({"prompts": []}, "prompts"),
     ({"metrics": []}, "metrics"),
     ({"concurrency": 0}, "concurrency"),
