@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from abswitch.experiments.asking import Progress, RequestBudget, RequestCounts
     from abswitch.experiments.canary import CanaryResult, run_canary
     from abswitch.experiments.conduct import Experiment
+    from abswitch.experiments.live import bandit_plan, compare_live, run_bandit, switchback_plan
     from abswitch.experiments.paired import paired_from_shadow, paired_plan, run_paired
     from abswitch.experiments.prompts import Question
     from abswitch.experiments.publish import publish
@@ -35,16 +36,20 @@ _HOME = {
     "RequestCounts": "asking",
     "SwitchTiming": "timing",
     "Trace": "arrivals",
+    "bandit_plan": "live",
+    "compare_live": "live",
     "open_run": "runs",
     "paired_from_shadow": "paired",
     "paired_plan": "paired",
     "publish": "publish",
     "read_spec": "specfile",
     "run_ab_test": "ab_test",
+    "run_bandit": "live",
     "run_canary": "canary",
     "run_paired": "paired",
     "run_switchback": "switchback",
     "switch_timing": "timing",
+    "switchback_plan": "live",
     "write_report": "report",
 }
 
@@ -61,16 +66,20 @@ __all__ = [
     "RequestCounts",
     "SwitchTiming",
     "Trace",
+    "bandit_plan",
+    "compare_live",
     "open_run",
     "paired_from_shadow",
     "paired_plan",
     "publish",
     "read_spec",
     "run_ab_test",
+    "run_bandit",
     "run_canary",
     "run_paired",
     "run_switchback",
     "switch_timing",
+    "switchback_plan",
     "write_report",
 ]
 

@@ -26,6 +26,7 @@ from abswitch.experiments.trial import (
     TrialHandle,
     baseline_of,
     begin,
+    counts_of,
     fit_together,
     left_behind,
     serve,
@@ -172,15 +173,9 @@ async def paired_from_shadow(
     check_columns(plan, engine.scorers)
     check_metrics(plan)
     trial = Trial(engine, operation_id, status.model_id, plan, time.monotonic())
-    counts = await asyncio.to_thread(_counts, engine, operation_id)
+    counts = counts_of(engine, operation_id)
     handle = SwitchHandle(engine, operation_id)
     return await verdict_of(trial, handle, experiment=None, counts=counts, started_at_s=started_at_s)
-
-
-def _counts(engine: SwitchingEngine, operation_id: str) -> RequestCounts:
-    sql = "SELECT count(*), count(*) FILTER (error_type IS NULL) FROM requests WHERE operation_id = ?"
-    sent, answered = engine.store.rows(sql, (operation_id,))[0]
-    return RequestCounts(sent=sent, answered=answered, failed=sent - answered)
 
 
 def _units(questions: Sequence[Question]) -> int:

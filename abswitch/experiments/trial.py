@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from uuid import uuid4
 
 from abswitch.engine import SwitchingEngine
@@ -194,13 +195,27 @@ async def serve(
     return handle.operation_id
 
 
+def counts_of(engine: SwitchingEngine, operation_id: str) -> RequestCounts:
+    """What became of the requests of a switch, by the store."""
+    sql = "SELECT count(*), count(*) FILTER (error_type IS NULL) FROM requests WHERE operation_id = ?"
+    sent, answered = engine.store.rows(sql, (operation_id,))[0]
+    return RequestCounts(sent=sent, answered=answered, failed=sent - answered)
+
+
 async def verdict_of(
-    trial: Trial, handle: SwitchHandle, *, experiment: str | None, counts: RequestCounts, started_at_s: float
+    trial: Trial,
+    handle: SwitchHandle,
+    *,
+    experiment: str | None,
+    counts: RequestCounts,
+    started_at_s: float,
+    warmup_s: float = 0.0,
 ) -> ABTestResult:
     """Read the evidence, decide, and write the verdict down."""
     engine, plan = trial.engine, trial.plan
     await engine.scored()
-    evidence = await asyncio.to_thread(collect_joint_evidence, engine.store, trial.trial_id, plan)
+    collect = partial(collect_joint_evidence, engine.store, trial.trial_id, plan, warmup_s=warmup_s)
+    evidence = await asyncio.to_thread(collect)
     verdict = decide(plan, evidence)
     record = VerdictRecord(
         operation_id=trial.trial_id,

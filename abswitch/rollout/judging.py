@@ -41,6 +41,10 @@ class Judgement:
     version: str | None = None
     share: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.share is not None:
+            checks.share("judgement.share", self.share)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmMeasures:

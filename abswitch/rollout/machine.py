@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from abswitch import checks
 from abswitch.errors import IllegalTransition, InvalidInput
 from abswitch.rollout.judging import Ruling
 from abswitch.rollout.operation import (
@@ -220,7 +219,6 @@ def _judged(op: Operation, event: Judged) -> Step:
     ruling, reason = event.judgement.ruling, event.judgement.reason
     judged = replace(op, evaluation=op.evaluation + 1, reason=reason)
     if ruling is Ruling.HOLD and event.judgement.share is not None:
-        checks.share("judgement.share", event.judgement.share)
         return _shift(judged, op.stage, reason, share=event.judgement.share)
     if ruling is Ruling.HOLD:
         return judged, _stage_timer(op)

@@ -361,8 +361,9 @@ class BanditStrategy(_Strategy):
     """Traffic follows what does better while that is being found out: Thompson sampling, batch by batch.
 
     Shares stay as they are for a batch; then each becomes the version's chance to be the better one, given all batches
-    so far, mixed with a floor. Units are drawn anew with each batch, and every request's row has the chance it was drawn
-    with (`propensity`), so that what was found can be told soundly afterwards (`aw_aipw_test`). It promotes nobody.
+    so far, mixed with a floor. Units are drawn anew with each batch, and every request's row has the chance it was
+    drawn with (`propensity`), so that what was found can be told soundly afterwards (`aw_aipw_test`). It promotes
+    nobody.
 
     Args:
         reward: a scorer of 0 and 1, or `error_rate` (of which less is better).

@@ -76,6 +76,7 @@ class Evidence:
         repeated_units: units with more than one analysed request; summaries are then by unit.
         crossed_units: units seen in both arms, where each should be in one.
         segments: by metric name, for metrics that are broken out: each segment with both arms' summaries.
+        expected_share: the candidate's, where it was not fixed: the mean chance of what was drawn.
         joint: by metric name, of designs that bind the arms together; these are what is tested there.
     """
 
@@ -86,6 +87,7 @@ class Evidence:
     repeated_units: int = 0
     crossed_units: int = 0
     segments: Mapping[str, Mapping[str, SegmentEvidence]] = field(default_factory=dict)
+    expected_share: float | None = None
     joint: Mapping[str, JointSummary] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Evidence that holds both arms together: pairs of answers to one prompt, and pairs of adjacent blocks of time.
+"""Evidence that holds both arms together: pairs of answers to one prompt, pairs of adjacent blocks, a bandit's log.
 
 Where a design binds the arms, what varies is the difference within a pair, and each arm's own summary cannot tell it.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from abswitch.errors import InvalidInput
+from abswitch.stats.bandits import BanditLog, aw_aipw_test
 from abswitch.stats.comparison import Comparison
 from abswitch.stats.paired import PairedRateSummary, PairedSummary, mcnemar_test, paired_t_test
 from abswitch.stats.strata import StratifiedSummary
@@ -60,14 +61,14 @@ class BlockSummary:
     candidate: StratifiedSummary
 
 
-JointSummary = PairedSummary | PairedRateSummary | PairedRatioSummary | BlockSummary
+JointSummary = PairedSummary | PairedRateSummary | PairedRatioSummary | BlockSummary | BanditLog
 
 
 def joint_test(joint: JointSummary, *, alpha: float = 0.05) -> Comparison:
     """The test that belongs to the kind of evidence.
 
-    Paired t for means, McNemar with Tango's interval for rates, the paired delta method for ratios, and the paired t of
-    block means for a switchback.
+    Paired t for means, McNemar with Tango's interval for rates, the paired delta method for ratios, the paired t of
+    block means for a switchback, and AW-AIPW for a bandit's log (its first arm is the baseline).
 
     Args:
         alpha: two-sided error rate, in (0, 0.5].
@@ -82,6 +83,8 @@ def joint_test(joint: JointSummary, *, alpha: float = 0.05) -> Comparison:
             return replace(paired_t_test(parts, alpha=alpha), method=PAIRED_RATIO)
         case BlockSummary():
             return switchback_test(joint.baseline, joint.candidate, alpha=alpha)
+        case BanditLog():
+            return aw_aipw_test(joint, *joint.arms[:2], alpha=alpha)
         case PairedSummary():
             return paired_t_test(joint, alpha=alpha)
 

@@ -12,7 +12,7 @@ from abswitch import checks
 from abswitch.errors import InvalidInput
 from abswitch.stats.metrics import Metric, Role, metric_of, metric_to_dict
 
-RANDOMISED, PAIRED, SWITCHBACK = "randomised", "paired", "switchback"
+RANDOMISED, PAIRED, SWITCHBACK, BANDIT = "randomised", "paired", "switchback", "bandit"
 FIXED_HORIZON = "fixed horizon: one look, when the planned number of units is reached"
 
 
@@ -30,7 +30,7 @@ class AnalysisPlan:
         min_units: an arm with fewer analysed units decides nothing.
         max_score_failures: share of answers of an arm whose scorer may raise before the test is void.
         design: `randomised` (units split between the arms), `paired` (every unit to both) or `switchback` (blocks of
-            time in turn; a block is a unit).
+            time in turn; a block is a unit) or `bandit` (units drawn with shares that follow the outcomes).
         blocks: of a switchback: the arm of each block, in order.
 
     Raises:
@@ -63,7 +63,7 @@ class AnalysisPlan:
         object.__setattr__(self, "max_score_failures", checks.share("plan.max_score_failures", self.max_score_failures))
         checks.integer("plan.planned_n", self.planned_n, low=1)
         checks.integer("plan.min_units", self.min_units, low=2)
-        checks.one_of("plan.design", self.design, (RANDOMISED, PAIRED, SWITCHBACK))
+        checks.one_of("plan.design", self.design, (RANDOMISED, PAIRED, SWITCHBACK, BANDIT))
         object.__setattr__(self, "blocks", _blocks(self.design, self.blocks))
         checks.one_of("plan.looks", self.looks, (FIXED_HORIZON,))
 

@@ -142,7 +142,7 @@ def _sample_ratio(plan: AnalysisPlan, evidence: Evidence) -> SampleRatio:
     return sample_ratio_mismatch(
         evidence.baseline.assigned,
         evidence.candidate.assigned,
-        expected_share=plan.expected_share,
+        expected_share=plan.expected_share if evidence.expected_share is None else evidence.expected_share,
         alpha=plan.srm_alpha,
     )
 

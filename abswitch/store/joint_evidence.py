@@ -9,16 +9,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from abswitch import checks
 from abswitch.errors import InvalidInput
 from abswitch.stats.evidence import ArmEvidence, Evidence
 from abswitch.stats.joint import BlockSummary, JointSummary, PairedRatioSummary
 from abswitch.stats.kinds import MetricSummary
-from abswitch.stats.metrics import Metric, Paired, Quantile, Rate, Ratio
+from abswitch.stats.metrics import Mean, Metric, Paired, Rate, Ratio
 from abswitch.stats.paired import PairedRateSummary, PairedSummary
-from abswitch.stats.plan import PAIRED, SWITCHBACK, AnalysisPlan
+from abswitch.stats.plan import BANDIT, PAIRED, SWITCHBACK, AnalysisPlan
 from abswitch.stats.selection import Where
 from abswitch.stats.strata import StratifiedSummary
 from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary, Summary
+from abswitch.store.bandit_log import bandit_log
 from abswitch.store.columns import ValueColumns
 from abswitch.store.recorder import Recorder
 
@@ -30,30 +32,43 @@ _PAIRS = """
   SELECT a.unit_id, {columns} FROM sides a JOIN sides b USING (pair) WHERE a.is_baseline AND NOT b.is_baseline
 )
 """
+_BLOCK_BEGAN = """(
+    SELECT min(committed_at_s) FROM routes r WHERE r.operation_id = requests.operation_id AND r.step = requests.step
+  )"""
 _BLOCKS = """
 , block_rows AS (
-  SELECT * FROM value_rows WHERE NOT cancelled QUALIFY pair_id = max(pair_id) OVER (PARTITION BY step)
+  SELECT * FROM value_rows WHERE NOT cancelled
+  QUALIFY coalesce(pair_id, '') = max(coalesce(pair_id, '')) OVER (PARTITION BY step)
 )
 """
 
 
-def collect_joint_evidence(recorder: Recorder, operation_id: str, plan: AnalysisPlan) -> Evidence:
-    """Everything recorded so far about an experiment whose design is `paired` or `switchback`.
+def collect_joint_evidence(
+    recorder: Recorder, operation_id: str, plan: AnalysisPlan, *, warmup_s: float = 0.0
+) -> Evidence:
+    """Everything recorded so far about an experiment whose design is `paired`, `switchback` or `bandit`.
 
     Metrics name what they name in `collect_evidence`. A pair is a prompt that both versions were asked; where a unit
     has several, its answers are averaged on each side first, and rates become means of such averages. Of a block that
-    was begun again after a crash, the last attempt counts.
+    was begun again after a crash, the last attempt counts. Of a bandit, a unit is drawn once a batch.
+
+    Args:
+        warmup_s: of a switchback of live traffic: the start of each block, left out.
 
     Raises:
         InvalidInput: another design, a metric names nothing that was recorded, or a `Rate` a column that holds more
             than 0 and 1.
         StoreError: the store cannot be read.
     """
-    if plan.design not in (PAIRED, SWITCHBACK):
-        raise InvalidInput("plan.design", plan.design, f"{PAIRED}, {SWITCHBACK}")
+    checks.one_of("plan.design", plan.design, (PAIRED, SWITCHBACK, BANDIT))
     check_metrics(plan)
-    collect = _paired if plan.design == PAIRED else _blocks
-    arms, joint = collect(recorder, operation_id, plan)
+    share: float | None = None
+    if plan.design == PAIRED:
+        arms, joint = _paired(recorder, operation_id, plan)
+    elif plan.design == SWITCHBACK:
+        arms, joint = _blocks(recorder, operation_id, plan, warmup_s)
+    else:
+        arms, joint, share = bandit_log(recorder, operation_id, plan)
     digests = recorder.rows("SELECT digest FROM plans WHERE operation_id = ?", (operation_id,))
     began = "SELECT coalesce(min(admitted_at_s), 0) FROM requests WHERE operation_id = ?"
     return Evidence(
@@ -61,8 +76,16 @@ def collect_joint_evidence(recorder: Recorder, operation_id: str, plan: Analysis
         candidate=arms[1],
         plan_digest=digests[0][0] if digests else None,
         dropped_rows=recorder.missing_since(float(recorder.rows(began, (operation_id,))[0][0])),
+        expected_share=share,
         joint=joint,
     )
+
+
+_KINDS: Mapping[str, tuple[type[Metric], ...]] = {
+    PAIRED: (Mean, Rate, Ratio, Paired),
+    SWITCHBACK: (Mean, Rate, Ratio),
+    BANDIT: (Mean, Rate),
+}
 
 
 def check_metrics(plan: AnalysisPlan) -> None:
@@ -71,10 +94,11 @@ def check_metrics(plan: AnalysisPlan) -> None:
     Raises:
         InvalidInput: names the metric that it cannot.
     """
-    kinds = "Mean, Rate, Ratio or Paired" if plan.design == PAIRED else "Mean, Rate or Ratio"
+    kinds = _KINDS[plan.design]
     for metric in plan.metrics:
-        if isinstance(metric, Quantile) or (isinstance(metric, Paired) and plan.design != PAIRED):
-            raise InvalidInput("metrics", metric.name, f"{kinds} in a {plan.design} design")
+        if not isinstance(metric, kinds):
+            names = ", ".join(kind.__name__ for kind in kinds)
+            raise InvalidInput("metrics", metric.name, f"{names} in a {plan.design} design")
         if metric.covariate is not None:
             allowed = f"none in a {plan.design} design: what prompts, or hours, bring along is taken out by the pairs"
             raise InvalidInput("metric.covariate", metric.covariate, allowed)
@@ -194,14 +218,14 @@ class _BlockCounts(NamedTuple):
     fallbacks: int
 
 
-def _blocks(recorder: Recorder, operation_id: str, plan: AnalysisPlan) -> _Found:
+def _blocks(recorder: Recorder, operation_id: str, plan: AnalysisPlan, warmup_s: float) -> _Found:
     names = [name for metric in plan.metrics for name in metric.columns]
-    table, columns = _block_rows(recorder, operation_id, names)
+    table, columns = _block_rows(recorder, operation_id, names, warmup_s)
     of_arm = [[i for i, arm in enumerate(plan.blocks) if arm == name] for name in ("baseline", "candidate")]
     joint: dict[str, JointSummary] = {}
     summaries: list[dict[str, MetricSummary]] = [{}, {}]
     for metric in plan.metrics:
-        found = _strata(recorder, operation_id, metric)
+        found = _strata(recorder, operation_id, metric, warmup_s)
         a, b = ({str(step // 2): found[step] for step in steps if step in found} for steps in of_arm)
         joint[metric.name] = BlockSummary(baseline=StratifiedSummary(a), candidate=StratifiedSummary(b))
         for own, parts in zip(summaries, (a, b), strict=True):
@@ -216,10 +240,12 @@ def _blocks(recorder: Recorder, operation_id: str, plan: AnalysisPlan) -> _Found
 
 
 def _block_rows(
-    recorder: Recorder, operation_id: str, names: Sequence[str], where: Sequence[Where] = ()
+    recorder: Recorder, operation_id: str, names: Sequence[str], warmup_s: float, where: Sequence[Where] = ()
 ) -> tuple[str, ValueColumns]:
     """`WITH …`, whose last table is `block_rows`: what counts of each block, its number being `step`."""
     rows, keys = "arm IN ('stable', 'candidate')", ("step", "pair_id")
+    if warmup_s:
+        rows += f" AND admitted_at_s >= {checks.number('warmup_s', warmup_s, low=0.0)} + {_BLOCK_BEGAN}"
     columns = ValueColumns(recorder, operation_id, names, rows=rows, keys=keys, where=where)
     return f"{columns.with_clause}{_BLOCKS}", columns
 
@@ -256,9 +282,9 @@ def _block_arm(
     )
 
 
-def _strata(recorder: Recorder, operation_id: str, metric: Metric) -> dict[int, Summary]:
+def _strata(recorder: Recorder, operation_id: str, metric: Metric, warmup_s: float) -> dict[int, Summary]:
     """A summary of each block that has a value."""
-    table, columns = _block_rows(recorder, operation_id, metric.columns, metric.where)
+    table, columns = _block_rows(recorder, operation_id, metric.columns, warmup_s, metric.where)
     x = columns.column(metric.columns[0])
     y = columns.column(metric.columns[-1])
     whole = f"{x} IS NOT NULL AND {y} IS NOT NULL"
