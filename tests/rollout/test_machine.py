@@ -410,3 +410,14 @@ def test_epochs_never_go_back(strategy: Strategy, events: list[Event]) -> None:
             continue
         assert after.epoch in (now.epoch, now.epoch + 1)
         now = after
+
+
+def test_a_batch_of_a_bandit_changes_the_share_and_nothing_else() -> None:
+    evaluating = replace(operation(BANDIT, phase=Phase.EVALUATING), share=0.5, exposed=True, evaluation=2)
+    judged, effects = step(evaluating, EVENTS[10], 5.0)
+    assert (judged.phase, judged.stage, judged.share, judged.evaluation) == (Phase.SHIFTING, 0, 0.7, 3)
+    assert effects == (ops.Route("v1", (("v2", 0.7),), 0.7),)
+    routed, effects = step(judged, ops.Routed(epoch=judged.epoch), 5.0)
+    assert (routed.phase, routed.share) == (Phase.EVALUATING, 0.7)
+    assert effects == (ops.SetTimer(300.0),)
+    assert operation_of(json.loads(json.dumps(operation_to_dict(routed)))) == routed
