@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from abswitch.experiments.specfile import read_spec
     from abswitch.experiments.switchback import run_switchback
     from abswitch.experiments.timing import SwitchTiming, switch_timing
+    from abswitch.experiments.trial import ExperimentResult
 
 # Resolved at first use: the command line needs little of it, and the statistics take most of a second to import.
 _HOME = {
@@ -28,6 +29,7 @@ _HOME = {
     "CanaryResult": "canary",
     "ClosedLoop": "arrivals",
     "Experiment": "conduct",
+    "ExperimentResult": "trial",
     "ExperimentSpec": "spec",
     "Poisson": "arrivals",
     "Progress": "asking",
@@ -58,6 +60,7 @@ __all__ = [
     "CanaryResult",
     "ClosedLoop",
     "Experiment",
+    "ExperimentResult",
     "ExperimentSpec",
     "Poisson",
     "Progress",

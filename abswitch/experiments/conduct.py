@@ -17,7 +17,7 @@ from abswitch.domain import ModelConfig, SwitchingStrategyType
 from abswitch.engine import SwitchingEngine
 from abswitch.errors import InvalidInput
 from abswitch.experiments import sources
-from abswitch.experiments.ab_test import ABTestResult, run_ab_test, unfinished
+from abswitch.experiments.ab_test import run_ab_test, unfinished
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop, Poisson, Trace
 from abswitch.experiments.asking import Progress, RequestBudget
 from abswitch.experiments.canary import CanaryResult, run_canary, write_canary_summary
@@ -42,14 +42,15 @@ from abswitch.experiments.spec_parts import (
 )
 from abswitch.experiments.switchback import run_switchback
 from abswitch.experiments.timing import switch_timing
+from abswitch.experiments.trial import ExperimentResult
 from abswitch.experiments.watch import regressions, send_alerts, watched
 from abswitch.records import RunRecord
 from abswitch.rollout.strategies import CanaryStrategy
 from abswitch.serving.status import OperationStatus
 from abswitch.settings import ModelSwitchingConfig
 
-Result = ABTestResult | CanaryResult
-_DESIGNS: Mapping[str, Callable[..., Awaitable[ABTestResult]]] = {
+Result = ExperimentResult | CanaryResult
+_DESIGNS: Mapping[str, Callable[..., Awaitable[ExperimentResult]]] = {
     "randomised": run_ab_test,
     "paired": run_paired,
     "switchback": run_switchback,

@@ -9,11 +9,10 @@ from typing import Any
 from abswitch.domain import Sampling, SwitchingStrategyType
 from abswitch.engine import SwitchingEngine
 from abswitch.errors import InvalidInput, SwitchRefused
-from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop
 from abswitch.experiments.asking import NO_LIMIT, Asking, Progress, RequestBudget, RequestCounts
 from abswitch.experiments.prompts import questions_of
-from abswitch.experiments.trial import Trial, counts_of, stored_plan, verdict_of
+from abswitch.experiments.trial import ExperimentResult, Trial, counts_of, stored_plan, verdict_of
 from abswitch.rollout.strategies import BanditStrategy, SwitchbackStrategy
 from abswitch.serving.handle import SwitchHandle
 from abswitch.stats import AnalysisPlan, Metric
@@ -69,7 +68,7 @@ def bandit_plan(
     )
 
 
-async def compare_live(engine: SwitchingEngine, operation_id: str) -> ABTestResult:
+async def compare_live(engine: SwitchingEngine, operation_id: str) -> ExperimentResult:
     """Compare the traffic of a switch by the strategy `switchback` or `bandit`, by the plan it was started with.
 
     Raises:
@@ -93,7 +92,7 @@ async def _verdict(
     counts: RequestCounts,
     started_at_s: float,
     experiment: str | None = None,
-) -> ABTestResult:
+) -> ExperimentResult:
     strategy = engine.switcher.operation(operation_id).strategy
     warmup_s = 60.0 * strategy.warmup_minutes if isinstance(strategy, SwitchbackStrategy) else 0.0
     model_id = engine.operation_status(operation_id).model_id
@@ -118,7 +117,7 @@ async def run_bandit(
     budget: RequestBudget = NO_LIMIT,
     on_progress: Callable[[Progress], None] = lambda _: None,
     **sampling: Any,
-) -> ABTestResult:
+) -> ExperimentResult:
     """Ask prompts of whichever version looks better so far, and tell soundly afterwards how they differ.
 
     Args:

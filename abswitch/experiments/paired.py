@@ -16,12 +16,12 @@ from abswitch import checks
 from abswitch.domain import Placement, Sampling, SwitchingStrategyType
 from abswitch.engine import SwitchingEngine
 from abswitch.errors import InvalidInput
-from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop
 from abswitch.experiments.asking import NO_LIMIT, Asked, Asking, Progress, RequestBudget, RequestCounts
 from abswitch.experiments.prompts import Question, questions_of
 from abswitch.experiments.trial import (
     ARMS,
+    ExperimentResult,
     Trial,
     TrialHandle,
     baseline_of,
@@ -58,7 +58,7 @@ async def run_paired(
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     **sampling: Any,
-) -> ABTestResult:
+) -> ExperimentResult:
     """Ask every prompt of both the active version and a candidate, and compare the answers pair by pair.
 
     A coin per prompt says which version is asked first, so that warm caches favour neither. Where a version draws its
@@ -146,7 +146,7 @@ def paired_plan(
 
 async def paired_from_shadow(
     engine: SwitchingEngine, operation_id: str, metrics: Sequence[Metric] | None = None, *, alpha: float = 0.05
-) -> ABTestResult:
+) -> ExperimentResult:
     """Compare the pairs of a shadow: what users were answered, and what the candidate answered to the copies.
 
     Args:

@@ -17,11 +17,20 @@ from abswitch import checks
 from abswitch.domain import Placement, Sampling
 from abswitch.engine import SwitchingEngine
 from abswitch.errors import AbswitchError, InvalidInput
-from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop, send_all
 from abswitch.experiments.asking import NO_LIMIT, Asked, Asking, Progress, RequestBudget, RequestCounts
 from abswitch.experiments.prompts import Question, questions_of
-from abswitch.experiments.trial import ARMS, Trial, TrialHandle, baseline_of, begin, left_behind, serve, verdict_of
+from abswitch.experiments.trial import (
+    ARMS,
+    ExperimentResult,
+    Trial,
+    TrialHandle,
+    baseline_of,
+    begin,
+    left_behind,
+    serve,
+    verdict_of,
+)
 from abswitch.stats import AnalysisPlan, Metric, SwitchbackSchedule
 from abswitch.stats.plan import SWITCHBACK
 from abswitch.stats.switchback import CANDIDATE
@@ -52,7 +61,7 @@ async def run_switchback(
     resume: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     **sampling: Any,
-) -> ABTestResult:
+) -> ExperimentResult:
     """Compare the active version with a candidate in alternating blocks of time; one slot for a version is enough.
 
     Between blocks all traffic of the model moves at once: to the other version where both are in memory; else the one

@@ -24,6 +24,8 @@ from abswitch.stats import AnalysisPlan, decide
 from abswitch.store.joint_evidence import collect_joint_evidence
 from abswitch.store.recorder import PlanRecord, VerdictRecord
 
+ExperimentResult = ABTestResult
+"""The result of an experiment, whatever its design: `result.plan.design` says which."""
 ARMS = ("stable", "candidate")
 
 
@@ -210,7 +212,7 @@ async def verdict_of(
     counts: RequestCounts,
     started_at_s: float,
     warmup_s: float = 0.0,
-) -> ABTestResult:
+) -> ExperimentResult:
     """Read the evidence, decide, and write the verdict down."""
     engine, plan = trial.engine, trial.plan
     await engine.scored()
@@ -227,7 +229,7 @@ async def verdict_of(
         at_s=time.time(),
     )
     await asyncio.wrap_future(engine.store.verdict(record))
-    return ABTestResult(
+    return ExperimentResult(
         experiment=experiment or trial.trial_id,
         handle=handle,
         plan=plan,
