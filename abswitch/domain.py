@@ -25,6 +25,8 @@ class SwitchingStrategyType(StrEnum):
     CANARY = "canary"
     AB_TEST = "ab_test"
     SHADOW = "shadow"
+    SWITCHBACK = "switchback"
+    BANDIT = "bandit"
 
 
 class Residency(StrEnum):
@@ -418,6 +420,23 @@ class ScoreRecord(NamedTuple):
     scored_at_s: float
     source: str = "scorer"
     comment: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where an experiment's design puts a request that names its version: its row says so, instead of `pinned`.
+
+    Attributes:
+        operation_id: the experiment that the request belongs to.
+        arm: `stable` or `candidate`.
+        step: of a switchback, the block.
+        pair_id: the same for what belongs together: both answers to a prompt, or all of one attempt at a block.
+    """
+
+    operation_id: str
+    arm: str
+    step: int = 0
+    pair_id: str | None = None
 
 
 class RouteRecord(NamedTuple):

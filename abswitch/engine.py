@@ -23,6 +23,7 @@ from abswitch.clock import Clock, SystemClock
 from abswitch.domain import (
     EMPTY,
     Completion,
+    Placement,
     Sampling,
     SwitchingStrategyType,
     TokenChunk,
@@ -126,6 +127,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         version: str | None = None,
         reference: str | None = None,
         request_id: str | None = None,
+        placement: Placement | None = None,
         **sampling: Any,
     ) -> Completion:
         """Answer one prompt.
@@ -138,6 +140,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             version: ask this version, whatever the routes say; such requests take no part in comparisons.
             reference: the right answer, for scorers that need one.
             request_id: your own id; a fresh one by default.
+            placement: of an experiment whose design, and no route, chose the `version`: what the request's row says
+                of its arm.
             **sampling: fields of `Sampling` that differ from the version's defaults.
 
         Raises:
@@ -145,6 +149,9 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             NoActiveVersion, PromptTooLong, InstanceDied, StreamBroken: see `abswitch.errors`.
         """
         submission = self._submission(prompt, unit_id, model_id, version, reference, request_id, sampling)
+        if placement is not None and version is None:
+            raise InvalidInput("placement", placement, "none, as no version is named")
+        submission.placement = placement
         return await self._loop.call(self._parts.dispatcher.complete(submission))
 
     def stream(

@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from abswitch.experiments.asking import Progress, RequestBudget, RequestCounts
     from abswitch.experiments.canary import CanaryResult, run_canary
     from abswitch.experiments.conduct import Experiment
+    from abswitch.experiments.live import bandit_plan, compare_live, run_bandit, switchback_plan
+    from abswitch.experiments.paired import paired_from_shadow, paired_plan, run_paired
     from abswitch.experiments.prompts import Question
     from abswitch.experiments.publish import publish
     from abswitch.experiments.report import write_report
     from abswitch.experiments.runs import open_run
     from abswitch.experiments.spec import ExperimentSpec
     from abswitch.experiments.specfile import read_spec
+    from abswitch.experiments.switchback import run_switchback
     from abswitch.experiments.timing import SwitchTiming, switch_timing
+    from abswitch.experiments.trial import ExperimentResult
 
 # Resolved at first use: the command line needs little of it, and the statistics take most of a second to import.
 _HOME = {
@@ -25,6 +29,7 @@ _HOME = {
     "CanaryResult": "canary",
     "ClosedLoop": "arrivals",
     "Experiment": "conduct",
+    "ExperimentResult": "trial",
     "ExperimentSpec": "spec",
     "Poisson": "arrivals",
     "Progress": "asking",
@@ -33,12 +38,20 @@ _HOME = {
     "RequestCounts": "asking",
     "SwitchTiming": "timing",
     "Trace": "arrivals",
+    "bandit_plan": "live",
+    "compare_live": "live",
     "open_run": "runs",
+    "paired_from_shadow": "paired",
+    "paired_plan": "paired",
     "publish": "publish",
     "read_spec": "specfile",
     "run_ab_test": "ab_test",
+    "run_bandit": "live",
     "run_canary": "canary",
+    "run_paired": "paired",
+    "run_switchback": "switchback",
     "switch_timing": "timing",
+    "switchback_plan": "live",
     "write_report": "report",
 }
 
@@ -47,6 +60,7 @@ __all__ = [
     "CanaryResult",
     "ClosedLoop",
     "Experiment",
+    "ExperimentResult",
     "ExperimentSpec",
     "Poisson",
     "Progress",
@@ -55,12 +69,20 @@ __all__ = [
     "RequestCounts",
     "SwitchTiming",
     "Trace",
+    "bandit_plan",
+    "compare_live",
     "open_run",
+    "paired_from_shadow",
+    "paired_plan",
     "publish",
     "read_spec",
     "run_ab_test",
+    "run_bandit",
     "run_canary",
+    "run_paired",
+    "run_switchback",
     "switch_timing",
+    "switchback_plan",
     "write_report",
 ]
 

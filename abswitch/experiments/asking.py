@@ -25,7 +25,7 @@ from abswitch.experiments.prompts import Question
 _NUMBER = re.compile(r"-(\d+)(?:~(\d+))?\Z")
 _ASKED = """
 SELECT request_id, arm, error_type, output_tokens FROM requests
-WHERE operation_id = ? AND pair_id IS NULL AND arm <> 'pinned'
+WHERE operation_id = ? AND arm IN ('stable', 'candidate')
 """
 
 
@@ -189,14 +189,18 @@ class Asking:
     async def ask_all(self, operation_id: str, over: Callable[[], bool]) -> RequestCounts:
         """Ask every question that was not answered yet, until they, or the budget, end or `over()` says so."""
         self._asked = Asked.before(self._engine, operation_id)
-        self._sent = len(self._asked.ended)
+        self._sent = self._asked.by_arm.total() + self._asked.failed
         self._asking_since_s = self._clock.monotonic_s()
 
         async def ask(number: int) -> None:
-            attempt = self._asked.attempts[number]
-            await self._ask(f"{operation_id}-{number}" + (f"~{attempt}" if attempt else ""), number)
+            await self._ask(operation_id, number)
 
         await send_all(self._numbers(), self._arrivals, ask, self._clock, enough=lambda: over() or self._used_up())
+        return self.counts
+
+    @property
+    def counts(self) -> RequestCounts:
+        """What became of the requests so far, those of an earlier attempt included."""
         return RequestCounts(sent=self._sent, answered=self._asked.by_arm.total(), failed=self._asked.failed)
 
     def _numbers(self) -> Iterator[int]:
@@ -211,17 +215,21 @@ class Asking:
             or (budget.time_s is not None and self._clock.monotonic_s() - self._asking_since_s >= budget.time_s)
         )
 
-    async def _ask(self, request_id: str, number: int) -> None:
-        question = self._questions[number % len(self._questions)]
+    async def _ask(self, operation_id: str, number: int) -> None:
+        await self._send(operation_id, number, self._questions[number % len(self._questions)], f"question-{number}")
+
+    async def _send(self, operation_id: str, number: int, question: Question, unit_id: str, **how: Any) -> None:
+        """Send one request; `number` is its own in the experiment, `how` goes to the engine."""
+        attempt = self._asked.attempts[number]
         self._sent += 1
         try:
             completion: Completion = await self._engine.generate(
                 question.prompt,  # type: ignore[arg-type]  # already normalised: a string or chat messages
-                unit_id=question.unit_id or f"question-{number}",
-                request_id=request_id,
+                unit_id=question.unit_id or unit_id,
+                request_id=f"{operation_id}-{number}" + (f"~{attempt}" if attempt else ""),
                 model_id=self._model_id,
                 reference=question.reference,
-                **self._sampling,
+                **{**self._sampling, **how},
             )
         except AbswitchError:
             self._asked.failed += 1  # its row says which error; the verdict counts it

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,13 @@ from abswitch.domain import ModelConfig, SwitchingStrategyType
 from abswitch.engine import SwitchingEngine
 from abswitch.errors import InvalidInput
 from abswitch.experiments import sources
-from abswitch.experiments.ab_test import ABTestResult, run_ab_test, unfinished
+from abswitch.experiments.ab_test import run_ab_test, unfinished
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop, Poisson, Trace
 from abswitch.experiments.asking import Progress, RequestBudget
 from abswitch.experiments.canary import CanaryResult, run_canary, write_canary_summary
 from abswitch.experiments.environment import environment
 from abswitch.experiments.exits import exit_status
+from abswitch.experiments.paired import run_paired
 from abswitch.experiments.project import store_uri
 from abswitch.experiments.prompts import Question
 from abswitch.experiments.publish import publish
@@ -39,14 +40,21 @@ from abswitch.experiments.spec_parts import (
     Scorer,
     VersionSpec,
 )
+from abswitch.experiments.switchback import run_switchback
 from abswitch.experiments.timing import switch_timing
+from abswitch.experiments.trial import ExperimentResult
 from abswitch.experiments.watch import regressions, send_alerts, watched
 from abswitch.records import RunRecord
 from abswitch.rollout.strategies import CanaryStrategy
 from abswitch.serving.status import OperationStatus
 from abswitch.settings import ModelSwitchingConfig
 
-Result = ABTestResult | CanaryResult
+Result = ExperimentResult | CanaryResult
+_DESIGNS: Mapping[str, Callable[..., Awaitable[ExperimentResult]]] = {
+    "randomised": run_ab_test,
+    "paired": run_paired,
+    "switchback": run_switchback,
+}
 _JUDGES = "judge-"
 
 
@@ -166,9 +174,9 @@ class Experiment:
                 await engine.abort_switch(operation.operation_id)
 
     def _switch(self, engine: SwitchingEngine) -> Any:
-        kinds = {"canary": SwitchingStrategyType.CANARY}
-        kind = kinds.get(self.spec.design.kind, SwitchingStrategyType.AB_TEST)
-        return unfinished(engine, self.spec.model_id, self.spec.candidate, kind)
+        kinds = {"canary": SwitchingStrategyType.CANARY, "randomised": SwitchingStrategyType.AB_TEST}
+        kind = kinds.get(self.spec.design.kind)  # the other designs move no traffic before their end
+        return None if kind is None else unfinished(engine, self.spec.model_id, self.spec.candidate, kind)
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -190,23 +198,14 @@ class Experiment:
             "on_progress": on_progress,
             **spec.sampling,
         }
+        fields = {name: getattr(spec.design, name) for name in type(spec.design).model_fields if name != "kind"}
         if isinstance(spec.design, CanaryDesign):
-            fields = {name: getattr(spec.design, name) for name in type(spec.design).model_fields if name != "kind"}
-            result: Result = await run_canary(
-                engine, spec.candidate, self.questions, strategy=CanaryStrategy(**fields), **shared
-            )
-        elif spec.design.kind == "randomised":
-            result = await run_ab_test(
-                engine,
-                spec.candidate,
-                self.questions,
-                metrics=spec.metrics,
-                traffic_percentage=spec.design.traffic_percentage,
-                alpha=spec.alpha,
-                **shared,
-            )
+            strategy = CanaryStrategy(**fields)
+            result: Result = await run_canary(engine, spec.candidate, self.questions, strategy=strategy, **shared)
         else:
-            raise InvalidInput("design.kind", spec.design.kind, "randomised, canary")
+            run = _DESIGNS[spec.design.kind]
+            compared = {"metrics": spec.metrics, "alpha": spec.alpha}
+            result = await run(engine, spec.candidate, self.questions, **compared, **fields, **shared)
         self.run.update(operation_id=result.operation_id)
         return result
 
@@ -240,7 +239,8 @@ class Experiment:
             write_canary_summary(engine, result, self.run.path)
             return None
         status = result.handle.status
-        switch = switch_timing(engine, result.operation_id) if status.promoted else None
+        moved_by = result.handle.moved_by
+        switch = switch_timing(engine, moved_by) if status.promoted and moved_by is not None else None
         facts = {"run": self.run.state.run_id, "spec digest": self.run.state.spec_digest, **self.run.state.cell}
         await engine.scored()
         if engine.tracking is not None:

@@ -188,17 +188,26 @@ class RandomisedDesign(Strict):
 
 
 class PairedDesign(Strict):
-    """Every prompt to every version."""
+    """Every prompt to both versions."""
 
     kind: Literal["paired"]
+    together: bool | None = None
+    """Both in memory at once; by default where they fit. Otherwise one answers every prompt, then the other."""
 
 
 class SwitchbackDesign(Strict):
-    """Time windows, for when only one version fits at a time."""
+    """Blocks of time, for when only one version fits at a time; fields as in `run_switchback`."""
 
     kind: Literal["switchback"]
-    windows: Annotated[int, Field(ge=2)] = 8
-    washout_requests: Annotated[int, Field(ge=0)] = 0
+    blocks: Annotated[int, Field(ge=4, multiple_of=2)] = 8
+    """How many, in adjacent pairs of one for each version."""
+    block_s: Above0 | None = None
+    """How long each lasts, its prompts asked again and again; without it each asks its part of the prompts once."""
+    warmup_requests: Annotated[int, Field(ge=0)] = 0
+    """At the start of each block, left out of the comparison."""
+    warmup_s: Annotated[float, Field(ge=0.0)] = 0.0
+    in_place: bool = False
+    """The engine takes over the other version's weights between blocks, instead of another engine being started."""
 
 
 class CanaryDesign(Strict):

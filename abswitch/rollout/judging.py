@@ -37,11 +37,17 @@ class Judgement:
 
     Attributes:
         version: of several candidates, the one to promote; None means the switch's target.
+        share: with `hold`: the candidates' share from now on, fraction 0–1; None leaves it as it is.
     """
 
     ruling: Ruling
     reason: str
     version: str | None = None
+    share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.share is not None:
+            checks.share("judgement.share", self.share)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,6 +218,8 @@ def _advance(op: Operation, winner: str, reason: str) -> Step:
 def _judged(op: Operation, event: Judged) -> Step:
     ruling, reason = event.judgement.ruling, event.judgement.reason
     judged = replace(op, evaluation=op.evaluation + 1, reason=reason)
+    if ruling is Ruling.HOLD and event.judgement.share is not None:
+        return _shift(judged, op.stage, reason, share=event.judgement.share)
     if ruling is Ruling.HOLD:
         return judged, _stage_timer(op)
     if ruling is Ruling.ROLL_BACK:
@@ -287,8 +289,11 @@ def _drained(op: Operation, event: Drained) -> Step:
     return replace(op, phase=op.ending, reason=reason), (Unpin(op.leaving),) if op.leaving else ()
 
 
-def _shift(op: Operation, index: int, reason: str) -> Step:
+def _shift(op: Operation, index: int, reason: str, *, share: float | None = None) -> Step:
+    """Put a stage in force, at its own share unless a judge gave another."""
     stage = op.strategy.stages[index]
+    if share is not None:
+        stage = replace(stage, share=share)
     evaluation = op.evaluation if index == op.stage else 0
     shifted = replace(
         op,

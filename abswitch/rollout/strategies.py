@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from abswitch import checks
 from abswitch.domain import SwitchingStrategyType
 from abswitch.errors import InvalidInput
-from abswitch.rollout.judging import Guardrail
+from abswitch.rollout.judging import ERROR_RATE, Guardrail
 
 _WHERE = "strategy_config"
 _MIN_S = 60.0
@@ -55,6 +55,8 @@ class _Strategy:
     type: ClassVar[SwitchingStrategyType]
     at_end: ClassVar[AtEnd] = AtEnd.RETURN
     needs_stable: ClassVar[bool] = True
+    redraws: ClassVar[bool] = False
+    """Whether units are drawn anew whenever the shares change."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -315,11 +317,129 @@ class ShadowStrategy(_Strategy):
         return (Stage(0.0, hold_s, mirror=self.mirror_percentage / 100.0),)
 
 
-Strategy = ImmediateStrategy | GradualStrategy | CanaryStrategy | ABTestStrategy | ShadowStrategy
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchbackStrategy(_Strategy):
+    """All traffic goes to one version at a time, in blocks of time whose order is drawn; never promoted by the clock.
 
-STRATEGIES: Mapping[SwitchingStrategyType, type[Strategy]] = {
-    cls.type: cls for cls in (ImmediateStrategy, GradualStrategy, CanaryStrategy, ABTestStrategy, ShadowStrategy)
-}
+    For live traffic on versions that both fit. Where one fits, `run_switchback` takes turns with its own requests.
+
+    Args:
+        block_minutes: how long a block lasts. Default 15; several times as long as the after-effects of a switch.
+        blocks: an even number of 4 or more; two adjacent ones make a pair, one for each version. Default 8.
+        warmup_minutes: the start of each block, left out when blocks are compared. Default 0.
+        seed: the order depends on it.
+
+    Raises:
+        InvalidInput: a field is outside its range.
+
+    References:
+        I. Bojinov, D. Simchi-Levi, J. Zhao, Management Science 69 (2023) 3759–3777.
+    """
+
+    type: ClassVar[SwitchingStrategyType] = SwitchingStrategyType.SWITCHBACK
+    block_minutes: float = 15.0
+    blocks: int = 8
+    warmup_minutes: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.number(f"{_WHERE}.block_minutes", self.block_minutes, low=0.0, above=True)
+        checks.integer(f"{_WHERE}.blocks", self.blocks, low=4)
+        if self.blocks % 2:
+            raise InvalidInput(f"{_WHERE}.blocks", self.blocks, "an even number: one for each version in every pair")
+        checks.number(f"{_WHERE}.warmup_minutes", self.warmup_minutes, low=0.0)
+        if self.warmup_minutes >= self.block_minutes:
+            allowed = f"below block_minutes ({self.block_minutes:g})"
+            raise InvalidInput(f"{_WHERE}.warmup_minutes", self.warmup_minutes, allowed)
+        checks.integer(f"{_WHERE}.seed", self.seed, low=0)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """`baseline` or `candidate` of each block."""
+        from abswitch.stats.switchback import SwitchbackSchedule
+
+        schedule = SwitchbackSchedule(f"switchback-{self.seed}", block_s=self.block_minutes * _MIN_S)
+        return tuple(block.arm for block in schedule.blocks(self.blocks // 2))
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        hold_s = self.block_minutes * _MIN_S
+        return tuple(Stage(1.0 if arm == "candidate" else 0.0, hold_s) for arm in self.order)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BanditStrategy(_Strategy):
+    """Traffic follows what does better while that is being found out: Thompson sampling, batch by batch.
+
+    Shares stay as they are for a batch; then each becomes the version's chance to be the better one, given all batches
+    so far, mixed with a floor. Units are drawn anew with each batch, and every request's row has the chance it was
+    drawn with (`propensity`), so that what was found can be told soundly afterwards (`aw_aipw_test`). It promotes
+    nobody.
+
+    Args:
+        reward: a scorer of 0 and 1, or `error_rate` (of which less is better).
+        direction: `increase` or `decrease`, whichever is better; by default `decrease` for `error_rate`.
+        initial_percentage: the candidate's share in the first batch, in percent. Default 50.
+        floor_percentage: neither version's share falls below it, in percent. Default 5, at most 50.
+        batch_minutes: how long shares stay as they are. Default 15.
+        min_rewards: of a version, below which shares stay where they are. Default 10.
+        max_duration_hours: afterwards traffic returns to the stable version; None (the default) waits for `promote` or
+            `keep`.
+
+    Raises:
+        InvalidInput: a field is outside its range.
+
+    References:
+        W. R. Thompson, Biometrika 25 (1933) 285–294.
+    """
+
+    type: ClassVar[SwitchingStrategyType] = SwitchingStrategyType.BANDIT
+    redraws: ClassVar[bool] = True
+    reward: str = ERROR_RATE
+    direction: str = ""
+    initial_percentage: float = 50.0
+    floor_percentage: float = 5.0
+    batch_minutes: float = 15.0
+    min_rewards: int = 10
+    max_duration_hours: float | None = None
+
+    def __post_init__(self) -> None:
+        checks.name(f"{_WHERE}.reward", self.reward)
+        if self.direction == "":
+            object.__setattr__(self, "direction", "decrease" if self.reward == ERROR_RATE else "increase")
+        checks.one_of(f"{_WHERE}.direction", self.direction, ("increase", "decrease"))
+        checks.number(f"{_WHERE}.floor_percentage", self.floor_percentage, low=0.0, high=50.0, above=True)
+        checks.number(f"{_WHERE}.initial_percentage", self.initial_percentage, low=0.0, high=100.0)
+        if not self.floor_percentage <= self.initial_percentage <= 100.0 - self.floor_percentage:
+            allowed = (
+                f"{self.floor_percentage:g} to {100.0 - self.floor_percentage:g}, as neither falls below the floor"
+            )
+            raise InvalidInput(f"{_WHERE}.initial_percentage", self.initial_percentage, allowed)
+        checks.number(f"{_WHERE}.batch_minutes", self.batch_minutes, low=0.0, above=True)
+        checks.integer(f"{_WHERE}.min_rewards", self.min_rewards, low=1)
+        if self.max_duration_hours is not None:
+            checks.number(f"{_WHERE}.max_duration_hours", self.max_duration_hours, low=0.0, above=True)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage(self.initial_percentage / 100.0, self.batch_minutes * _MIN_S, judged=True),)
+
+    @property
+    def deadline_s(self) -> float | None:
+        return None if self.max_duration_hours is None else self.max_duration_hours * _HOUR_S
+
+
+Strategy = (
+    ImmediateStrategy
+    | GradualStrategy
+    | CanaryStrategy
+    | ABTestStrategy
+    | ShadowStrategy
+    | SwitchbackStrategy
+    | BanditStrategy
+)
+
+STRATEGIES: Mapping[SwitchingStrategyType, type[Strategy]] = {cls.type: cls for cls in get_args(Strategy)}
 
 
 def strategy_of(

@@ -18,6 +18,7 @@ from abswitch.domain import (
     FinishReason,
     GenerationRequest,
     ModelVersion,
+    Placement,
     Prompt,
     RequestRecord,
     Residency,
@@ -46,6 +47,7 @@ class Submission:
         overrides: sampling fields that differ from the version's defaults.
         version: ask this version whatever the route says (arm `pinned`).
         reference: the right answer, for scorers.
+        placement: what its row says of its arm, where an experiment's design and no route chose the version.
         copy_of: of a shadow's copy, the request it copies.
         keep_output: its row carries the answer even where no text is recorded otherwise.
         tier: residency, at arrival, of what was to serve it.
@@ -62,6 +64,7 @@ class Submission:
     submitted_mono_s: float
     version: str | None = None
     reference: str | None = None
+    placement: Placement | None = None
     copy_of: str | None = None
     keep_output: bool = False
     tier: Residency = Residency.RESIDENT
@@ -349,13 +352,19 @@ class Dispatcher:
         origin_s, first_s, last = submission.submitted_mono_s, submission.first_token_mono_s, submission.last
         reason = submission.finish_reason
         error_type, error_message = (None, None) if reason is not None else _failure(error)
+        placed = submission.placement or Placement(
+            operation_id=(snapshot.operation_id if snapshot else None) or "",
+            arm=arm.name,
+            step=snapshot.step if snapshot else 0,
+            pair_id=submission.copy_of,
+        )
         return RequestRecord(
             request_id=submission.request_id,
             model_id=submission.model_id,
-            operation_id=snapshot.operation_id if snapshot else None,
-            step=snapshot.step if snapshot else 0,
+            operation_id=placed.operation_id or None,
+            step=placed.step,
             route_epoch=snapshot.epoch if snapshot else 0,
-            arm=arm.name,
+            arm=placed.arm,
             assigned_version=arm.version,
             served_version=submission.served_by,
             unit_id=submission.unit_id,
@@ -372,7 +381,7 @@ class Dispatcher:
             error_message=error_message,
             prompt=prompt_text(submission.prompt) if self._record_text else None,
             output=submission.text if self._record_text or submission.keep_output else None,
-            pair_id=submission.copy_of,
+            pair_id=placed.pair_id,
             weights_digest=serving.weights_digest,
             tier=submission.tier.value,
             switch_path=serving.path.value,

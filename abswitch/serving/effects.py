@@ -17,7 +17,7 @@ from abswitch.domain import RouteRecord, VersionKey
 from abswitch.errors import InstanceError, LoadFailed
 from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import Judgement, Ruling
-from abswitch.rollout.operation import Effect, Event, Operation
+from abswitch.rollout.operation import Effect, Event, Operation, Phase
 from abswitch.rollout.strategies import ShadowStrategy
 from abswitch.serving.cache import CachedVersion, ModelCache
 from abswitch.serving.preflight import DRAIN
@@ -240,7 +240,10 @@ class Effects:
             return self._cache.loaded[model_id, version]
 
         arms = enumerate(route.arms)
-        compared = bool(route.arms) or route.shadow is not None
+        compared = operation.phase is Phase.SHIFTING  # also a switchback's block of the stable version alone
+        salt = self._salt(operation.operation_id)
+        if operation.strategy.redraws and operation.evaluation:
+            salt = f"{salt}\0{operation.evaluation}"
         return self._router.commit(
             model_id,
             stable=arm_of(STABLE, active, cached(active)),
@@ -250,7 +253,7 @@ class Effects:
             mirror=self._mirror(operation, route, cached),
             operation_id=operation.operation_id if compared else None,
             step=operation.stage,
-            salt=self._salt(operation.operation_id),
+            salt=salt,
         )
 
     def _mirror(self, operation: Operation, route: ops.Route, cached: Callable[[str], CachedVersion]) -> Mirror | None:

@@ -35,6 +35,11 @@ class SwitchHandle:
         self.operation_id = operation_id
 
     @property
+    def moved_by(self) -> str | None:
+        """The switch that moves the traffic when it is promoted: itself."""
+        return self.operation_id
+
+    @property
     def status(self) -> OperationStatus:
         """How it stands now."""
         return self._engine.operation_status(self.operation_id)

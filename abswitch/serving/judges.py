@@ -6,17 +6,25 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from abswitch.errors import InvalidInput
+from abswitch.rollout.bandit import BanditJudge
 from abswitch.rollout.judging import Judge, Judgement, ThresholdJudge
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.sequential_judge import SequentialJudge
-from abswitch.rollout.strategies import SEQUENTIAL, CanaryStrategy, Strategy
+from abswitch.rollout.strategies import SEQUENTIAL, BanditStrategy, CanaryStrategy, Strategy
 from abswitch.serving.tally import StepTally
 
 JUDGE_TIMEOUT_S = 60.0
 
 
-def default_judge(strategy: Strategy) -> SequentialJudge | ThresholdJudge | None:
+def default_judge(strategy: Strategy) -> SequentialJudge | ThresholdJudge | BanditJudge | None:
     """The judge of a strategy that was given none; None where the strategy needs one of the user's."""
+    if isinstance(strategy, BanditStrategy):
+        return BanditJudge(
+            reward=strategy.reward,
+            direction=strategy.direction,
+            floor=strategy.floor_percentage / 100.0,
+            min_rewards=strategy.min_rewards,
+        )
     if not isinstance(strategy, CanaryStrategy):
         return None
     if strategy.evaluation == SEQUENTIAL:

@@ -28,6 +28,7 @@ from abswitch.stats.group_sequential import (
     obrien_fleming_spending,
     pocock_spending,
 )
+from abswitch.stats.joint import BlockSummary, JointSummary, PairedRatioSummary, joint_test
 from abswitch.stats.kinds import MetricSummary
 from abswitch.stats.lift import RelativeLift, geometric_lift, relative_lift
 from abswitch.stats.many import (
@@ -111,6 +112,7 @@ __all__ = [
     "BayesianComparison",
     "BettingSequence",
     "Block",
+    "BlockSummary",
     "CanaryDecision",
     "CanaryVerdict",
     "Comparison",
@@ -125,6 +127,7 @@ __all__ = [
     "GroupSequentialDesign",
     "GuardrailFinding",
     "Heterogeneity",
+    "JointSummary",
     "MarginOutcome",
     "MarginTest",
     "Mean",
@@ -133,6 +136,7 @@ __all__ = [
     "MetricSummary",
     "Paired",
     "PairedRateSummary",
+    "PairedRatioSummary",
     "PairedSummary",
     "PowerCurve",
     "Quantile",
@@ -197,6 +201,7 @@ __all__ = [
     "harm_test",
     "hodges_lehmann",
     "holm",
+    "joint_test",
     "judge_canary",
     "least_n_for_quantile",
     "lin_test",

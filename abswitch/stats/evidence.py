@@ -8,6 +8,7 @@ from typing import Any
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
+from abswitch.stats.joint import JointSummary
 from abswitch.stats.kinds import MetricSummary, knows_units
 
 
@@ -78,8 +79,10 @@ class Evidence:
         plan_digest: of the plan stored before the first exposure; None when none was stored.
         dropped_rows: rows the store could not take; anything but 0 voids the test.
         repeated_units: units with more than one analysed request; summaries are then by unit.
-        crossed_units: units seen in both arms.
+        crossed_units: units seen in both arms, where each should be in one.
         segments: by metric name, for metrics that are broken out: each segment with both arms' summaries.
+        expected_share: the candidate's, where it was not fixed: the mean chance of what was drawn.
+        joint: by metric name, of designs that bind the arms together; these are what is tested there.
     """
 
     baseline: ArmEvidence
@@ -89,6 +92,8 @@ class Evidence:
     repeated_units: int = 0
     crossed_units: int = 0
     segments: Mapping[str, Mapping[str, SegmentEvidence]] = field(default_factory=dict)
+    expected_share: float | None = None
+    joint: Mapping[str, JointSummary] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("dropped_rows", "repeated_units", "crossed_units"):

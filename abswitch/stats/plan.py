@@ -12,22 +12,26 @@ from abswitch import checks
 from abswitch.errors import InvalidInput
 from abswitch.stats.metrics import Metric, Role, metric_of, metric_to_dict
 
+RANDOMISED, PAIRED, SWITCHBACK, BANDIT = "randomised", "paired", "switchback", "bandit"
 FIXED_HORIZON = "fixed horizon: one look, when the planned number of units is reached"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnalysisPlan:
-    """The rules of one A/B test.
+    """The rules of one experiment.
 
     Args:
         baseline, candidate: versions.
         metrics: exactly one primary; names must differ.
-        expected_share: the candidate's share of units, fraction in (0, 1].
+        expected_share: the candidate's share of units, fraction in (0, 1]; a half where every unit meets both.
         planned_n: units in both arms together; the verdict is taken when they are reached, once.
         alpha: two-sided error rate of every comparison. Guardrails need none split off, as all must pass.
         srm_alpha: error rate of the sample-ratio check.
         min_units: an arm with fewer analysed units decides nothing.
         max_score_failures: share of answers of an arm whose scorer may raise before the test is void.
+        design: `randomised` (units split between the arms), `paired` (every unit to both) or `switchback` (blocks of
+            time in turn; a block is a unit) or `bandit` (units drawn with shares that follow the outcomes).
+        blocks: of a switchback: the arm of each block, in order.
 
     Raises:
         InvalidInput: a field is outside its range, or the metrics do not add up.
@@ -42,7 +46,8 @@ class AnalysisPlan:
     srm_alpha: float = 0.001
     min_units: int = 20
     max_score_failures: float = 0.01
-    design: str = "randomised"
+    design: str = RANDOMISED
+    blocks: tuple[str, ...] = ()
     looks: str = FIXED_HORIZON
 
     def __post_init__(self) -> None:
@@ -58,7 +63,8 @@ class AnalysisPlan:
         object.__setattr__(self, "max_score_failures", checks.share("plan.max_score_failures", self.max_score_failures))
         checks.integer("plan.planned_n", self.planned_n, low=1)
         checks.integer("plan.min_units", self.min_units, low=2)
-        checks.one_of("plan.design", self.design, ("randomised",))
+        checks.one_of("plan.design", self.design, (RANDOMISED, PAIRED, SWITCHBACK, BANDIT))
+        object.__setattr__(self, "blocks", _blocks(self.design, self.blocks))
         checks.one_of("plan.looks", self.looks, (FIXED_HORIZON,))
 
     @property
@@ -74,7 +80,10 @@ class AnalysisPlan:
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `of` reads them back."""
         plain = {name: getattr(self, name) for name in self.__slots__}
-        return plain | {"metrics": [metric_to_dict(metric) for metric in self.metrics]}
+        plain |= {"metrics": [metric_to_dict(metric) for metric in self.metrics], "blocks": list(self.blocks)}
+        if not self.blocks:  # plans of other designs keep the digest they always had
+            del plain["blocks"]
+        return plain
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> AnalysisPlan:
@@ -109,3 +118,15 @@ def _metrics(given: object) -> tuple[Metric, ...]:
         if names.count(name) > 1:
             raise InvalidInput("metrics", name, "metrics with different names")
     return metrics
+
+
+def _blocks(design: str, given: Iterable[str]) -> tuple[str, ...]:
+    blocks = tuple(given)
+    if design != SWITCHBACK:
+        if blocks:
+            raise InvalidInput("plan.blocks", blocks, f"none, as the design is {design}")
+        return blocks
+    pairs = zip(blocks[::2], blocks[1::2], strict=False)
+    if len(blocks) < 4 or len(blocks) % 2 or any({*pair} != {"baseline", "candidate"} for pair in pairs):
+        raise InvalidInput("plan.blocks", blocks, "pairs of one baseline and one candidate block; two pairs or more")
+    return blocks

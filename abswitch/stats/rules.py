@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -12,10 +12,10 @@ import numpy as np
 from scipy import stats
 
 from abswitch.stats.comparison import Comparison
-from abswitch.stats.evidence import Evidence
+from abswitch.stats.evidence import ArmEvidence, Evidence
 from abswitch.stats.margins import MarginOutcome, non_inferiority, tost_equivalence
 from abswitch.stats.metrics import Metric, Role
-from abswitch.stats.plan import AnalysisPlan
+from abswitch.stats.plan import SWITCHBACK, AnalysisPlan
 from abswitch.stats.power import detectable_effect, units_needed
 from abswitch.stats.srm import SampleRatio
 
@@ -189,6 +189,8 @@ def _answers_lost(case: Case) -> Finding | None:
     Fisher's exact test, at the error rate of the sample-ratio check: this is the same question, one step later.
     """
     a, b = case.evidence.baseline, case.evidence.candidate
+    if case.plan.design == SWITCHBACK:  # its units are blocks; it is requests that get lost
+        a, b = (replace(arm, assigned=arm.requests, analysed=_answers(arm)) for arm in (a, b))
     table = np.array([[arm.analysed, arm.assigned - arm.analysed] for arm in (a, b)])
     p_value = float(stats.fisher_exact(table).pvalue)
     if p_value >= case.plan.srm_alpha:
@@ -199,6 +201,10 @@ def _answers_lost(case: Case) -> Finding | None:
         f"baseline units have no answer to compare, so those that do are not alike (Fisher exact, "
         f"p = {p_value:.2g} < {case.plan.srm_alpha:g}).",
     )
+
+
+def _answers(arm: ArmEvidence) -> int:
+    return max(0, arm.requests - arm.failed - arm.fallbacks)
 
 
 RULES: tuple[Callable[[Case], Finding | None], ...] = (

@@ -12,7 +12,8 @@ from typing import Any
 
 from abswitch.stats.comparison import Comparison, finite
 from abswitch.stats.evidence import Evidence
-from abswitch.stats.plan import AnalysisPlan
+from abswitch.stats.joint import joint_test
+from abswitch.stats.plan import RANDOMISED, AnalysisPlan
 from abswitch.stats.power import detectable_effect
 from abswitch.stats.rules import Case, Decision, first_finding
 from abswitch.stats.srm import SampleRatio, sample_ratio_mismatch
@@ -122,6 +123,12 @@ def _detectable(case: Case) -> float:
 
 
 def _compare(plan: AnalysisPlan, evidence: Evidence) -> dict[str, Comparison]:
+    if plan.design != RANDOMISED:
+        return {
+            metric.name: joint_test(evidence.joint[metric.name], alpha=plan.alpha)
+            for metric in plan.metrics
+            if metric.name in evidence.joint
+        }
     return {
         metric.name: metric.compare(
             evidence.baseline.summaries[metric.name], evidence.candidate.summaries[metric.name], alpha=plan.alpha
@@ -135,7 +142,7 @@ def _sample_ratio(plan: AnalysisPlan, evidence: Evidence) -> SampleRatio:
     return sample_ratio_mismatch(
         evidence.baseline.assigned,
         evidence.candidate.assigned,
-        expected_share=plan.expected_share,
+        expected_share=plan.expected_share if evidence.expected_share is None else evidence.expected_share,
         alpha=plan.srm_alpha,
     )
 

@@ -44,6 +44,9 @@ ADMISSION_COLUMNS: Mapping[str, str] = MappingProxyType(
 
 LARGEST = 1e100
 """Numbers beyond this cannot be squared and summed: failed measurements, as what is not finite."""
+_EXPOSED = """arm IN ('stable', 'candidate') AND (model_id, route_epoch) IN (
+    SELECT (model_id, epoch) FROM routes WHERE operation_id = $operation_id AND arm = 'candidate' AND share > 0
+  )"""
 
 
 class ValueColumns:
@@ -58,6 +61,10 @@ class ValueColumns:
         where: conditions that requests must fulfil.
         segments: gives each row the name of its segment; without them it has the segment ''.
         largest: segments that keep their names, see `segment_sql`.
+        rows: SQL condition of the requests that count; by default those of both arms that were admitted while the
+            candidate had a share. An operation's last snapshot, which sends everybody to one version, belongs to it,
+            too, but compares nothing.
+        keys: columns of `requests` that the rows keep, beside the arm and the unit.
 
     Raises:
         InvalidInput: a name that is neither; lists what there is.
@@ -72,7 +79,10 @@ class ValueColumns:
         where: Sequence[Where] = (),
         segments: Segments | None = None,
         largest: Sequence[str] = (),
+        rows: str | None = None,
+        keys: Sequence[str] = (),
     ) -> None:
+        self._rows, self._keys = rows or _EXPOSED, tuple(keys)
         self.names = tuple(dict.fromkeys(names))
         selectors = [*(one.column for one in where), *([segments.column] if segments else [])]
         known = {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS, *ADMISSION_COLUMNS}
@@ -104,21 +114,15 @@ class ValueColumns:
 
     @property
     def with_clause(self) -> str:
-        """`WITH …`, whose last table is `value_rows`: arm, unit_id, segment, what became of the request, the values.
-
-        Its rows are the requests that were admitted while the candidate had a share. An operation's last snapshot,
-        which sends everybody to one version, belongs to it, too, but compares nothing.
-        """
+        """`WITH …`, whose last table is `value_rows`: arm, unit_id, segment, what became of the request, the values."""
         values = "".join(f",\n    {_finite(self._value(name))} AS {self.column(name)}" for name in self.names)
-        values += "".join(f",\n    {self.failures(scorer)}" for scorer in self.scorers)
+        values += "".join(f",\n    {extra}" for extra in (*map(self.failures, self.scorers), *self._keys))
         return f"""{self._scores}value_rows AS (
   SELECT arm, unit_id, {self._segment} AS segment, fallback,
     {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
     coalesce(error_type = '{CANCELLED}', FALSE) AS cancelled{values}
   FROM requests {"LEFT JOIN scored USING (request_id)" if self.scorers else ""}
-  WHERE operation_id = $operation_id AND arm IN ('stable', 'candidate') AND (model_id, route_epoch) IN (
-    SELECT (model_id, epoch) FROM routes WHERE operation_id = $operation_id AND arm = 'candidate' AND share > 0
-  ){self._condition}
+  WHERE operation_id = $operation_id AND {self._rows}{self._condition}
 )"""
 
     @property

@@ -97,7 +97,7 @@ CREATE TABLE IF NOT EXISTS requests (
     error_message    VARCHAR,
     prompt           VARCHAR,                 -- only where the engine was asked to record text
     output           VARCHAR,                 -- the same; also for both sides of a shadow pair
-    pair_id          VARCHAR,                 -- of a shadow's copy: the request it copies
+    pair_id          VARCHAR,                 -- of a shadow's copy: the request it copies; of a design's requests: what belongs together
     weights_digest   VARCHAR,                 -- of the weights that answered; NULL: not known
     tier             VARCHAR NOT NULL,        -- residency of the serving version at arrival
     switch_path      VARCHAR NOT NULL,        -- how its instance last became able to serve: load, wake, ...

@@ -9,6 +9,11 @@ SELECT
     CASE
         WHEN r.arm = 'pinned' THEN 'the request named ' || r.assigned_version || ' itself'
         WHEN r.arm = 'shadow' THEN 'a copy of request ' || coalesce(r.pair_id, '?') || ' for the shadow ' || r.assigned_version
+        WHEN r.operation_id IS NOT NULL AND o.operation_id IS NULL AND p.operation_id IS NOT NULL THEN format(
+            'the {} design of the experiment {} asked {} as its {}{}', p.body->>'design', r.operation_id,
+            r.assigned_version, CASE r.arm WHEN 'stable' THEN 'baseline' ELSE r.arm END,
+            CASE p.body->>'design' WHEN 'switchback' THEN ' in block ' || r.step ELSE '' END
+        )
         WHEN r.operation_id IS NULL THEN r.assigned_version || ' was the active version, no switch was under way'
         ELSE format(
             'unit {} was in the arm {} ({}), which had a share of {} at step {} of the {} switch {}',
@@ -27,4 +32,5 @@ SELECT
     ) AS step_reason
 FROM requests r
 LEFT JOIN routes t ON t.model_id = r.model_id AND t.epoch = r.route_epoch AND t.arm = r.arm
-LEFT JOIN operations o ON o.operation_id = r.operation_id;
+LEFT JOIN operations o ON o.operation_id = r.operation_id
+LEFT JOIN plans p ON p.operation_id = r.operation_id;

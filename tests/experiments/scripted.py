@@ -73,3 +73,8 @@ async def ab_test(
         # A name of its own, so that the split is the same in every run.
         result = await run_ab_test(engine, "v2", problems(n, suffix=suffix), metrics=metrics, experiment="sums")
         yield engine, result
+
+
+def adders() -> ScriptedBackend:
+    """Versions that add right as often as their names say: `v58` in 58 % of all cases."""
+    return ScriptedBackend(answers={f"v{percent}": adder(percent / 100, f"v{percent}") for percent in (20, 58, 95)})

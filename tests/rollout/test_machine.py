@@ -22,11 +22,13 @@ from abswitch.rollout.operation import Event, Operation, Phase
 from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered
 from abswitch.rollout.strategies import (
     ABTestStrategy,
+    BanditStrategy,
     CanaryStrategy,
     GradualStrategy,
     ImmediateStrategy,
     ShadowStrategy,
     Strategy,
+    SwitchbackStrategy,
 )
 
 AB = ABTestStrategy(traffic_percentage=30, test_duration_hours=1)
@@ -34,9 +36,11 @@ ARMS = ABTestStrategy(arms={"v2": 20, "v3": 40}, test_duration_hours=1, evaluati
 CANARY = CanaryStrategy(initial_percentage=5, step_percentage=45, evaluation_period_minutes=10)
 GRADUAL = GradualStrategy(duration_minutes=30, steps=3)
 SHADOW = ShadowStrategy(mirror_percentage=50, test_duration_hours=1)
+BLOCKS = SwitchbackStrategy(block_minutes=5, blocks=4)
+BANDIT = BanditStrategy(batch_minutes=5, max_duration_hours=1)
 AT_ONCE = ImmediateStrategy()
 SWAP = ImmediateStrategy(drain_first=True)
-STRATEGIES: tuple[Strategy, ...] = (AB, ARMS, CANARY, GRADUAL, SHADOW, AT_ONCE, SWAP)
+STRATEGIES: tuple[Strategy, ...] = (AB, ARMS, CANARY, GRADUAL, SHADOW, BLOCKS, BANDIT, AT_ONCE, SWAP)
 
 
 def says(ruling: Ruling, version: str | None = None) -> ops.Judged:
@@ -54,6 +58,7 @@ EVENTS: tuple[Event, ...] = (
     ops.StageElapsed(),
     says(Ruling.ADVANCE),
     says(Ruling.HOLD),
+    ops.Judged(judgement=Judgement(ruling=Ruling.HOLD, reason="x", share=0.7)),
     says(Ruling.ROLL_BACK),
     ops.DeadlineElapsed(),
     ops.Conclude(promote=True, reason="x"),
@@ -405,3 +410,14 @@ def test_epochs_never_go_back(strategy: Strategy, events: list[Event]) -> None:
             continue
         assert after.epoch in (now.epoch, now.epoch + 1)
         now = after
+
+
+def test_a_batch_of_a_bandit_changes_the_share_and_nothing_else() -> None:
+    evaluating = replace(operation(BANDIT, phase=Phase.EVALUATING), share=0.5, exposed=True, evaluation=2)
+    judged, effects = step(evaluating, EVENTS[10], 5.0)
+    assert (judged.phase, judged.stage, judged.share, judged.evaluation) == (Phase.SHIFTING, 0, 0.7, 3)
+    assert effects == (ops.Route("v1", (("v2", 0.7),), 0.7),)
+    routed, effects = step(judged, ops.Routed(epoch=judged.epoch), 5.0)
+    assert (routed.phase, routed.share) == (Phase.EVALUATING, 0.7)
+    assert effects == (ops.SetTimer(300.0),)
+    assert operation_of(json.loads(json.dumps(operation_to_dict(routed)))) == routed

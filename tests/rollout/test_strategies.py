@@ -10,11 +10,13 @@ from abswitch.errors import InvalidInput
 from abswitch.rollout.judging import Guardrail
 from abswitch.rollout.strategies import (
     ABTestStrategy,
+    BanditStrategy,
     CanaryStrategy,
     GradualStrategy,
     ImmediateStrategy,
     ShadowStrategy,
     Stage,
+    SwitchbackStrategy,
     strategy_of,
 )
 
@@ -163,3 +165,46 @@ def test_a_shadow_has_no_share() -> None:
     assert strategy.stages == (Stage(0.0, 3600.0, mirror=0.1),)
     with pytest.raises(InvalidInput, match="mirror_percentage"):
         strategy_of("shadow", {"mirror_percentage": 0})
+
+
+def test_a_switchbacks_blocks_come_in_pairs_whose_order_is_drawn() -> None:
+    strategy = strategy_of("switchback", {"block_minutes": 5, "blocks": 40, "seed": 3})
+    assert isinstance(strategy, SwitchbackStrategy)
+    assert {stage.hold_s for stage in strategy.stages} == {300.0}
+    shares = [stage.share for stage in strategy.stages]
+    pairs = list(zip(shares[::2], shares[1::2], strict=True))
+    assert set(pairs) == {(0.0, 1.0), (1.0, 0.0)}
+    assert SwitchbackStrategy(blocks=40, seed=3).order == strategy.order != SwitchbackStrategy(blocks=40).order
+
+
+def test_a_bandit_begins_with_its_first_share_and_is_judged_batch_by_batch() -> None:
+    strategy = strategy_of("bandit", {"reward": "exact_match", "initial_percentage": 20, "batch_minutes": 2})
+    assert strategy.stages == (Stage(share=0.2, hold_s=120.0, judged=True),)
+    assert isinstance(strategy, BanditStrategy) and strategy.direction == "increase"
+    assert BanditStrategy().direction == "decrease", "of errors, less is better"
+    assert BanditStrategy(max_duration_hours=2).deadline_s == 7200.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "field"),
+    [
+        ("switchback", {"block_minutes": 0}, "block_minutes"),
+        ("switchback", {"blocks": 2}, "blocks"),
+        ("switchback", {"blocks": 7}, "blocks"),
+        ("switchback", {"warmup_minutes": 15}, "warmup_minutes"),
+        ("switchback", {"seed": -1}, "seed"),
+        ("bandit", {"reward": ""}, "reward"),
+        ("bandit", {"direction": "up"}, "direction"),
+        ("bandit", {"floor_percentage": 0}, "floor_percentage"),
+        ("bandit", {"floor_percentage": 51}, "floor_percentage"),
+        ("bandit", {"initial_percentage": 2}, "initial_percentage"),
+        ("bandit", {"initial_percentage": 99}, "initial_percentage"),
+        ("bandit", {"batch_minutes": 0}, "batch_minutes"),
+        ("bandit", {"min_rewards": 0}, "min_rewards"),
+        ("bandit", {"max_duration_hours": 0}, "max_duration_hours"),
+    ],
+)
+def test_what_a_design_does_not_allow_is_named(kind: str, config: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        strategy_of(kind, config)
+    assert caught.value.field == f"strategy_config.{field}"

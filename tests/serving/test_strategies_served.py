@@ -294,3 +294,118 @@ async def test_drain_then_load_that_fails_brings_the_old_version_back(shell: She
     operation = await shell.until(operation_id, Phase.FAILED)
     assert "out of memory" in operation.reason
     assert await waiting == "I am v1" and shell.registry.active_version(MODEL) == "v1"
+
+
+# --- switchback -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_switchback_sends_everybody_to_one_version_at_a_time(shell: Shell) -> None:
+    operation_id = await begun(shell, "switchback", {"block_minutes": 10, "blocks": 4})
+    order = []
+    for block in range(4):
+        answers = set(await traffic(shell, 20))
+        assert len(answers) == 1, "one version serves a block"
+        order.append("candidate" if answers == {"I am v2"} else "baseline")
+        rows = [row for row in shell.requests if row.operation_id == operation_id and row.step == block]
+        assert len(rows) == 20, "a block of the stable version alone belongs to the switchback, too"
+        await period(shell, operation_id)
+    strategy = shell.switcher.operation(operation_id).strategy
+    assert tuple(order) == strategy.order  # type: ignore[union-attr]  # a switchback's
+    operation = await shell.until(operation_id, Phase.SUCCEEDED)
+    assert not operation.promoted and "time is over" in operation.reason
+    await shell.ask()
+    assert shell.requests[-1].operation_id is None, "what comes afterwards is no part of it"
+
+
+async def test_a_switchbacks_candidate_that_dies_ends_it(shell: Shell) -> None:
+    operation_id = await begun(shell, "switchback", {"block_minutes": 10, "blocks": 4})
+    shell.instance("v2").die("out of memory")
+    await asyncio.gather(*(shell.ask() for _ in range(3)), return_exceptions=True)
+    shell.switcher.instance_lost(MODEL, shell.instance("v2"), "out of memory")
+    await shell.until(operation_id, Phase.ROLLED_BACK)
+    assert set(await traffic(shell, 20)) == {"I am v1"}
+
+
+# --- bandit -----------------------------------------------------------------------------------------------------------
+
+BANDIT: dict[str, Any] = {"reward": "thumbs", "batch_minutes": 10, "floor_percentage": 10, "min_rewards": 20}
+
+
+async def batch(shell: Shell, operation_id: str) -> ops.Operation:
+    """Let a batch end and the next begin; the judge works on a thread of its own."""
+    judged = shell.switcher.operation(operation_id).evaluation
+    shell.clock.advance(600)
+    async with asyncio.timeout(10):
+        return await shell.switcher.wait(operation_id, lambda o: o.evaluation > judged and o.phase is Phase.EVALUATING)
+
+
+async def rewarded(shell: Shell, requests: int, **rewards: float) -> None:
+    """Requests of new units, each rewarded as its version deserves: every so many-th."""
+    begun_at = len(shell.requests)
+    await traffic(shell, requests)
+    for i, row in enumerate(shell.requests[begun_at:]):
+        shell.score(row.request_id, "thumbs", float(i % 10 < 10 * rewards[row.served_version or ""]))
+
+
+async def test_a_bandits_traffic_follows_what_does_better_and_keeps_a_floor(shell: Shell) -> None:
+    operation_id = await begun(shell, "bandit", BANDIT)
+    shares = [shell.switcher.operation(operation_id).share]
+    for _ in range(4):
+        await rewarded(shell, 200, v1=0.3, v2=0.8)
+        shares.append((await batch(shell, operation_id)).share)
+    assert shares[0] == 0.5
+    assert shares[-1] == pytest.approx(0.9, abs=0.01), "all but the floor"
+    answers = await traffic(shell, 400)
+    assert answers.count("I am v2") / 400 == pytest.approx(0.9, abs=0.06)
+    chances = {(row.route_epoch, row.arm): row.propensity for row in shell.requests if row.operation_id}
+    for (epoch, arm), chance in chances.items():
+        share = next(r.share for r in shell.routes if r.epoch == epoch and r.arm == arm)
+        assert chance == share, "the chance that is logged is the one that was used"
+    operation = shell.switcher.operation(operation_id)
+    assert not operation.promoted and operation.stage == 0 and "thumbs" in operation.reason
+
+
+async def test_a_bandit_draws_units_anew_with_each_batch(shell: Shell) -> None:
+    operation_id = await begun(shell, "bandit", BANDIT | {"min_rewards": 5})
+    users = [f"user-{i}" for i in range(100)]
+    first = [await shell.ask(user) for user in users]
+    for i, row in enumerate(shell.requests[-100:]):
+        shell.score(row.request_id, "thumbs", float(i % 2))
+    await batch(shell, operation_id)
+    second = [await shell.ask(user) for user in users]
+    moved = sum(a != b for a, b in zip(first, second, strict=True))
+    assert 20 < moved < 80, "not by a threshold on one hash: those would hardly move"
+    assert [await shell.ask(user) for user in users] == second, "within a batch everybody stays"
+
+
+async def test_a_bandit_without_rewards_leaves_its_shares(shell: Shell) -> None:
+    operation_id = await begun(shell, "bandit", BANDIT | {"max_duration_hours": 1})
+    await traffic(shell, 100)
+    operation = await batch(shell, operation_id)
+    assert operation.share == 0.5 and "0 of 20 needed rewards" in operation.reason
+    await rewarded(shell, 100, v1=0.5, v2=0.5)
+    for row in shell.requests[-100:]:
+        shell.score(row.request_id, "thumbs", 0.25)
+    operation = await batch(shell, operation_id)
+    assert operation.share == 0.5 and "not made of 0 and 1" in operation.reason
+    shell.clock.advance(3600)
+    assert not (await shell.until(operation_id, Phase.SUCCEEDED)).promoted
+
+
+async def test_a_bandit_of_errors_sends_traffic_away_from_them(shell: Shell) -> None:
+    operation_id = await begun(shell, "bandit", {"batch_minutes": 10})
+    broken = shell.instance("v2")
+
+    async def generate(request: Any) -> Any:
+        raise ValueError("the answer is malformed")
+        yield
+
+    broken.generate = generate  # type: ignore[method-assign]  # a failure no script offers
+    await asyncio.gather(*(shell.ask() for _ in range(100)), return_exceptions=True)
+    operation = await batch(shell, operation_id)
+    assert operation.share == pytest.approx(0.05, abs=0.001)
+
+
+async def test_a_judge_may_set_shares_within_bounds_alone(shell: Shell) -> None:
+    with pytest.raises(ValueError, match="share"):
+        Judgement(ruling=Ruling.HOLD, reason="x", share=1.5)

@@ -26,6 +26,12 @@ def test_it_survives_json_with_its_digest() -> None:
     assert again == PLAN and again.digest() == PLAN.digest()
 
 
+def test_the_order_of_blocks_survives_json() -> None:
+    plan = replace(PLAN, design="switchback", blocks=["baseline", "candidate", "candidate", "baseline"])
+    again = AnalysisPlan.of(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan and again.digest() == plan.digest()
+
+
 def test_the_digest_is_fixed_for_all_time() -> None:
     # Plans lie in stores for as long as their experiments matter: another digest for the same plan would void them.
     assert PLAN.digest() == "d09dbba5b2a12a1d90792964bb364226afc74a00a873379c2ca97ff4a6426077"
@@ -45,6 +51,8 @@ def test_the_digest_is_fixed_for_all_time() -> None:
         {"srm_alpha": 0.01},
         {"min_units": 21},
         {"max_score_failures": 0.02},
+        {"design": "paired"},
+        {"design": "switchback", "blocks": ("baseline", "candidate", "candidate", "baseline")},
     ],
 )
 def test_any_change_changes_the_digest(change: dict[str, Any]) -> None:
@@ -88,7 +96,11 @@ def test_it_knows_its_metrics_by_role() -> None:
         ({"srm_alpha": math.nan}, "plan.srm_alpha"),
         ({"min_units": 1}, "plan.min_units"),
         ({"max_score_failures": 1.1}, "plan.max_score_failures"),
-        ({"design": "paired"}, "plan.design"),
+        ({"design": "before and after"}, "plan.design"),
+        ({"design": "paired", "blocks": ("baseline", "candidate") * 2}, "plan.blocks"),
+        ({"design": "switchback"}, "plan.blocks"),
+        ({"design": "switchback", "blocks": ("baseline", "candidate")}, "plan.blocks"),
+        ({"design": "switchback", "blocks": ("baseline", "baseline", "candidate", "candidate")}, "plan.blocks"),
         ({"looks": "whenever I like"}, "plan.looks"),
     ],
 )

@@ -1,0 +1,118 @@
+"""A spec of each design, from its file's values to its exit status, on scripted versions; and again after a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abswitch.errors import InvalidInput
+from abswitch.experiments import Experiment, Progress, open_run
+from abswitch.experiments.exits import ExitStatus
+from abswitch.experiments.runs import RunFolder
+from abswitch.experiments.spec import spec_of
+
+PROJECT = Path(__file__).parents[2]
+
+
+def plain(design: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A spec on scripted versions that add right as often as their names say."""
+    version = {"backend": "scripted", "model": "script"}
+    return {
+        "name": "known",
+        "model_id": "adder",
+        "versions": {"v58": version, "v95": version, "v20": version},
+        "baseline": "v58",
+        "candidate": "v95",
+        "prompts": {"kind": "generator", "function": "tests.experiments.scripted:problems", "arguments": {"n": 320}},
+        "design": design,
+        "scorers": [{"kind": "exact_match"}],
+        "metrics": [{"kind": "rate", "column": "exact_match", "margin": 0.05}],
+        "engine": {"backends": {"scripted": {"function": "tests.experiments.scripted:adders"}}},
+        "accelerators": [],
+        **more,
+    }
+
+
+def run_of(tmp_path: Path, given: dict[str, Any]) -> RunFolder:
+    return open_run(spec_of(given), reports=tmp_path / "reports", project=PROJECT)
+
+
+async def carried_out(run: RunFolder, on_progress: Any = lambda _: None) -> tuple[Experiment, Any, Any]:
+    experiment = Experiment(run)
+    engine = await experiment.start()
+    try:
+        result = await experiment.conduct(engine, on_progress)
+        await experiment.apply(result)
+        page = await experiment.report(engine, result)
+        told = await experiment.finish(engine, result, report=page)
+        active = engine.registry.active_version("adder")
+    finally:
+        await experiment.close(engine)
+    return experiment, told, active
+
+
+DESIGNS: list[dict[str, Any]] = [
+    {"kind": "randomised"},
+    {"kind": "paired"},
+    {"kind": "paired", "together": False},
+    {"kind": "switchback", "blocks": 8, "warmup_requests": 4},
+]
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=str)
+async def test_a_better_candidate_is_shipped_and_serves(tmp_path: Path, design: dict[str, Any]) -> None:
+    run = run_of(tmp_path, plain(design))
+    _, told, active = await carried_out(run)
+    assert (told.decision, told.exit_status, active) == ("ship", ExitStatus.SUCCESS, "v95")
+    assert told.requests["lost"] == 0
+    assert (run.path / "index.html").is_file()
+    assert (run.path / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("design", DESIGNS[1:], ids=str)
+async def test_a_worse_candidate_is_not(tmp_path: Path, design: dict[str, Any]) -> None:
+    _, told, active = await carried_out(run_of(tmp_path, plain(design, candidate="v20")))
+    assert (told.decision, told.exit_status, active) == ("keep", ExitStatus.KEEP, "v58")
+
+
+async def test_a_gate_is_content_with_no_difference(tmp_path: Path) -> None:
+    metrics = [{"kind": "rate", "column": "truncated", "margin": 0.05}]
+    _, told, active = await carried_out(run_of(tmp_path, plain({"kind": "paired"}, metrics=metrics)))
+    assert (told.decision, told.exit_status, active) == ("equivalent", ExitStatus.SUCCESS, "v58")
+
+
+@pytest.mark.parametrize("design", DESIGNS[1:], ids=str)
+async def test_the_same_command_goes_on_after_a_crash(tmp_path: Path, design: dict[str, Any]) -> None:
+    given = plain(design)
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "asking" and progress.done == 150:
+            raise RuntimeError("the power went")
+
+    with pytest.raises(ExceptionGroup):
+        await carried_out(run_of(tmp_path, given), stop)
+    run = run_of(tmp_path, given)
+    assert run.state.attempts == 1, "the same run"
+    experiment, told, active = await carried_out(run)
+    assert (told.decision, active) == ("ship", "v95")
+    assert experiment.run.state.attempts == 2
+    whole = 640 if design["kind"] == "paired" else 320 - 8 * 4
+    asked_again = told.requests["answered"] - whole
+    assert asked_again == 0 if design["kind"] == "paired" else 0 <= asked_again < 40, "at most the interrupted block"
+    assert told.requests["lost"] == 0
+
+
+@pytest.mark.parametrize(
+    ("design", "field"),
+    [
+        ({"kind": "switchback", "blocks": 7}, "design.blocks"),
+        ({"kind": "switchback", "blocks": 2}, "design.blocks"),
+        ({"kind": "switchback", "windows": 8}, "design.windows"),
+        ({"kind": "paired", "together": "maybe"}, "design.together"),
+    ],
+)
+def test_a_design_that_makes_no_sense_is_named(design: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput, match=field):
+        spec_of(plain(design))
