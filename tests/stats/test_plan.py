@@ -27,7 +27,7 @@ def test_it_survives_json_with_its_digest() -> None:
 
 
 def test_the_order_of_blocks_survives_json() -> None:
-    plan = replace(PLAN, design="switchback", blocks=["baseline", "candidate", "candidate", "baseline"])
+    plan = replace(PLAN, design="switchback", blocks=("baseline", "candidate", "candidate", "baseline"))
     again = AnalysisPlan.of(json.loads(json.dumps(plan.to_dict())))
     assert again == plan and again.digest() == plan.digest()
 
