@@ -20,7 +20,7 @@ from abswitch.experiments import sources
 from abswitch.experiments.ab_test import run_ab_test, unfinished
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop, Poisson, Trace
 from abswitch.experiments.asking import Progress, RequestBudget
-from abswitch.experiments.canary import CanaryResult, run_canary, write_canary_summary
+from abswitch.experiments.canary import CanaryResult, run_canary
 from abswitch.experiments.environment import environment
 from abswitch.experiments.exits import exit_status
 from abswitch.experiments.paired import run_paired
@@ -229,26 +229,24 @@ class Experiment:
 
     # --- after ------------------------------------------------------------------------------------------------------
 
-    async def report(self, engine: SwitchingEngine, result: Result) -> Path | None:
+    async def report(self, engine: SwitchingEngine, result: Result) -> Path:
         """Write the page, and publish to MLflow where the spec names a store.
 
         Returns:
-            The page; None for a canary, whose moves are in `summary.json`.
+            The page.
         """
-        if isinstance(result, CanaryResult):
-            write_canary_summary(engine, result, self.run.path)
-            return None
         status = result.handle.status
         moved_by = result.handle.moved_by
         switch = switch_timing(engine, moved_by) if status.promoted and moved_by is not None else None
         facts = {"run": self.run.state.run_id, "spec digest": self.run.state.spec_digest, **self.run.state.cell}
         await engine.scored()
-        if engine.tracking is not None:
-            publish(engine, result)
+        tracked = None if isinstance(result, CanaryResult) else result
+        if engine.tracking is not None and tracked is not None:
+            publish(engine, tracked)
             await asyncio.to_thread(engine.tracking.flush, 120.0)
         page = await asyncio.to_thread(write_report, engine, result, self.run.path, switch=switch, extra=facts)
-        if engine.tracking is not None:
-            publish(engine, result, report=page)
+        if engine.tracking is not None and tracked is not None:
+            publish(engine, tracked, report=page)
         return page
 
     async def finish(self, engine: SwitchingEngine, result: Result, *, report: Path | None = None) -> RunResult:
