@@ -160,17 +160,17 @@ def _draw(axes: Axes, curve: Curve, color: str, label: str) -> None:
 
 
 def _scale(axes: Axes, curves: Sequence[Curve], unit: Unit, margin: float | None) -> None:
-    """What the first looks leave open would flatten the rest: the axis ends at three times what later ones reach."""
+    """What the first looks leave open would flatten the rest: the axis ends a little beyond what later ones reach."""
     whole = [[p for p in curve.points if p.is_whole] for curve in curves]
-    later = [end for points in whole for p in points[len(points) // 3 :] for end in (p.low, p.high, p.estimate)]
-    every = [end for points in whole for p in points for end in (p.low, p.high)]
-    reach = max(abs(end) for end in later if end is not None) * 1.6
-    reach = min(max(reach, 1.2 * (margin or 0.0)), 1.1 * max(abs(end) for end in every if end is not None)) or 1.0
-    axes.set_ylim(-reach, reach)
+    later = [end for points in whole for p in points[len(points) // 4 :] for end in (p.low, p.high)]
+    reach = [0.0, *([-margin, margin] if margin is not None else []), *(end for end in later if end is not None)]
+    room = 0.15 * (max(reach) - min(reach)) or 1.0
+    axes.set_ylim(min(reach) - room, max(reach) + room)
     axes.yaxis.set_major_formatter(lambda value, _: _tick(value * unit.scale))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("observations in both arms", labelpad=1)
 
 
 def _tick(value: float) -> str:
+    value = round(value, 9)  # an axis' zero may be 1e-17
     return f"{value:{'+' if value else ''},.4g}".replace("-", "−")

@@ -27,8 +27,8 @@ WHERE epoch >= coalesce((SELECT max(epoch) FROM known WHERE committed_at_s <= $s
 GROUP BY ALL ORDER BY epoch
 """
 _REQUESTS = """
-SELECT admitted_at_s, arm <> 'stable' AS candidate FROM requests
-WHERE model_id = $model AND operation_id = $operation AND arm NOT IN ('pinned', 'shadow') AND admitted_at_s >= $since
+SELECT admitted_at_s, assigned_version <> $baseline AS candidate FROM requests
+WHERE model_id = $model AND arm NOT IN ('pinned', 'shadow') AND admitted_at_s >= $since
     AND coalesce(error_type, '') <> 'Cancelled'
 ORDER BY admitted_at_s
 """
@@ -41,11 +41,11 @@ def shares_chart(engine: SwitchingEngine, subject: Subject, *, width_in: float =
     Time stands still while nothing was asked, as in `traffic_chart`.
 
     Returns:
-        None where no request of the experiment was routed by shares.
+        None where nothing was routed, or fewer than two requests came.
     """
     of_model = {"model": subject.model_id, "since": subject.started_at_s}
     routes = engine.query(_ROUTES, of_model)
-    requests = engine.query(_REQUESTS, of_model | {"operation": subject.operation_id})
+    requests = engine.query(_REQUESTS, of_model | {"baseline": subject.baseline})
     if routes.empty or len(requests) < 2:
         return None
     instants = requests["admitted_at_s"].to_numpy(dtype=float)
@@ -56,8 +56,9 @@ def shares_chart(engine: SwitchingEngine, subject: Subject, *, width_in: float =
     order = [*subject.versions[1:], *others, subject.baseline]  # candidates below, so that their share is a height
     shares = {version: table[version].to_numpy(dtype=float) for version in order if version in table.columns}
     what = "Share of traffic by the routes, by version; dots: what part of the requests met a candidate"
-    chart = Chart(_finding(shares, subject), what, plot_in=2.4, width_in=width_in)
-    axes = chart.plot_area(left_in=0.5, bottom_in=0.66)
+    before = int(np.searchsorted(committed, instants[0], side="right")) - 1  # in force when the first request came
+    chart = Chart(_finding(shares, subject, max(before, 0)), what, plot_in=2.4, width_in=width_in)
+    axes = chart.plot_area(left_in=0.5, bottom_in=0.62)
     _draw_routes(axes, busy, committed, shares, colors_of_versions(subject.baseline, subject.candidate, order))
     _draw_requests(axes, busy.at(instants), requests["candidate"].to_numpy(dtype=float), busy.total_s)
     axes.set_xlim(0.0, max(busy.total_s, 1e-3))
@@ -71,8 +72,8 @@ def shares_chart(engine: SwitchingEngine, subject: Subject, *, width_in: float =
     return chart
 
 
-def _finding(shares: dict[str, Floats], subject: Subject) -> str:
-    total = 1.0 - shares.get(subject.baseline, np.zeros(1))
+def _finding(shares: dict[str, Floats], subject: Subject, begin: int) -> str:
+    total = 1.0 - shares[subject.baseline][begin:] if subject.baseline in shares else np.ones(1)
     steps = [f"{share:.0%}" for share in total]
     path = [steps[0], *(now for before, now in pairwise(steps) if now != before)]
     who = subject.candidate if len(subject.versions) == 2 else "The candidates"
