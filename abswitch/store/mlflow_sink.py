@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+from abswitch.store.mlflow_lineage import log_dataset, log_traces
 from abswitch.store.mlflow_server import FOR_GOOD, MlflowServer
 from abswitch.store.outbox import Outbox, OutboxFlusher, Refused, Unreachable
 from abswitch.store.recorder import Recorder
-from abswitch.store.tracking import WINDOW_PREFIX, TrackedExperiment, TrackingLinks, TrackingStatus
+from abswitch.store.tracking import LOOK_PREFIX, WINDOW_PREFIX, TrackedExperiment, TrackingLinks, TrackingStatus
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -96,7 +97,11 @@ class MlflowSink:
         from mlflow.exceptions import MlflowException
 
         try:
-            return _Publication(client, body, self._artifact_location).run(self._ui_url)
+            published = _Publication(client, body, self._artifact_location)
+            links = published.run(self._ui_url)
+            traces = body.get("traces") or ()
+            log_traces(self._server.uri, published.experiment_id, body["operation_id"], links["runs"], traces)
+            return links
         except MlflowException as error:
             if error.error_code in FOR_GOOD:
                 raise Refused(str(error)) from error
@@ -119,10 +124,11 @@ class _Publication:
         self._start_ms = round(body["started_at_s"] * 1000)
         end_s = body["ended_at_s"]
         self._end_ms = None if end_s is None else round(end_s * 1000)
+        self.experiment_id = ""
 
     def run(self, ui_url: str) -> Mapping[str, Any]:
         """Publish and return links and run ids."""
-        experiment_id = self._experiment()
+        self.experiment_id = experiment_id = self._experiment()
         runs = {arm["arm"]: self._arm(experiment_id, arm) for arm in self._body["arms"]}
         return _links(ui_url, experiment_id, runs).to_dict()
 
@@ -150,6 +156,8 @@ class _Publication:
     def _arm(self, experiment_id: str, arm: Mapping[str, Any]) -> str:
         run_id = self._run_of(experiment_id, arm)
         self._log(run_id, arm)
+        if self._body.get("dataset") is not None:
+            log_dataset(self._client, run_id, self._body["dataset"])
         report = self._body["report"]
         if report is not None:
             self._keep_report(run_id, Path(report))
@@ -202,6 +210,11 @@ class _Publication:
             at_ms = self._start_ms + (step + 1) * window_ms
             for key, value in window.items():
                 yield Metric(WINDOW_PREFIX + key, _number(value), at_ms, step)
+        looks = arm.get("looks") or ()
+        for number, look in enumerate(looks, start=1):
+            at_ms = self._start_ms + round((total_ms - self._start_ms) * number / len(looks))
+            for key, value in look.items():
+                yield Metric(LOOK_PREFIX + key, _number(value), at_ms, number)
 
     def _tags(self, arm: Mapping[str, Any]) -> dict[str, str]:
         body = self._body

@@ -22,7 +22,8 @@ from abswitch.store.recorder import json_text
 
 _ILLEGAL = re.compile(r"[^A-Za-z0-9_.\-/: ]")
 _LONGEST_KEY = 250
-WINDOW_PREFIX = "window/"
+WINDOW_PREFIX, LOOK_PREFIX = "window/", "look/"
+_OWN_FORM = frozenset({"arms", "report", "tags", "dataset", "traces"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class ArmRun:
         params: what was fixed beforehand, see `version_params`; the same keys in every arm.
         metrics: totals of the whole experiment by metric name; None or NaN where there is nothing to tell.
         windows: the same metrics by window, oldest first; published as steps 0, 1, 2, … under `window/…`.
+        looks: what each look at the evidence found, oldest first; published as steps 1, 2, 3, … under `look/…`.
         tags: further words, e.g. the arm's role.
     """
 
@@ -42,15 +44,59 @@ class ArmRun:
     params: Mapping[str, str | float | bool | None] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     windows: tuple[Mapping[str, float | None], ...] = ()
+    looks: tuple[Mapping[str, float | None], ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checks.name("arm", self.arm)
         checks.name("version", self.version)
-        for mapping in (self.metrics, *self.windows):
+        for mapping in (self.metrics, *self.windows, *self.looks):
             for key, value in mapping.items():
                 if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                     raise InvalidInput(f"metrics.{key}", value, "a number, or None")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedDataset:
+    """The prompts that were asked.
+
+    Attributes:
+        source: where they come from, as the experiment's file says it.
+        digest: changes with any of them.
+        rows: how many there are.
+    """
+
+    name: str
+    source: Mapping[str, Any]
+    digest: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedTrace:
+    """One request, as an example of its arm.
+
+    Attributes:
+        arm: the name of its run.
+        at_s: when it was admitted, seconds since the epoch.
+        queue_s, took_s: waiting, and all of it.
+        prompt, output: None where text is not recorded.
+        error: None when it was answered.
+        scores: by scorer.
+    """
+
+    request_id: str
+    arm: str
+    version: str
+    at_s: float
+    queue_s: float
+    took_s: float
+    first_token_s: float | None
+    output_tokens: int
+    prompt: str | None
+    output: str | None
+    error: str | None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +116,8 @@ class TrackedExperiment:
         plan_digest: of the plan it was committed to.
         note: Markdown shown on top of the runs.
         report: a file, or a folder, kept as artifact of every run.
+        dataset: the prompts; None where nobody said what they are.
+        traces: a sample of its requests.
     """
 
     name: str
@@ -85,6 +133,8 @@ class TrackedExperiment:
     plan_digest: str | None = None
     note: str | None = None
     report: Path | str | None = None
+    dataset: TrackedDataset | None = None
+    traces: tuple[TrackedTrace, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,12 +146,15 @@ class TrackedExperiment:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, keys legal and metric keys identical in all arms."""
-        plain = {name: getattr(self, name) for name in self.__slots__ if name not in {"arms", "report", "tags"}}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in _OWN_FORM}
         totals = _union(arm.metrics for arm in self.arms)
         windowed = _union(window for arm in self.arms for window in arm.windows)
+        looked = _union(look for arm in self.arms for look in arm.looks)
         report = None if self.report is None else str(Path(self.report).expanduser().resolve())
-        arms = [_arm_dict(arm, totals, windowed) for arm in self.arms]
-        return plain | {"report": report, "tags": legal_keys("tags", self.tags), "arms": arms}
+        arms = [_arm_dict(arm, totals, windowed, looked) for arm in self.arms]
+        own = {"report": report, "tags": legal_keys("tags", self.tags), "arms": arms}
+        own |= {"dataset": None if self.dataset is None else asdict(self.dataset)}
+        return plain | own | {"traces": [asdict(trace) for trace in self.traces]}
 
     def job_id(self) -> str:
         """The same for the same content."""
@@ -199,7 +252,8 @@ def legal_name(name: str) -> str:
     return "/".join(parts)[:_LONGEST_KEY] or "_"
 
 
-def _arm_dict(arm: ArmRun, totals: list[str], windowed: list[str]) -> dict[str, Any]:
+def _arm_dict(arm: ArmRun, totals: list[str], windowed: list[str], looked: list[str]) -> dict[str, Any]:
+    looks = [{key: _finite(look.get(key)) for key in looked} for look in arm.looks]
     windows = [{key: _finite(window.get(key)) for key in windowed} for window in arm.windows]
     return {
         "arm": arm.arm,
@@ -207,6 +261,7 @@ def _arm_dict(arm: ArmRun, totals: list[str], windowed: list[str]) -> dict[str, 
         "params": legal_keys("params", arm.params),
         "metrics": legal_keys("metrics", {key: _finite(arm.metrics.get(key)) for key in totals}),
         "windows": [legal_keys("windows", window) for window in windows],
+        "looks": [legal_keys("looks", look) for look in looks],
         "tags": legal_keys("tags", arm.tags),
     }
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import InvalidInput
 from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
-from abswitch.store.tracking import ArmRun, TrackedExperiment, legal_name, version_params
+from abswitch.store.tracking import (
+    ArmRun,
+    TrackedDataset,
+    TrackedExperiment,
+    TrackedTrace,
+    legal_name,
+    version_params,
+)
 from tests.store.live_mlflow import Server, free_port, wait_until
 
 
@@ -83,6 +90,61 @@ def runs_in(database: Path, name: str = "abswitch/bot") -> dict[str, Any]:
     return dict(zip(keys, runs, strict=True))
 
 
+def with_lineage(**changes: Any) -> TrackedExperiment:
+    """Looks, a data set, and two requests of each arm, one of which failed."""
+    plain = an_experiment(**changes)
+    curve = tuple({"exact/difference": 0.3 + i / 100, "exact/low": 0.1, "exact/high": None} for i in range(3))
+    arms = tuple(
+        replace(arm, looks=curve if arm.arm == "candidate" else tuple(dict.fromkeys(look, 0.0) for look in curve))
+        for arm in plain.arms
+    )
+    traces = tuple(
+        TrackedTrace(
+            request_id=f"{arm.arm}-{failed}",
+            arm=arm.arm,
+            version=arm.version,
+            at_s=1_700_000_000.5,
+            queue_s=0.25,
+            took_s=1.5,
+            first_token_s=0.5,
+            output_tokens=3,
+            prompt="1+2=",
+            output=None if failed else "3",
+            error="StreamBroken" if failed else None,
+            scores={} if failed else {"exact": 1.0},
+        )
+        for arm in arms
+        for failed in (False, True)
+    )
+    dataset = TrackedDataset(name="sums", source={"kind": "jsonl", "path": "sums.jsonl"}, digest="d" * 64, rows=400)
+    return replace(plain, arms=arms, traces=traces, dataset=dataset)
+
+
+def check_lineage(uri: str, runs: Mapping[str, str]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    for arm, run_id in runs.items():
+        curve = client.get_metric_history(run_id, "look/exact/difference")
+        expected = [0.0] * 3 if arm == "stable" else [0.3, 0.31, 0.32]
+        assert [(m.step, m.value) for m in curve] == [(i + 1, pytest.approx(x)) for i, x in enumerate(expected)]
+        (made_from,) = client.get_run(run_id).inputs.dataset_inputs
+        assert (made_from.dataset.name, made_from.dataset.digest) == ("sums", "d" * 36)
+        assert "sums.jsonl" in made_from.dataset.source and "400" in made_from.dataset.profile
+    experiment = client.get_experiment_by_name("abswitch/bot")
+    traces = {
+        trace.info.client_request_id: trace for trace in client.search_traces(locations=[experiment.experiment_id])
+    }
+    assert traces.keys() == {f"{arm}-{failed}" for arm in runs for failed in (False, True)}
+    good, bad = traces["candidate-False"], traces["candidate-True"]
+    assert [span.name for span in good.data.spans] == ["request", "queue", "generate"]
+    assert good.data.spans[0].inputs == {"prompt": "1+2="} and good.data.spans[0].outputs == {"text": "3"}
+    assert [span.parent_id is None for span in good.data.spans] == [True, False, False]
+    assert good.info.tags["score.exact"] == "1" and good.info.execution_duration == 1500
+    assert good.info.trace_metadata["mlflow.sourceRun"] == runs["candidate"]
+    assert (good.info.state.value, bad.info.state.value) == ("OK", "ERROR")
+
+
 # --- SQLite -----------------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +198,18 @@ def test_windows_are_steps_and_artifacts_lie_beside_the_database(
     experiment_id = client.get_experiment_by_name("abswitch/bot").experiment_id
     assert links.experiment == f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?compareRunsMode=CHART"
     assert links.compare.startswith("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22")
+
+
+def test_looks_prompts_and_sampled_requests_lie_with_the_runs_and_once(
+    database: Path, recorder: Recorder, make_sink: Callable[..., MlflowSink]
+) -> None:
+    sink = make_sink(f"sqlite:///{database}", recorder)
+    for note in ("first", "again"):
+        sink.publish(with_lineage(note=note))
+        assert sink.flush(), sink.status()
+    links = sink.links("op-1")
+    assert links is not None
+    check_lineage(f"sqlite:///{database}", links.runs)
 
 
 def test_a_later_look_updates_the_same_runs(
