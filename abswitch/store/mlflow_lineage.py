@@ -1,4 +1,5 @@
-"""What a run in MLflow came from, and single requests of it: datasets as inputs, sampled requests as traces.
+"""What a run in MLflow came from, and single requests of it: data sets as inputs, templates in the registry of prompts,
+sampled requests as traces.
 
 Ids are made from the operation and the request, so that a job that is delivered again finds what it left.
 """
@@ -6,6 +7,7 @@ Ids are made from the operation and the request, so that a job that is delivered
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _LONGEST_DIGEST = 36
 _LONGEST_PREVIEW = 1000
 _TOLD = ("version", "output_tokens", "first_token_s", "error")
+_PLACE, _PLACE_THERE = "{prompt}", "{{prompt}}"
+_DIGEST = "abswitch.digest"
 _RUN, _NAME = "mlflow.sourceRun", "mlflow.traceName"
 
 
@@ -41,6 +45,40 @@ def log_dataset(client: MlflowClient, run_id: str, dataset: Mapping[str, Any]) -
         profile=json.dumps({"prompts": dataset["rows"]}),
     )
     client.log_inputs(run_id, [DatasetInput(made, [InputTag("mlflow.data.context", "evaluation")])])
+
+
+def link_template(client: MlflowClient, run_id: str, arm: Mapping[str, Any]) -> None:
+    """Register the prompt template of an arm's version, each text once, and note it at the run.
+
+    The name is the model's id and `-template`. A version without a template of its own has nothing to register.
+    """
+    template, model_id = arm["params"].get("prompt_template"), arm["params"].get("model_id")
+    if template is None or model_id is None:
+        return
+    name = f"{re.sub(r'[^A-Za-z0-9_.-]', '-', model_id)}-template"
+    number = _known_template(client, name, template) or _new_template(client, name, template)
+    # MLflow's own function for this asks the store of the process's default address, which is another one.
+    client.set_tag(run_id, "mlflow.linkedPrompts", json.dumps([{"name": name, "version": str(number)}]))
+
+
+def _known_template(client: MlflowClient, name: str, template: str) -> str | None:
+    query = f"name = '{name}' AND tags.`mlflow.prompt.is_prompt` = 'true' AND tags.`{_DIGEST}` = '{_digest(template)}'"
+    found = client.search_model_versions(query)
+    return str(min(int(one.version) for one in found)) if found else None
+
+
+def _new_template(client: MlflowClient, name: str, template: str) -> str:
+    made = client.register_prompt(
+        name,
+        template.replace(_PLACE, _PLACE_THERE),
+        commit_message="prompt template of a model's version",
+        tags={_DIGEST: _digest(template)},
+    )
+    return str(made.version)
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def log_traces(

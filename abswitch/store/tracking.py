@@ -23,7 +23,7 @@ from abswitch.store.recorder import json_text
 _ILLEGAL = re.compile(r"[^A-Za-z0-9_.\-/: ]")
 _LONGEST_KEY = 250
 WINDOW_PREFIX, LOOK_PREFIX = "window/", "look/"
-_OWN_FORM = frozenset({"arms", "report", "tags", "dataset", "traces"})
+_OWN_FORM = frozenset({"arms", "report", "attachments", "first_metrics", "tags", "dataset", "traces"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,9 @@ class TrackedExperiment:
         decision, rule, reason: of the verdict; None before there is one.
         plan_digest: of the plan it was committed to.
         note: Markdown shown on top of the runs.
+        first_metrics: names of those that are to be looked at first, the most important one first.
         report: a file, or a folder, kept as artifact of every run.
+        attachments: further files kept beside it, e.g. its figures.
         dataset: the prompts; None where nobody said what they are.
         traces: a sample of its requests.
     """
@@ -132,7 +134,9 @@ class TrackedExperiment:
     reason: str | None = None
     plan_digest: str | None = None
     note: str | None = None
+    first_metrics: tuple[str, ...] = ()
     report: Path | str | None = None
+    attachments: tuple[Path | str, ...] = ()
     dataset: TrackedDataset | None = None
     traces: tuple[TrackedTrace, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -150,9 +154,11 @@ class TrackedExperiment:
         totals = _union(arm.metrics for arm in self.arms)
         windowed = _union(window for arm in self.arms for window in arm.windows)
         looked = _union(look for arm in self.arms for look in arm.looks)
-        report = None if self.report is None else str(Path(self.report).expanduser().resolve())
+        report = None if self.report is None else _absolute(self.report)
         arms = [_arm_dict(arm, totals, windowed, looked) for arm in self.arms]
         own = {"report": report, "tags": legal_keys("tags", self.tags), "arms": arms}
+        own |= {"attachments": [_absolute(path) for path in self.attachments]}
+        own |= {"first_metrics": [legal_name(name) for name in self.first_metrics]}
         own |= {"dataset": None if self.dataset is None else asdict(self.dataset)}
         return plain | own | {"traces": [asdict(trace) for trace in self.traces]}
 
@@ -171,15 +177,19 @@ class TrackingLinks:
         experiment: its runs, as charts.
         compare: its arms side by side.
         runs: run id by arm.
+        run_urls: address of the run by arm.
+        sink: whose they are, as people call it.
     """
 
     experiment: str
     compare: str
     runs: Mapping[str, str]
+    run_urls: Mapping[str, str] = field(default_factory=dict)
+    sink: str = "MLflow"
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Self:
-        return cls(experiment=result["experiment"], compare=result["compare"], runs=result["runs"])
+        return cls(**{name: result[name] for name in cls.__slots__ if name in result})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -203,7 +213,14 @@ class TrackingStatus:
 
 
 class TrackingSink(Protocol):
-    """A place where experiments are compared. Nothing here is on the request path."""
+    """A place where experiments are compared. Nothing here is on the request path.
+
+    `tests/store/sink_contract.py` is what every sink has to fulfil.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called in the table `outbox`, e.g. `mlflow`; several where it is several."""
 
     def publish(self, experiment: TrackedExperiment) -> str:
         """Queue an experiment durably and return the job's id; the sink being unreachable is not an error."""
@@ -264,6 +281,10 @@ def _arm_dict(arm: ArmRun, totals: list[str], windowed: list[str], looked: list[
         "looks": [legal_keys("looks", look) for look in looks],
         "tags": legal_keys("tags", arm.tags),
     }
+
+
+def _absolute(path: Path | str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
