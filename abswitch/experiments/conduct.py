@@ -48,6 +48,7 @@ from abswitch.records import RunRecord
 from abswitch.rollout.strategies import CanaryStrategy
 from abswitch.serving.status import OperationStatus
 from abswitch.settings import ModelSwitchingConfig
+from abswitch.store.tracking import TrackedDataset
 
 Result = ExperimentResult | CanaryResult
 _DESIGNS: Mapping[str, Callable[..., Awaitable[ExperimentResult]]] = {
@@ -240,14 +241,21 @@ class Experiment:
         switch = switch_timing(engine, moved_by) if status.promoted and moved_by is not None else None
         facts = {"run": self.run.state.run_id, "spec digest": self.run.state.spec_digest, **self.run.state.cell}
         await engine.scored()
-        tracked = None if isinstance(result, CanaryResult) else result
-        if engine.tracking is not None and tracked is not None:
-            publish(engine, tracked)
+        if engine.tracking is not None:
+            publish(engine, result, dataset=self._dataset())
             await asyncio.to_thread(engine.tracking.flush, 120.0)
         page = await asyncio.to_thread(write_report, engine, result, self.run.path, switch=switch, extra=facts)
-        if engine.tracking is not None and tracked is not None:
-            publish(engine, tracked, report=page)
+        if engine.tracking is not None:
+            publish(engine, result, report=page, dataset=self._dataset())
         return page
+
+    def _dataset(self) -> TrackedDataset:
+        return TrackedDataset(
+            name=f"{self.spec.name} prompts",
+            source=self.spec.prompts.model_dump(mode="json"),
+            digest=_digest(self.questions),
+            rows=len(self.questions),
+        )
 
     async def finish(self, engine: SwitchingEngine, result: Result, *, report: Path | None = None) -> RunResult:
         """Write the run's result, compare it with the last good run, tell whoever is to be told.
