@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.canary import CanaryResult
 from abswitch.experiments.page import duration, visible
 from abswitch.experiments.readings import readings_of
+from abswitch.experiments.report_comparison import headline, leading
 from abswitch.experiments.subject import Result
 
 _SPECIAL = re.compile(r"([\\`*\[\]|])")
@@ -24,16 +26,17 @@ def pull_request(summary: Mapping[str, Any], result: Result) -> str:
 
 
 def _lines(summary: Mapping[str, Any], result: Result) -> Iterator[str]:
-    verdict, requests = summary["verdict"], summary["requests"]
-    yield f"### {plain(verdict['headline'])}"
+    requests = summary["requests"]
+    canary = isinstance(result, CanaryResult)
+    yield f"### {plain(result.headline if isinstance(result, CanaryResult) else headline(result))}"
     yield ""
-    yield from _steps(summary) if isinstance(result, CanaryResult) else _estimates(summary, result)
+    yield from _steps(summary) if canary else _estimates(result)
     yield ""
     lost = "none lost" if not requests["lost"] else f"**{requests['lost']:,} lost**"
     yield (
         f"{requests['answered']:,} of {requests['sent']:,} requests answered, {requests['failed']:,} failed, {lost}; "
         f"model `{summary['model_id']}`, `{summary['versions']['baseline']['version']}` against "
-        f"`{summary['versions']['candidate']['version']}`, {duration(summary['elapsed_s'])}."
+        f"{_candidates(summary)}, {duration(summary['elapsed_s'])}."
     )
     alerts = summary["alerts"]
     if alerts:
@@ -42,23 +45,35 @@ def _lines(summary: Mapping[str, Any], result: Result) -> Iterator[str]:
     yield ""
     yield "<details><summary>Why, and how it can be checked</summary>"
     yield ""
-    yield from (f"- {plain(reason)}" for reason in verdict["reasons"])
+    yield from (f"- {plain(reason)}" for reason in _reasons(result))
     yield from _checks(summary)
     yield ""
     yield "</details>"
 
 
-def _estimates(summary: Mapping[str, Any], result: Any) -> Iterator[str]:
-    names = (summary["versions"][role]["version"] for role in ("baseline", "candidate"))
-    yield "| metric | " + " | ".join(f"`{name}`" for name in names) + " | difference | interval | finding |"
-    yield "|---|---:|---:|---:|---|---|"
-    for reading in readings_of(result.plan, result.verdict):
-        yield (
-            f"| {plain(reading.name)}, {reading.metric.role} | {reading.baseline.value} | {reading.candidate.value} | "
-            f"{reading.difference.value} | {reading.interval} | {reading.finding} |"
-        )
-    yield ""
-    yield f"{1 - result.plan.alpha:.0%} intervals; differences are candidate minus baseline."
+def _candidates(summary: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{one['version']}`" for role, one in summary["versions"].items() if role != "baseline")
+
+
+def _reasons(result: Result) -> tuple[str, ...]:
+    return result.reasons if isinstance(result, CanaryResult) else leading(result)[1].reasons
+
+
+def _estimates(result: ABTestResult) -> Iterator[str]:
+    plan = result.plan
+    for version, verdict in result.verdicts.items():
+        if len(result.verdicts) > 1:
+            yield f"**{plain(verdict.headline)}**"
+            yield ""
+        yield f"| metric | `{plan.baseline}` | `{version}` | difference | interval | finding |"
+        yield "|---|---:|---:|---:|---|---|"
+        for reading in readings_of(plan, verdict):
+            yield (
+                f"| {plain(reading.name)}, {reading.metric.role} | {reading.baseline.value} | "
+                f"{reading.candidate.value} | {reading.difference.value} | {reading.interval} | {reading.finding} |"
+            )
+        yield ""
+    yield f"{1 - plan.alpha:.0%} intervals; differences are candidate minus baseline."
 
 
 def _steps(summary: Mapping[str, Any]) -> Iterator[str]:

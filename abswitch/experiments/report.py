@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from abswitch.engine import SwitchingEngine
 from abswitch.errors import InvalidInput
-from abswitch.experiments import page
+from abswitch.experiments import page, report_comparison
 from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.canary import CanaryResult
 from abswitch.experiments.files import to_json, write_atomically
@@ -17,7 +17,6 @@ from abswitch.experiments.looks import Curve, curves_of, leading
 from abswitch.experiments.pull_request import pull_request
 from abswitch.experiments.readings import Unit, readings_of
 from abswitch.experiments.report_canary import canary_parts
-from abswitch.experiments.report_comparison import comparison_parts
 from abswitch.experiments.report_parts import shared_parts
 from abswitch.experiments.subject import Result, Subject, subject_of
 from abswitch.experiments.summary import summary_of
@@ -57,7 +56,7 @@ def write_report(
         InvalidInput: `extra` holds something that is no JSON value; nothing was written.
     """
     target = Path(folder).expanduser().resolve()
-    subject = subject_of(engine, result)
+    subject = subject_of(result)
     drawings = dict(_Drawing(engine, result, subject).all())
     files = sorted({*(f"{name}.png" for name in drawings), PAGE, SUMMARY, PULL_REQUEST, *_beside(target)})
     summary = summary_of(engine, result, switch=switch, extra=extra or {}, created_at_s=time.time(), files=files)
@@ -114,7 +113,7 @@ class _Drawing:
         if name == "estimates":
             if isinstance(result, CanaryResult):
                 return None
-            return estimates_chart(result.plan, result.verdict, width_in=width_in)
+            return estimates_chart(*report_comparison.leading(result), width_in=width_in)
         if name == "looks":
             return self._looks(width_in)
         if name == "shares":
@@ -153,7 +152,7 @@ def _page(
     is_run: bool,
 ) -> bytes:
     canary = isinstance(result, CanaryResult)
-    parts = canary_parts(summary, result) if canary else comparison_parts(summary, result)  # type: ignore[arg-type]
+    parts = canary_parts(summary, result) if canary else report_comparison.comparison_parts(summary, result)  # type: ignore[arg-type]
     return page.render(
         "report.html.j2",
         s=summary,

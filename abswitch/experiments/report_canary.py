@@ -17,6 +17,9 @@ def canary_parts(summary: Mapping[str, Any], result: CanaryResult) -> dict[str, 
     """What the template needs of a canary."""
     scorers = sorted({name for step in summary["steps"] for side in _SIDES for name in step[side]["scores"]})
     return {
+        "headline": result.headline,
+        "decision": result.decision,
+        "reasons": list(result.reasons),
         "tone": _TONES.get(result.decision, "open"),
         "rule": None,
         "lead": result.reason[:1].upper() + result.reason[1:].rstrip(".") + ".",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.bars import bar_of
 from abswitch.experiments.page import duration
 from abswitch.experiments.readings import Reading, p_words, readings_of
-from abswitch.stats import Decision
+from abswitch.stats import AnalysisPlan, Decision, Verdict
 
 _TONES = {Decision.SHIP: "good", Decision.EQUIVALENT: "good", Decision.KEEP: "bad"}
 _UNITS = {"paired": "prompts", "switchback": "blocks"}
@@ -17,14 +18,16 @@ _UNITS = {"paired": "prompts", "switchback": "blocks"}
 
 def comparison_parts(summary: Mapping[str, Any], result: ABTestResult) -> dict[str, Any]:
     """What the template needs of a comparison."""
-    plan, verdict = result.plan, result.verdict
-    readings = readings_of(plan, verdict)
+    plan, verdict = leading(result)
     return {
+        "headline": headline(result),
+        "decision": verdict.decision.value,
+        "reasons": list(verdict.reasons),
         "tone": _TONES.get(verdict.decision, "open"),
         "rule": verdict.rule,
         "lead": primary_of(result).sentence,
         "highlights": list(_highlights(summary, result)),
-        "estimates": [{"row": reading, "bar": bar_of(reading)} for reading in readings],
+        "estimates": list(_estimates(result)),
         "interval_words": f"{1 - plan.alpha:.0%} intervals; differences are candidate minus baseline.",
         "validity": list(_validity(summary, result)),
         "steps": [],
@@ -35,20 +38,49 @@ def comparison_parts(summary: Mapping[str, Any], result: ABTestResult) -> dict[s
     }
 
 
+def leading(result: ABTestResult) -> tuple[AnalysisPlan, Verdict]:
+    """Of several candidates, the comparison that comes first in a report: the winner's, or the first one's."""
+    version = result.plan.candidate if result.winner is None else result.winner
+    plan = result.plan if version == result.plan.candidate else replace(result.plan, candidate=version)
+    return plan, result.verdicts[version]
+
+
+def headline(result: ABTestResult) -> str:
+    """The verdict in one line; of several candidates, whether one wins."""
+    verdict = leading(result)[1]
+    if len(result.verdicts) == 1 or result.winner is not None:
+        return verdict.headline
+    decisions = ", ".join(f"{version}: {one.decision}" for version, one in result.verdicts.items())
+    return f"NO WINNER among {len(result.verdicts)} candidates ({decisions})."
+
+
 def primary_of(result: ABTestResult) -> Reading:
     """The reading of the metric that decides."""
-    return next(r for r in readings_of(result.plan, result.verdict) if r.metric is result.plan.primary)
+    plan, verdict = leading(result)
+    return next(r for r in readings_of(plan, verdict) if r.metric is plan.primary)
+
+
+def _estimates(result: ABTestResult) -> Iterator[dict[str, Any]]:
+    """A group for each candidate, in the order of their arms."""
+    for index, (version, verdict) in enumerate(result.verdicts.items()):
+        yield {
+            "version": version,
+            "arm": "candidate" if not index else f"candidate-{min(index + 1, 3)}",
+            "headline": verdict.headline if len(result.verdicts) > 1 else "",
+            "rows": [{"row": reading, "bar": bar_of(reading)} for reading in readings_of(result.plan, verdict)],
+        }
 
 
 def _highlights(summary: Mapping[str, Any], result: ABTestResult) -> Iterator[tuple[str, str, str]]:
     primary, n = primary_of(result), summary["n"]
+    candidate = leading(result)[0].candidate
     yield primary.name, f"{primary.baseline.value} → {primary.candidate.value}", primary.difference.value
     yield answered(summary)
     unit = _UNITS.get(result.plan.design, "units")
-    yield "compared", " + ".join(f"{count:,}" for count in n.values()), f"{unit}, baseline and candidate"
+    yield "compared", " + ".join(f"{count:,}" for count in n.values()), f"{unit}, baseline and candidate{'s' if len(n) > 2 else ''}"
     switch = summary["switch"]
     if switch is not None and switch["first_token_s"] is not None:
-        yield "switch", duration(switch["first_token_s"]), f"until the first token of {result.plan.candidate}"
+        yield "switch", duration(switch["first_token_s"]), f"until the first token of {candidate}"
     else:
         yield "took", duration(result.elapsed_s), "loading the candidate included"
 
@@ -69,12 +101,9 @@ def _split_words(design: str) -> str:
 
 
 def _validity(summary: Mapping[str, Any], result: ABTestResult) -> Iterator[tuple[bool, str]]:
-    ratio, evidence, requests = result.verdict.sample_ratio, result.evidence, result.requests
-    believable = "not believable: sample-ratio mismatch" if ratio.mismatch else "as planned"
-    yield (
-        not ratio.mismatch,
-        f"Traffic split {believable} ({ratio.method}, p {p_words(ratio.p_value)}, limit {ratio.alpha:g}).",
-    )
+    evidence, requests = result.evidence, result.requests
+    for version, verdict in result.verdicts.items():
+        yield _split(verdict, f" between {result.plan.baseline} and {version}" if len(result.verdicts) > 1 else "")
     lost = requests.lost
     yield (
         lost == 0,
@@ -87,8 +116,17 @@ def _validity(summary: Mapping[str, Any], result: ABTestResult) -> Iterator[tupl
     crossed = evidence.crossed_units
     if result.plan.design == "randomised" or crossed:
         yield crossed == 0, "No unit met both arms." if not crossed else f"{crossed:,} units met both arms."
-    raised = sum(sum(arm.score_failures.values()) for _, arm in evidence.arms)
+    raised = sum(sum(arm["score_failures"].values()) for arm in summary["arms"].values())
     yield raised == 0, "No scorer raised." if not raised else f"Scorers raised on {raised:,} answers."
+
+
+def _split(verdict: Verdict, between: str) -> tuple[bool, str]:
+    ratio = verdict.sample_ratio
+    believable = "not believable: sample-ratio mismatch" if ratio.mismatch else "as planned"
+    return (
+        not ratio.mismatch,
+        f"Traffic split{between} {believable} ({ratio.method}, p {p_words(ratio.p_value)}, limit {ratio.alpha:g}).",
+    )
 
 
 def _plan_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

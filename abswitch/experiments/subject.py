@@ -1,20 +1,15 @@
-"""`Subject`: what a report is about, read from a result and its store, whatever the design and however many arms."""
+"""`Subject`: what a report is about, whatever its design and however many arms it has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abswitch.engine import SwitchingEngine
 from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.canary import CanaryResult
+from abswitch.serving.router import candidate_name
 
 Result = ABTestResult | CanaryResult
 CANARY = "canary"
-_OTHERS = """
-SELECT DISTINCT arm, assigned_version FROM requests
-WHERE operation_id = ? AND starts_with(arm, 'candidate-') ORDER BY arm
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Arm:
@@ -41,7 +36,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """An experiment as its store knows it.
+    """An experiment.
 
     Attributes:
         design: `randomised`, `paired`, `switchback`, `bandit` or `canary`.
@@ -73,21 +68,18 @@ class Subject:
         return tuple(arm.version for arm in self.arms)
 
 
-def subject_of(engine: SwitchingEngine, result: Result) -> Subject:
+def subject_of(result: Result) -> Subject:
     """What a result is about."""
-    canary = isinstance(result, CanaryResult)
-    sides = (result.baseline, result.candidate) if isinstance(result, CanaryResult) else _sides(result)
-    others = engine.store.rows(_OTHERS, (result.operation_id,))
+    if isinstance(result, CanaryResult):
+        design, baseline, candidates = CANARY, result.baseline, (result.candidate,)
+    else:
+        design, baseline, candidates = result.plan.design, result.plan.baseline, tuple(result.verdicts)
     return Subject(
         experiment=result.experiment,
         operation_id=result.operation_id,
         model_id=result.handle.status.model_id,
-        design=CANARY if canary else result.plan.design,  # type: ignore[union-attr]  # no canary has a plan
-        arms=(Arm("stable", sides[0]), Arm("candidate", sides[1]), *(Arm(*other) for other in others)),
+        design=design,
+        arms=(Arm("stable", baseline), *(Arm(candidate_name(i), one) for i, one in enumerate(candidates))),
         started_at_s=result.started_at_s,
         ended_at_s=result.started_at_s + result.elapsed_s,
     )
-
-
-def _sides(result: ABTestResult) -> tuple[str, str]:
-    return result.plan.baseline, result.plan.candidate

@@ -18,6 +18,7 @@ from abswitch.experiments.looks import curves_of
 from abswitch.experiments.stages import arms_of_canary, split_of, steps_of
 from abswitch.experiments.subject import Result, Subject, subject_of
 from abswitch.experiments.timing import SwitchTiming
+from abswitch.serving.router import candidate_name
 from abswitch.stats.comparison import finite
 from abswitch.stats.metrics import metric_to_dict
 
@@ -42,7 +43,7 @@ def summary_of(
         created_at_s: seconds since the epoch.
         files: names of what lies beside it.
     """
-    subject = subject_of(engine, result)
+    subject = subject_of(result)
     operation, path = result.handle.status, engine.store.path
     found = _of_canary(engine, subject, result) if isinstance(result, CanaryResult) else _of_comparison(result)
     summary: dict[str, Any] = {
@@ -81,10 +82,14 @@ def schema() -> dict[str, Any]:
 
 def _of_comparison(result: ABTestResult) -> dict[str, Any]:
     verdict, plan = result.verdict, result.plan
+    others = (found for version, found in result.all_evidence.items() if version != plan.candidate)
+    arms = dict(result.evidence.arms) | {candidate_name(i): one.candidate for i, one in enumerate(others, start=1)}
     return {
-        "n": {role: arm.analysed for role, arm in result.evidence.arms},
-        "arms": {role: arm.to_dict() for role, arm in result.evidence.arms},
+        "n": {role: arm.analysed for role, arm in arms.items()},
+        "arms": {role: arm.to_dict() for role, arm in arms.items()},
         "verdict": verdict.to_dict(),
+        "verdicts": {version: one.to_dict() for version, one in result.verdicts.items()},
+        "winner": result.winner,
         "plan": plan.to_dict(),
         "plan_digest": verdict.plan_digest,
         "estimates": [
@@ -104,6 +109,8 @@ def _of_canary(engine: SwitchingEngine, subject: Subject, result: CanaryResult) 
     return {
         "n": {role: arm["analysed"] for role, arm in arms.items()},
         "arms": arms,
+        "verdicts": {},
+        "winner": result.candidate if result.decision == "promote" else None,
         "verdict": said | {"sample_ratio": None if ratio is None else ratio.to_dict()},
         "plan": None,
         "plan_digest": None,

@@ -44,7 +44,7 @@ def latency_chart(engine: SwitchingEngine, result: Result | Subject, *, width_in
 
     Only what the comparison counts: answered requests of the test, without fallbacks.
     """
-    subject = result if isinstance(result, Subject) else subject_of(engine, result)
+    subject = result if isinstance(result, Subject) else subject_of(result)
     # What is asked after the verdict is not part of the test.
     rows = engine.query(_LATENCY, {"operation": subject.operation_id, "until": subject.ended_at_s})
     versions = subject.versions
@@ -135,7 +135,7 @@ def traffic_chart(engine: SwitchingEngine, result: Result | Subject, *, width_in
 
     Lines mark every change of the routes; pauses without requests are left out and marked.
     """
-    subject = result if isinstance(result, Subject) else subject_of(engine, result)
+    subject = result if isinstance(result, Subject) else subject_of(result)
     since = {"model": subject.model_id, "since": subject.started_at_s}
     rows, routes = engine.query(_TRAFFIC, since), engine.query(_ROUTES, since)
     baseline, candidate = subject.baseline, subject.candidate
