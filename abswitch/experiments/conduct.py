@@ -23,6 +23,7 @@ from abswitch.experiments.asking import Progress, RequestBudget
 from abswitch.experiments.canary import CanaryResult, run_canary
 from abswitch.experiments.environment import environment
 from abswitch.experiments.exits import exit_status
+from abswitch.experiments.overview import refresh
 from abswitch.experiments.paired import run_paired
 from abswitch.experiments.project import store_uri
 from abswitch.experiments.prompts import Question
@@ -258,7 +259,8 @@ class Experiment:
         )
 
     async def finish(self, engine: SwitchingEngine, result: Result, *, report: Path | None = None) -> RunResult:
-        """Write the run's result, compare it with the last good run, tell whoever is to be told.
+        """Write the run's result, compare it with the last good run, tell whoever is to be told, and rewrite the page
+        over all runs.
 
         Args:
             report: the page that was written.
@@ -269,6 +271,7 @@ class Experiment:
         if told.alerts and self.spec.watch is not None:
             await asyncio.to_thread(send_alerts, told.experiment, told.run_id, told.alerts, self.spec.watch)
         self.run.finish(told)
+        await asyncio.to_thread(refresh, self.run.path.parent.parent)
         return told
 
     async def close(self, engine: SwitchingEngine) -> None:

@@ -14,6 +14,7 @@ from abswitch.experiments import sources
 from abswitch.experiments.executing import NotExecuted, execute, parameters_of
 from abswitch.experiments.exits import ExitStatus
 from abswitch.experiments.locks import accelerators, holding
+from abswitch.experiments.overview import refresh
 from abswitch.experiments.project import project_of
 from abswitch.experiments.runs import RunFolder, RunResult, open_run
 from abswitch.experiments.spec import ExperimentSpec
@@ -64,7 +65,9 @@ def launch(
     for number, planned in enumerate(runs, start=1):
         if len(runs) > 1:
             _say(told, f"run {number} of {len(runs)}: {words_of(planned.cell)}")
-        yield _one(planned, project, reports or project / "reports", fresh, wait_s, told)
+        launched = _one(planned, project, reports or project / "reports", fresh, wait_s, told)
+        refresh(reports or project / "reports")
+        yield launched
 
 
 class _Refused(Exception):
