@@ -133,13 +133,15 @@ def _in(unit: Unit) -> str:
 
 def _finding(curves: Sequence[Curve], versions: dict[str, str], unit: Unit) -> str:
     last = curves[0].points[-1]
-    if not last.is_whole:
-        return f"{curves[0].metric} has no estimate at the last look"
-    assert last.estimate is not None and last.low is not None and last.high is not None, "it is whole"
+    if len(curves) > 1:
+        ends = ((versions.get(curve.arm, curve.arm), curve.points[-1].estimate) for curve in curves)
+        told = ", ".join(f"{name} {'–' if end is None else unit.difference(end)}" for name, end in ends)
+        return f"After {last.look:,} looks: {told}"
+    if last.estimate is None or last.low is None or last.high is None:
+        return f"{curves[0].metric} has no interval at the last look"
     away = "clear of zero" if last.low > 0 or last.high < 0 else "zero is still inside"
-    of = f" of {versions.get(curves[0].arm, curves[0].arm)}" if len(curves) > 1 else ""
     return (
-        f"After {last.look:,} looks the difference{of} is {unit.difference(last.estimate)}, "
+        f"After {last.look:,} looks the difference is {unit.difference(last.estimate)}, "
         f"{unit.show(last.low, signed=True)} to {unit.show(last.high, signed=True)}: {away}"
     )
 
