@@ -149,16 +149,16 @@ def _finding(curves: Sequence[Curve], versions: dict[str, str], unit: Unit) -> s
 def _draw(axes: Axes, curve: Curve, color: str, label: str) -> None:
     points = [point for point in curve.points if point.is_whole]
     n = [point.n_baseline + point.n_candidate for point in points]
-    low, high = ([getattr(point, end) for point in points] for end in ("low", "high"))
+    low, high, estimates = ([getattr(point, name) for point in points] for name in ("low", "high", "estimate"))
     axes.fill_between(n, low, high, color=color, alpha=0.18, linewidth=0, step=None)
     for bound in (low, high):
         axes.plot(n, bound, color=color, linewidth=0.9, alpha=0.7)
     few = len(points) <= 30
     axes.plot(
-        n, [point.estimate for point in points], color=color, linewidth=1.8, label=label,
+        n, estimates, color=color, linewidth=1.8, label=label,
         marker="o" if few else None, markersize=3.5,
     )  # fmt: skip
-    axes.plot(n[-1:], [points[-1].estimate], "D", color=color, markersize=6)
+    axes.plot(n[-1:], estimates[-1:], "D", color=color, markersize=6)
 
 
 def _scale(axes: Axes, curves: Sequence[Curve], unit: Unit, margin: float | None) -> None:

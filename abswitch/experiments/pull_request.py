@@ -27,10 +27,9 @@ def pull_request(summary: Mapping[str, Any], result: Result) -> str:
 
 def _lines(summary: Mapping[str, Any], result: Result) -> Iterator[str]:
     requests = summary["requests"]
-    canary = isinstance(result, CanaryResult)
     yield f"### {plain(result.headline if isinstance(result, CanaryResult) else headline(result))}"
     yield ""
-    yield from _steps(summary) if canary else _estimates(result)
+    yield from _steps(summary) if isinstance(result, CanaryResult) else _estimates(result)
     yield ""
     lost = "none lost" if not requests["lost"] else f"**{requests['lost']:,} lost**"
     yield (
@@ -73,7 +72,7 @@ def _estimates(result: ABTestResult) -> Iterator[str]:
                 f"{reading.candidate.value} | {reading.difference.value} | {reading.interval} | {reading.finding} |"
             )
         yield ""
-    yield f"{100 * (1 - plan.alpha):.4g} % intervals; differences are candidate minus baseline."
+    yield f"{100 * (1 - plan.alpha):.4g}% intervals; differences are candidate minus baseline."
 
 
 def _steps(summary: Mapping[str, Any]) -> Iterator[str]:

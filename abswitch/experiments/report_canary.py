@@ -106,8 +106,8 @@ def _tone(outcome: str) -> str:
 def _lead(result: CanaryResult) -> str:
     status = result.handle.status
     return {
-        "promote": f"{result.candidate} kept every guardrail through {status.stages} steps, and has all of the traffic.",
-        "roll back": f"{result.baseline} has all of the traffic again.",
+        "promote": f"{result.candidate} kept every guardrail through {status.stages} steps, and has all the traffic.",
+        "roll back": f"{result.baseline} has all the traffic again.",
         "hold": f"It stands at step {status.stage + 1} of {status.stages}, with {status.share:.0%} of the traffic.",
     }[result.decision]
 

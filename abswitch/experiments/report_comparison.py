@@ -28,7 +28,7 @@ def comparison_parts(summary: Mapping[str, Any], result: ABTestResult) -> dict[s
         "lead": primary_of(result).sentence,
         "highlights": list(_highlights(summary, result)),
         "estimates": list(_estimates(result)),
-        "interval_words": f"{100 * (1 - plan.alpha):.4g} % intervals; differences are candidate minus baseline.",
+        "interval_words": f"{100 * (1 - plan.alpha):.4g}% intervals; differences are candidate minus baseline.",
         "validity": list(_validity(summary, result)),
         "steps": [],
         "step_scores": [],
@@ -78,7 +78,10 @@ def _highlights(summary: Mapping[str, Any], result: ABTestResult) -> Iterator[tu
     yield primary.name, f"{primary.baseline.value} → {primary.candidate.value}", primary.difference.value
     yield answered(summary)
     unit = _UNITS.get(result.plan.design, "units")
-    yield "compared", " + ".join(f"{count:,}" for count in n.values()), f"{unit}, baseline and candidate{'s' if len(n) > 2 else ''}"
+    if len(n) == 2:
+        yield "compared", f"{n['baseline']:,} + {n['candidate']:,}", f"{unit}, baseline and candidate"
+    else:
+        yield "compared", f"{sum(n.values()):,}", f"{unit} in {len(n)} arms"
     switch = summary["switch"]
     if switch is not None and switch["first_token_s"] is not None:
         yield "switch", duration(switch["first_token_s"]), f"until the first token of {candidate}"
@@ -135,7 +138,10 @@ def _plan_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "design", plan["design"]
     yield "decided by", next(m["name"] for m in plan["metrics"] if m["role"] == "primary")
     yield "alpha", f"{plan['alpha']:g}, two-sided, for every comparison"
-    yield "planned", f"{plan['planned_n']:,} units in both arms together, {plan['expected_share']:.0%} of them candidate"
+    yield (
+        "planned",
+        f"{plan['planned_n']:,} units in both arms together, {plan['expected_share']:.0%} of them candidate",
+    )
     yield "looks", str(plan["looks"])
     for metric in plan["metrics"]:
         margin = "" if metric.get("margin") is None else f", margin {metric['margin']:g}"

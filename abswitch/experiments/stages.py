@@ -32,7 +32,9 @@ _NEW_UNITS = """
 WITH first AS (
     SELECT arg_min(route_epoch, admitted_at_s) AS epoch, arg_min(arm, admitted_at_s) AS arm FROM requests
     WHERE operation_id = $operation AND arm IN ('stable', 'candidate') GROUP BY unit_id
-), shares AS (SELECT epoch, sum(share) AS share FROM routes WHERE model_id = $model AND arm = 'candidate' GROUP BY epoch)
+), shares AS (
+    SELECT epoch, sum(share) AS share FROM routes WHERE model_id = $model AND arm = 'candidate' GROUP BY epoch
+)
 SELECT count(*) FILTER (arm = 'stable'), count(*) FILTER (arm = 'candidate'), coalesce(share, 0.0) AS planned
 FROM first LEFT JOIN shares USING (epoch) GROUP BY planned ORDER BY planned
 """
@@ -78,7 +80,9 @@ class Step:
 def arms_of_canary(engine: SwitchingEngine, subject: Subject) -> dict[str, dict[str, Any]]:
     """Units and requests by role, with the keys that a comparison's arms have."""
     names = ("assigned", "analysed", "requests", "failed", "fallbacks")
-    found = {row[0]: dict(zip(names, row[1:], strict=True)) for row in engine.store.rows(_ARMS, (subject.operation_id,))}
+    found = {
+        row[0]: dict(zip(names, row[1:], strict=True)) for row in engine.store.rows(_ARMS, (subject.operation_id,))
+    }
     nothing = dict.fromkeys(names, 0)
     return {
         arm.role: {"version": arm.version, **found.get(arm.name, nothing), "score_failures": {}} for arm in subject.arms

@@ -15,14 +15,22 @@ SVG = "{http://www.w3.org/2000/svg}"
 LOADS = {"src", "srcset", "href", "data", "poster", "action", "background"}
 
 
-class Page:
-    """A page without a parse error, whose headings, ids, tables and figures are in order; keeps its tree and text."""
+class Fragment:
+    """Part of a page, without a parse error; keeps its tree and text."""
 
     def __init__(self, html: str) -> None:
         self.html = html
-        self.tree: Element = html5lib.HTMLParser(strict=True).parse(html)
+        self.tree: Element = self._parsed(html)
         self.text = "".join(self._texts(self.tree))
-        self._is_in_order()
+
+    def _parsed(self, html: str) -> Element:
+        found: Element = html5lib.HTMLParser(strict=True).parseFragment(html)
+        return found
+
+    @property
+    def tags(self) -> list[tuple[str, dict[str, str]]]:
+        """Every element's name without its namespace, and its attributes."""
+        return [(str(one.tag).rpartition("}")[2], dict(one.attrib)) for one in self.tree.iter()]
 
     def _texts(self, element: Element) -> Iterator[str]:
         if element.tag == f"{HTML}style":
@@ -45,6 +53,18 @@ class Page:
             for name, value in element.attrib.items()
             if name in LOADS and element.tag != f"{HTML}a"
         ]
+
+
+class Page(Fragment):
+    """A whole page, whose headings, ids, tables and figures are in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(html)
+        self._is_in_order()
+
+    def _parsed(self, html: str) -> Element:
+        found: Element = html5lib.HTMLParser(strict=True).parse(html)
+        return found
 
     def section(self, name: str) -> str:
         """The text of a section."""

@@ -69,6 +69,7 @@ async def test_a_better_candidate_is_shipped_and_serves(tmp_path: Path, design: 
     assert told.requests["lost"] == 0
     assert (run.path / "index.html").is_file()
     assert (run.path / "summary.json").is_file()
+    assert f'href="known/{run.path.name}/index.html"' in (tmp_path / "reports" / "index.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("design", DESIGNS[1:], ids=str)

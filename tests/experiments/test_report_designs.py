@@ -14,6 +14,7 @@ from abswitch import ModelSwitchingConfig
 from abswitch.experiments import Poisson, RequestBudget, run_ab_test, run_bandit, run_canary, run_paired, run_switchback
 from abswitch.experiments.report import write_report
 from abswitch.records import AlertRecord, HealthSample
+from abswitch.rollout.judging import Guardrail
 from abswitch.rollout.strategies import BanditStrategy, CanaryStrategy
 from abswitch.stats import Mean, Rate
 from tests.experiments.pages import Page
@@ -21,8 +22,8 @@ from tests.experiments.scripted import METRICS, engine_for, problems
 from tests.experiments.test_report import read
 
 ACCURACIES = {"v1": 0.58, "v2": 0.95, "v3": 0.2, "v4": 0.6}
-SECTIONS = ("findings", "looks", "traffic", "trust", "health", "examples", "settings", "check")
-RAILS = [{"metric": "exact_match", "min_ratio": 0.85}]
+SECTIONS = ("findings", "looks", "traffic", "latency", "trust", "health", "examples", "settings", "check")
+RAILS = (Guardrail("exact_match", min_ratio=0.85),)
 Made = tuple[Page, dict[str, Any], str, Any]
 
 
@@ -43,7 +44,9 @@ async def made(folder: Path, run: Callable[..., Awaitable[Any]], **config: Any) 
         await engine.deploy("v1")
         result = await run(engine)
         write_report(engine, result, folder)
-        assert [page.get("id") for page in Page((folder / "index.html").read_text("utf-8")).all("section")] == [*SECTIONS]
+        assert [page.get("id") for page in Page((folder / "index.html").read_text("utf-8")).all("section")] == [
+            *SECTIONS
+        ]
         return *read(folder), (folder / "pull_request.md").read_text("utf-8"), result
 
 
@@ -161,7 +164,10 @@ async def test_health_and_alerts_are_told(tmp_path: Path) -> None:
                 )
             )  # fmt: skip
         result = await run_ab_test(engine, "v2", problems(60), metrics=METRICS, experiment="sums")
-        for state, at_s, message in (("firing", began_s + 0.1, "25 % of <requests> fail"), ("resolved", began_s + 9, "")):
+        for state, at_s, message in (
+            ("firing", began_s + 0.1, "25 % of <requests> fail"),
+            ("resolved", began_s + 9, ""),
+        ):
             engine.store.alert(
                 AlertRecord(
                     "a1", state, "critical", "error_rate", "adder", "v2", result.operation_id, 0.25, 0.1, message, at_s
@@ -179,6 +185,14 @@ async def test_health_and_alerts_are_told(tmp_path: Path) -> None:
     assert (alert["state"], alert["message"]) == ("resolved", "25 % of <requests> fail")
     assert alert["resolved_at_s"] == pytest.approx(began_s + 9)
     told = page.section("health")
-    for words in ("2 of 3", "no <answer>", "350 ms", "25.0%", "512 MB", "25 % of <requests> fail", "resolved after 8.9 s"):
+    for words in (
+        "2 of 3",
+        "no <answer>",
+        "350 ms",
+        "25.0%",
+        "512 MB",
+        "25 % of <requests> fail",
+        "resolved after 8.9 s",
+    ):
         assert words in told
     assert "before" not in told
