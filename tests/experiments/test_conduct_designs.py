@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from abswitch.errors import InvalidInput
@@ -69,6 +70,11 @@ async def test_a_better_candidate_is_shipped_and_serves(tmp_path: Path, design: 
     assert told.requests["lost"] == 0
     assert (run.path / "index.html").is_file()
     assert (run.path / "summary.json").is_file()
+    with duckdb.connect(str(run.path / "evidence.duckdb"), read_only=True) as store:
+        kept = store.execute("SELECT name, kind, size_bytes, operation_id FROM artifacts ORDER BY name").fetchall()
+    assert ("index.html", "report") in [row[:2] for row in kept]
+    assert all((run.path / name).stat().st_size == size for name, _, size, _ in kept)
+    assert {row[3] for row in kept} == {run.state.operation_id}
     assert f'href="known/{run.path.name}/index.html"' in (tmp_path / "reports" / "index.html").read_text("utf-8")
 
 
