@@ -249,11 +249,8 @@ class Experiment:
         page = await asyncio.to_thread(write_report, engine, result, self.run.path, switch=switch, extra=facts)
         if engine.tracking is not None:
             publish(engine, result, report=page, dataset=self._dataset())
-        names = [
-            name for name in os.listdir(self.run.path) if not name.endswith(".ipynb")
-        ]  # it is still being executed
-        run_id = self.run.state.run_id
-        await keep_artifacts(engine, self.run.path, names, run_id=run_id, operation_id=result.operation_id)
+        run_id, operation_id = self.run.state.run_id, result.operation_id
+        await keep_artifacts(engine, self.run.path, run_id=run_id, operation_id=operation_id)
         return page
 
     def _dataset(self) -> TrackedDataset:
