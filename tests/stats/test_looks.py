@@ -103,7 +103,7 @@ METHODS: list[tuple[Metric, MetricSummary, MetricSummary, str]] = [
     (Rate("ok"), RateSummary(200, 120), RateSummary(200, 150), "mixture SPRT"),
     (Rate("ok"), RateSummary(200, 1), RateSummary(200, 5), "beta-binomial"),
     (Rate("ok"), RateSummary(200, 200), RateSummary(200, 195), "beta-binomial"),
-    (Rate("error"), RateSummary(200, 60), RateSummary(200, 50), "beta-binomial"),
+    (Rate("error"), RateSummary(200, 60), RateSummary(200, 50), "mixed bets"),
     (Rate("ok"), RateSummary(4, 2), RateSummary(4, 3), "beta-binomial"),
     (Rate("ok"), clustered(200, 0.5), clustered(200, 0.6), "rate, clustered by unit"),
     (Rate("error"), RatioSummary.of([0.0] * 9, [4.0] * 9), RatioSummary.of([0.0] * 8, [4.0] * 8), "beta-binomial"),
@@ -123,7 +123,7 @@ def test_the_method_follows_from_metric_and_evidence(
 
 def test_a_unit_without_any_error_counts_once() -> None:
     arms = (RatioSummary.of([0.0] * 60, [10.0] * 60), RatioSummary.of([0.0] * 50, [10.0] * 50))
-    found, cautious = at(Rate("error"), *arms), at(Rate("error"), RateSummary(60, 0), RateSummary(50, 0))
+    found, cautious = at(Rate("error"), *arms), at(Rate("ok"), RateSummary(60, 0), RateSummary(50, 0))
     assert (found.low, found.high) == (cautious.low, cautious.high)
     assert (found.baseline.n, found.candidate.n) == (60, 50)
 
