@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from abswitch.experiments.ab_test import ABTestResult, run_ab_test
+    from abswitch.experiments.ab_test import ABTestResult, ab_test_plan, run_ab_test
     from abswitch.experiments.arrivals import ClosedLoop, Poisson, Trace
     from abswitch.experiments.asking import Progress, RequestBudget, RequestCounts
     from abswitch.experiments.canary import CanaryResult, run_canary
@@ -38,6 +38,7 @@ _HOME = {
     "RequestCounts": "asking",
     "SwitchTiming": "timing",
     "Trace": "arrivals",
+    "ab_test_plan": "ab_test",
     "bandit_plan": "live",
     "compare_live": "live",
     "open_run": "runs",
@@ -69,6 +70,7 @@ __all__ = [
     "RequestCounts",
     "SwitchTiming",
     "Trace",
+    "ab_test_plan",
     "bandit_plan",
     "compare_live",
     "open_run",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from abswitch.engine import SwitchingEngine
 from abswitch.errors import InvalidInput
 from abswitch.experiments.ab_test import ABTestResult
+from abswitch.serving.router import candidate_name
 from abswitch.store.tracking import ArmRun, TrackedExperiment, version_params
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def tracked_experiment(
 ) -> TrackedExperiment:
     """The experiment as a sink takes it."""
     verdict, model_id = result.verdict, result.handle.status.model_id
-    arms = (("stable", "baseline", result.plan.baseline), ("candidate", "candidate", result.plan.candidate))
+    names = [candidate_name(index) for index in range(len(result.verdicts))]
+    arms = (("stable", "baseline", result.plan.baseline), *zip(names, names, result.verdicts, strict=True))
     parameters = _parameters(engine, result)
     totals = _by_arm(engine, "0", {key: parameters[key] for key in ("operation", "end")})
     windows = _windows(engine, parameters)
@@ -74,7 +76,7 @@ def tracked_experiment(
                 arm=role,
                 version=version,
                 params=version_params(engine.registry.get(model_id, version)),
-                metrics={**totals.get((arm, 0), {}), **_estimates(result, role)},
+                metrics={**totals.get((arm, 0), {}), **_estimates(result, version)},
                 windows=tuple(windows.get((arm, w), {}) for w in range(WINDOWS)),
                 tags={"abswitch.role": role},
             )
@@ -87,13 +89,19 @@ def tracked_experiment(
         rule=verdict.rule,
         reason=verdict.reasons[0],
         plan_digest=verdict.plan_digest,
-        note=f"**{verdict.headline}**\n\n" + "\n".join(f"- {reason}" for reason in verdict.reasons),
+        note="\n\n".join(
+            f"**{one.headline}**\n\n" + "\n".join(f"- {reason}" for reason in one.reasons)
+            for one in result.verdicts.values()
+        ),
         report=report,
     )
 
 
-def _estimates(result: ABTestResult, role: str) -> dict[str, float | None]:
-    return {name: getattr(found, role).value for name, found in result.verdict.comparisons.items()}
+def _estimates(result: ABTestResult, version: str) -> dict[str, float | None]:
+    """Of the baseline, as it was held against the first candidate."""
+    if version == result.plan.baseline:
+        return {name: found.baseline.value for name, found in result.verdict.comparisons.items()}
+    return {name: found.candidate.value for name, found in result.verdicts[version].comparisons.items()}
 
 
 def _parameters(engine: SwitchingEngine, result: ABTestResult) -> dict[str, Any]:

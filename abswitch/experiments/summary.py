@@ -60,6 +60,8 @@ def summary_of(
             for metric in plan.metrics
             if metric.name in verdict.comparisons
         ],
+        "winner": result.winner,
+        "candidates": {version: one.to_dict() for version, one in result.verdicts.items()},
         "requests": asdict(result.requests) | {"lost": result.requests.lost},
         "switch": None if switch is None else asdict(switch),
         "operation": {"phase": operation.phase, "promoted": operation.promoted, "reason": operation.reason},
