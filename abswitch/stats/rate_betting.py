@@ -64,8 +64,8 @@ def betting_rate_difference(
     bound = math.log(2 / error_rate(alpha))  # one half of the capital bets either way
     if not baseline.n or not candidate.n:
         why_not = f"not attainable: {baseline.n} and {candidate.n} units, and each arm needs one"
-        arms = (bare_arm(baseline.n, baseline.mean), bare_arm(candidate.n, candidate.mean))
-        return unattainable(BETTING_RATES, alpha, *arms, why_not)
+        bare = (bare_arm(baseline.n, baseline.mean), bare_arm(candidate.n, candidate.mean))
+        return unattainable(BETTING_RATES, alpha, *bare, why_not)
     estimate = candidate.mean - baseline.mean
     low = _low_end(baseline, candidate, share, bound)
     high = -_low_end(candidate, baseline, 1 - share, bound)
