@@ -1,0 +1,34 @@
+"""What the commands share: a parser that complains in one line, and a failure with its exit status."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from abswitch.experiments.exits import ExitStatus
+
+
+class Failure(Exception):
+    """The command could not do its work; the message is for people, in a few lines."""
+
+    def __init__(self, message: str, status: ExitStatus = ExitStatus.FAILED) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ExitStatus.USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def seconds(text: str) -> float:
+    """An option's value in seconds."""
+    try:
+        given = float(text)
+    except ValueError:
+        given = -1.0
+    if not 0.0 <= given < 1e9:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: seconds, zero or more")
+    return given
