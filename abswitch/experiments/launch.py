@@ -45,6 +45,7 @@ def launch(
     fresh: bool = False,
     wait_s: float = 0.0,
     told: TextIO | None = None,
+    occasion: str = "",
 ) -> Iterator[Launched]:
     """Run a spec file: one run after the other, each given as it ends. What can be checked is checked before the first.
 
@@ -54,6 +55,8 @@ def launch(
         fresh: begin anew, instead of going on with an interrupted run of the same spec.
         wait_s: for the accelerator, when another run holds it.
         told: where to say what is going on; standard error by default.
+        occasion: what the runs are for. The same one goes on with its own runs only, and those of it that have finished
+            are given as they ended, not run again.
     """
     project = project_of(path)
     try:
@@ -64,7 +67,7 @@ def launch(
     for number, planned in enumerate(runs, start=1):
         if len(runs) > 1:
             _say(told, f"run {number} of {len(runs)}: {words_of(planned.cell)}")
-        yield _one(planned, project, reports or project / "reports", fresh, wait_s, told)
+        yield _one(planned, project, reports or project / "reports", fresh, wait_s, told, occasion)
 
 
 class _Refused(Exception):
@@ -149,12 +152,23 @@ def _files(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
 
 
 def _one(
-    planned: PlannedRun, project: Path, reports: Path, fresh: bool, wait_s: float, told: TextIO | None
+    planned: PlannedRun,
+    project: Path,
+    reports: Path,
+    fresh: bool,
+    wait_s: float,
+    told: TextIO | None,
+    occasion: str,
 ) -> Launched:
     try:
-        run = open_run(planned.spec, reports=reports, project=project, cell=planned.cell, fresh=fresh)
+        run = open_run(
+            planned.spec, reports=reports, project=project, cell=planned.cell, fresh=fresh, occasion=occasion
+        )
     except OSError as error:
         return Launched(status=ExitStatus.CANNOT_WRITE, cell=planned.cell, problem=str(error))
+    if (result := run.result) is not None:
+        _say(told, f"{run.spec.name}: {run.path} has finished before")
+        return Launched(status=ExitStatus(result.exit_status), cell=planned.cell, folder=run.path, result=result)
     try:
         with (
             run.held("command", 0.0),
