@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_demo(commands)
     _add_run(commands)
+    _add_spec(commands)
     _add_settings(commands)
     return parser
 
@@ -92,7 +93,17 @@ def _add_run(commands: Any) -> None:
         "with 0 when the verdict is what the plan calls success, 1-63 by the kind of verdict, 64 and more for errors.",
     )
     run.add_argument("spec", type=Path, metavar="SPEC", help="e.g. experiments/quickstart.yaml")
+    _add_overrides(run)
+    run.add_argument("--reports", type=Path, metavar="FOLDER", help="where results go (reports/ in the project)")
+    run.add_argument("--fresh", action="store_true", help="begin anew instead of going on with an interrupted run")
     run.add_argument(
+        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="for the accelerator, when it is busy"
+    )
+    run.set_defaults(work=_run)
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "-p",
         "--set",
         dest="settings",
@@ -101,12 +112,43 @@ def _add_run(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="a field of the spec, dotted (load.concurrency=8), or a parameter of its notebook; may be repeated",
     )
-    run.add_argument("--reports", type=Path, metavar="FOLDER", help="where results go (reports/ in the project)")
-    run.add_argument("--fresh", action="store_true", help="begin anew instead of going on with an interrupted run")
-    run.add_argument(
-        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="for the accelerator, when it is busy"
+
+
+def _add_spec(commands: Any) -> None:
+    spec = commands.add_parser(
+        "spec",
+        help="check specs without running them, or print their JSON Schema",
+        description="Checks what can be checked before a run: fields, files, functions, prompts, columns. Exits with 0 "
+        "when every spec can be run, else as `abswitch run` would.",
     )
-    run.set_defaults(work=_run)
+    spec.add_argument("specs", type=Path, nargs="*", metavar="SPEC", help="e.g. experiments/*.yaml")
+    _add_overrides(spec)
+    spec.add_argument("--schema", action="store_true", help="print the JSON Schema of spec files, for editors")
+    spec.set_defaults(work=_spec)
+
+
+def _spec(options: argparse.Namespace) -> ExitStatus:
+    from abswitch.experiments.launch import Refused, planned
+    from abswitch.experiments.specfile import schema_text, words_of
+
+    if bool(options.specs) == options.schema:
+        raise _Failure("either SPEC or --schema", ExitStatus.USAGE)
+    if options.schema:
+        print(schema_text(), end="")
+        return ExitStatus.SUCCESS
+    statuses = []
+    for path in options.specs:
+        try:
+            runs = planned(path, options.settings)
+        except Refused as refused:
+            print(f"abswitch spec: {refused}", file=sys.stderr)
+            statuses.append(refused.status)
+            continue
+        statuses.append(ExitStatus.SUCCESS)
+        print(f"{path}: {runs[0].spec.name}, {len(runs)} run{'s' if len(runs) > 1 else ''}")
+        for run in runs if len(runs) > 1 else ():
+            print(f"  {words_of(run.cell)}")
+    return worst(statuses)
 
 
 def _seconds(text: str) -> float:
