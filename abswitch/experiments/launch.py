@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -145,23 +146,19 @@ def _listed(names: Iterable[str]) -> str:
 def _one(
     planned: PlannedRun, project: Path, reports: Path, fresh: bool, wait_s: float, told: TextIO | None
 ) -> Launched:
-    try:
-        run = open_run(planned.spec, reports=reports, project=project, cell=planned.cell, fresh=fresh)
-    except OSError as error:
-        return Launched(status=ExitStatus.CANNOT_WRITE, cell=planned.cell, problem=str(error))
-    try:
-        with (
-            run.held("command", 0.0),
-            holding(
-                accelerators(planned.spec.accelerators),
-                holder=f"{planned.spec.name}, run {run.state.run_id}",
-                wait_s=wait_s,
-            ),
-        ):
+    spec, cell = planned.spec, planned.cell
+    with ExitStack() as held:
+        try:
+            # The accelerator first: who is refused has left nothing behind.
+            held.enter_context(holding(accelerators(spec.accelerators), holder=spec.name, wait_s=wait_s))
+            run = open_run(spec, reports=reports, project=project, cell=cell, fresh=fresh)
+            held.enter_context(run.held("command", 0.0))
             run.wait_for_orphan()
-            return _executed(run, project, planned.cell, told)
-    except SwitchRefused as error:
-        return Launched(status=ExitStatus.BUSY, cell=planned.cell, folder=run.path, problem=str(error))
+        except OSError as error:
+            return Launched(status=ExitStatus.CANNOT_WRITE, cell=cell, problem=f"cannot write: {error}")
+        except SwitchRefused as error:
+            return Launched(status=ExitStatus.BUSY, cell=cell, problem=str(error))
+        return _executed(run, project, cell, told)
 
 
 def _executed(run: RunFolder, project: Path, cell: Mapping[str, Any], told: TextIO | None) -> Launched:
@@ -178,16 +175,18 @@ def _executed(run: RunFolder, project: Path, cell: Mapping[str, Any], told: Text
             cell_timeout_s=run.spec.notebook.cell_timeout_s,
             start_timeout_s=run.spec.notebook.start_timeout_s,
         )
-    except NotExecuted as error:
-        run.update(status="failed")
-        return Launched(status=error.status, cell=cell, folder=run.path, problem=str(error))
-    except InvalidInput as error:
-        return Launched(status=ExitStatus.BAD_SPEC, cell=cell, folder=run.path, problem=str(error))
+    except (NotExecuted, InvalidInput) as error:
+        return _failed(run, getattr(error, "status", ExitStatus.BAD_SPEC), str(error))
     result = run.result
     if result is None:
         problem = f"{notebook.name} came to its end without `finish`; a notebook of your own must call it"
-        return Launched(status=ExitStatus.FAILED, cell=cell, folder=run.path, problem=problem)
+        return _failed(run, ExitStatus.FAILED, problem)
     return Launched(status=ExitStatus(result.exit_status), cell=cell, folder=run.path, result=result)
+
+
+def _failed(run: RunFolder, status: ExitStatus, problem: str) -> Launched:
+    state = run.update(status="failed")
+    return Launched(status=status, cell=state.cell, folder=run.path, problem=problem)
 
 
 def _say(told: TextIO | None, words: str) -> None:

@@ -173,8 +173,12 @@ def open_run(
     Raises:
         OSError: the folder cannot be written.
     """
-    if not fresh and (left := unfinished_run(spec, reports)) is not None:
-        return left
+    with _alone_in(reports / spec.name):  # of two commands at once one opens the run, and the other finds it
+        left = None if fresh else unfinished_run(spec, reports)
+        return left or _new_run(spec, reports, project, cell or {})
+
+
+def _new_run(spec: ExperimentSpec, reports: Path, project: Path, cell: Mapping[str, Any]) -> RunFolder:
     now = datetime.now(UTC)
     digest = spec.digest()
     folder = _new_folder(reports / spec.name, f"{now:%Y%m%dT%H%M%S}Z-{digest[:8]}")
@@ -183,7 +187,7 @@ def open_run(
         experiment=spec.name,
         spec_digest=digest,
         project=str(project),
-        cell=dict(cell or {}),
+        cell=dict(cell),
         started_at_s=time.time(),
     )
     write_atomically(folder / "spec.json", to_json(spec.to_plain()))
@@ -191,8 +195,16 @@ def open_run(
     return RunFolder(folder)
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".opening.lock", timeout=_ORPHAN_S):
+        yield
+
+
 def _new_folder(parent: Path, name: str) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
         try:
             (parent / f"{name}{suffix}").mkdir()

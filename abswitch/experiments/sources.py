@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from abswitch import checks
 from abswitch.errors import InvalidInput
 from abswitch.experiments.prompts import Question, questions_of
 from abswitch.experiments.spec_parts import (
@@ -265,7 +266,7 @@ def read_instants(path: Path) -> tuple[float, ...]:
     instants = []
     for number, row in enumerate(rows, start=1):
         try:
-            instants.append(float(row["at_s"]))
+            instants.append(checks.number("at_s", float(row["at_s"])))
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(
                 f"load.path ({path.name}, row {number})", dict(row), "a number in column at_s"

@@ -136,7 +136,8 @@ class Fields(Strict):
     reference: Text | None = None
     """The right answer; a column `reference` is used where there is one, unless another is named."""
     unit_id: Text | None = None
-    """What is randomised (a user, a session); each prompt is a unit of its own without it."""
+    """What is randomised (a user, a session); a column `unit_id` is used where there is one, unless another is named.
+    Each prompt is a unit of its own without it."""
 
 
 class _Prompts(Strict):
