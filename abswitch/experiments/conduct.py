@@ -49,6 +49,7 @@ from abswitch.records import RunRecord
 from abswitch.rollout.strategies import CanaryStrategy
 from abswitch.serving.status import OperationStatus
 from abswitch.settings import ModelSwitchingConfig
+from abswitch.store.tracking import TrackedDataset
 
 Result = ExperimentResult | CanaryResult
 _DESIGNS: Mapping[str, Callable[..., Awaitable[ExperimentResult]]] = {
@@ -250,12 +251,20 @@ class Experiment:
         facts = {"run": self.run.state.run_id, "spec digest": self.run.state.spec_digest, **self.run.state.cell}
         await engine.scored()
         if engine.tracking is not None:
-            publish(engine, result)
+            publish(engine, result, dataset=self._dataset())
             await asyncio.to_thread(engine.tracking.flush, 120.0)
         page = await asyncio.to_thread(write_report, engine, result, self.run.path, switch=switch, extra=facts)
         if engine.tracking is not None:
-            publish(engine, result, report=page)
+            publish(engine, result, report=page, dataset=self._dataset())
         return page
+
+    def _dataset(self) -> TrackedDataset:
+        return TrackedDataset(
+            name=f"{self.spec.name} prompts",
+            source=self.spec.prompts.model_dump(mode="json"),
+            digest=_digest(self.questions),
+            rows=len(self.questions),
+        )
 
     async def finish(self, engine: SwitchingEngine, result: Result, *, report: Path | None = None) -> RunResult:
         """Write the run's result, compare it with the last good run, tell whoever is to be told.

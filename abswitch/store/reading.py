@@ -36,6 +36,7 @@ TABLES = (
     "artifacts",
     "provenance",
     "outbox",
+    "tracking_links",
     "gaps",
     "writers",
     "meta",
