@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from abswitch.experiments.conduct import Experiment
     from abswitch.experiments.live import bandit_plan, compare_live, run_bandit, switchback_plan
     from abswitch.experiments.paired import paired_from_shadow, paired_plan, run_paired
+    from abswitch.experiments.planning import ObservedTraffic, PlannedExperiment, plan
+    from abswitch.experiments.power_chart import power_chart
     from abswitch.experiments.prompts import Question
     from abswitch.experiments.publish import publish
     from abswitch.experiments.report import write_report
@@ -31,6 +33,8 @@ _HOME = {
     "Experiment": "conduct",
     "ExperimentResult": "trial",
     "ExperimentSpec": "spec",
+    "ObservedTraffic": "planning",
+    "PlannedExperiment": "planning",
     "Poisson": "arrivals",
     "Progress": "asking",
     "Question": "prompts",
@@ -43,6 +47,8 @@ _HOME = {
     "open_run": "runs",
     "paired_from_shadow": "paired",
     "paired_plan": "paired",
+    "plan": "planning",
+    "power_chart": "power_chart",
     "publish": "publish",
     "read_spec": "specfile",
     "run_ab_test": "ab_test",
@@ -62,6 +68,8 @@ __all__ = [
     "Experiment",
     "ExperimentResult",
     "ExperimentSpec",
+    "ObservedTraffic",
+    "PlannedExperiment",
     "Poisson",
     "Progress",
     "Question",
@@ -74,6 +82,8 @@ __all__ = [
     "open_run",
     "paired_from_shadow",
     "paired_plan",
+    "plan",
+    "power_chart",
     "publish",
     "read_spec",
     "run_ab_test",
