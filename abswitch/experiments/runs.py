@@ -189,9 +189,7 @@ def open_run(
         return _new_run(spec, reports, project, cell or {}, occasion)
 
 
-def _new_run(
-    spec: ExperimentSpec, reports: Path, project: Path, cell: Mapping[str, Any], occasion: str
-) -> RunFolder:
+def _new_run(spec: ExperimentSpec, reports: Path, project: Path, cell: Mapping[str, Any], occasion: str) -> RunFolder:
     now = datetime.now(UTC)
     digest = spec.digest()
     folder = _new_folder(reports / spec.name, f"{now:%Y%m%dT%H%M%S}Z-{digest[:8]}")

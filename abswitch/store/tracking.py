@@ -156,7 +156,7 @@ class TrackedExperiment:
         looked = _union(look for arm in self.arms for look in arm.looks)
         report = None if self.report is None else _absolute(self.report)
         arms = [_arm_dict(arm, totals, windowed, looked) for arm in self.arms]
-        own = {"report": report, "tags": legal_keys("tags", self.tags), "arms": arms}
+        own: dict[str, Any] = {"report": report, "tags": legal_keys("tags", self.tags), "arms": arms}
         own |= {"attachments": [_absolute(path) for path in self.attachments]}
         own |= {"first_metrics": [legal_name(name) for name in self.first_metrics]}
         own |= {"dataset": None if self.dataset is None else asdict(self.dataset)}
