@@ -243,7 +243,9 @@ class Experiment:
             The page; None for a canary, whose moves are in `summary.json`.
         """
         if isinstance(result, CanaryResult):
-            write_canary_summary(engine, result, self.run.path)
+            summary = write_canary_summary(engine, result, self.run.path)
+            if engine.tracking is not None:
+                publish(engine, result, report=summary, dataset=self._dataset())
             return None
         status = result.handle.status
         moved_by = result.handle.moved_by
