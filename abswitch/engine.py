@@ -44,6 +44,7 @@ from abswitch.serving.intents import USER, Intent
 from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, shares_of
 from abswitch.serving.transition import Lease
 from abswitch.settings import ModelSwitchingConfig
+from abswitch.stats.family import FamilyPlan
 from abswitch.stats.plan import AnalysisPlan
 from abswitch.store.recorder import PlanRecord
 from abswitch.store.retention import Retention
@@ -242,7 +243,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         *,
         model_id: str | None = None,
         experiment: str | None = None,
-        plan: AnalysisPlan | None = None,
+        plan: AnalysisPlan | FamilyPlan | None = None,
         judge: Judge | None = None,
         metadata: Mapping[str, Any] = EMPTY,
         actor: str = USER,
@@ -284,7 +285,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         intent: Intent,
         *,
         experiment: str | None = None,
-        plan: AnalysisPlan | None = None,
+        plan: AnalysisPlan | FamilyPlan | None = None,
         judge: Judge | None = None,
     ) -> SwitchHandle:
         operation_id = f"op-{uuid4().hex[:12]}"
@@ -299,7 +300,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         strategy: Strategy,
         operation_id: str,
         salt: str,
-        plan: AnalysisPlan | None,
+        plan: AnalysisPlan | FamilyPlan | None,
         judge: Judge | None,
         intent: Intent,
     ) -> None:
