@@ -44,17 +44,21 @@ MEAN = welch_t_test(*(MeanSummary.of(one) for one in DATA["value"]))
 CUPED = cuped_test(*(CovariateSummary.of(x, z) for x, z in zip(DATA["value"], DATA["covariate"], strict=True)))
 RATIO = ratio_delta_test(*(RatioSummary.of(x, y) for x, y in zip(DATA["numerator"], DATA["denominator"], strict=True)))
 RATE = two_proportion_z_test(*(RateSummary.of(one) for one in DATA["binary"]))
-EXACT = {"rel": 1e-9, "abs": 1e-12}
+
+
+def exactly(value: Any) -> Any:
+    """But for the order of sums."""
+    return pytest.approx(value, rel=1e-9, abs=1e-12)
 
 
 def test_cuped_is_that_of_both_but_for_theta() -> None:
     """Theirs is pooled over both arms, as if these did not differ; ours within the arms, and pays for estimating it."""
-    assert TEA["cuped"]["effect_size"] == pytest.approx(GROWTHBOOK["cuped"]["estimate"], **EXACT)
+    assert TEA["cuped"]["effect_size"] == exactly(GROWTHBOOK["cuped"]["estimate"])
     (x0, x1), (z0, z1) = ([np.array(arm) for arm in DATA[name]] for name in ("value", "covariate"))
     x, z = np.concatenate([x0, x1]), np.concatenate([z0, z1])
     theta = np.cov(x, z)[0, 1] / z.var(ddof=1)
     estimate = x1.mean() - x0.mean() - theta * (z1.mean() - z0.mean())
-    assert estimate == pytest.approx(TEA["cuped"]["effect_size"], **EXACT)
+    assert estimate == exactly(TEA["cuped"]["effect_size"])
     assert CUPED.estimate == pytest.approx(TEA["cuped"]["effect_size"], rel=2e-3)
     freedom = math.sqrt((len(x) - 2) / (len(x) - 3))
     assert CUPED.standard_error == pytest.approx(GROWTHBOOK["cuped"]["standard_error"] * freedom, rel=1e-4)
@@ -66,15 +70,15 @@ def test_means_and_ratios_are_those_of_both(name: str, found: Comparison) -> Non
     tea, growthbook = TEA[name], GROWTHBOOK[name]
     mine = (found.estimate, found.low, found.high, found.p_value)
     names = ("effect_size", "effect_size_ci_lower", "effect_size_ci_upper", "pvalue")
-    assert mine == pytest.approx([tea[key] for key in names], **EXACT)
-    assert mine == pytest.approx([growthbook[key] for key in ("estimate", "low", "high", "p")], **EXACT)
-    assert (found.df, found.standard_error) == pytest.approx((growthbook["df"], growthbook["standard_error"]), **EXACT)
-    assert found.baseline.value == pytest.approx(tea["control"], **EXACT)
+    assert mine == exactly([tea[key] for key in names])
+    assert mine == exactly([growthbook[key] for key in ("estimate", "low", "high", "p")])
+    assert (found.df, found.standard_error) == exactly((growthbook["df"], growthbook["standard_error"]))
+    assert found.baseline.value == exactly(tea["control"])
 
 
 def test_the_pooled_z_test_is_that_of_tea_tasting() -> None:
-    assert RATE.p_value == pytest.approx(TEA["rate"]["pvalue"], **EXACT)
-    assert RATE.estimate == pytest.approx(TEA["rate"]["effect_size"], **EXACT)
+    assert RATE.p_value == exactly(TEA["rate"]["pvalue"])
+    assert RATE.estimate == exactly(TEA["rate"]["effect_size"])
     # Its interval is Wald's or another; Newcombe's is near it at these sizes.
     assert RATE.low == pytest.approx(TEA["rate"]["effect_size_ci_lower"], abs=0.01)
     assert RATE.high == pytest.approx(TEA["rate"]["effect_size_ci_upper"], abs=0.01)
@@ -83,7 +87,7 @@ def test_the_pooled_z_test_is_that_of_tea_tasting() -> None:
 def test_relative_lift_on_both_scales() -> None:
     arms = [MeanSummary.of(one) for one in DATA["value"]]
     linear, log = (relative_lift(*arms, scale=scale) for scale in ("linear", "log"))
-    assert linear.estimate == pytest.approx(GROWTHBOOK["lift"]["estimate"], **EXACT)
+    assert linear.estimate == exactly(GROWTHBOOK["lift"]["estimate"])
     # By normal quantiles here, by t there; each of some hundred degrees of freedom.
     assert (linear.low, linear.high) == pytest.approx((GROWTHBOOK["lift"]["low"], GROWTHBOOK["lift"]["high"]), rel=0.02)
     tea = TEA["mean"]
@@ -98,9 +102,7 @@ def test_the_split_is_checked_alike() -> None:
         by_chi_square = sample_ratio_mismatch(*(10 * n for n in counts), expected_share=share)
         assert exact_below.p_value == pytest.approx(GROWTHBOOK["split"][name], rel=0.15)
         assert by_chi_square.p_value < exact_below.p_value
-    assert sample_ratio_mismatch(70, 55, expected_share=0.5).p_value == pytest.approx(
-        TEA["split_exact"]["pvalue"], **EXACT
-    )
+    assert sample_ratio_mismatch(70, 55, expected_share=0.5).p_value == exactly(TEA["split_exact"]["pvalue"])
 
 
 def test_ranks_are_those_of_tea_tasting() -> None:
@@ -122,7 +124,7 @@ def test_medians_have_about_the_interval_of_the_bootstrap() -> None:
 def test_corrections_are_those_of_tea_tasting(adjust: Any, name: str) -> None:
     names = ("mean", "cuped", "ratio", "rate")
     found = adjust([TEA[key]["pvalue"] for key in names])
-    assert found.adjusted == pytest.approx([TEA[name][key] for key in names], **EXACT)
+    assert found.adjusted == exactly([TEA[name][key] for key in names])
 
 
 def test_the_planned_number_is_that_of_tea_tasting() -> None:
@@ -151,7 +153,7 @@ def test_posteriors_are_those_of_gbstats(name: str, prior_std: float | None) -> 
     found = normal_posterior(*(MeanSummary.of(one) for one in DATA["value"]), prior_std=prior_std)
     theirs = GROWTHBOOK[name]
     mine = (found.estimate, found.chance_to_win, found.low, found.high)
-    assert mine == pytest.approx([theirs[key] for key in ("estimate", "chance", "low", "high")], **EXACT)
+    assert mine == exactly([theirs[key] for key in ("estimate", "chance", "low", "high")])
     losses = (found.loss_if_candidate, found.loss_if_baseline)
     assert sorted(losses) == pytest.approx(sorted((theirs["loss_if_candidate"], theirs["loss_if_baseline"])), rel=1e-6)
 
