@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from abswitch.experiments.power_chart import power_chart
     from abswitch.experiments.prompts import Question
     from abswitch.experiments.publish import publish
+    from abswitch.experiments.replaying import Replayed, ReplayRun, replay
     from abswitch.experiments.report import write_report
     from abswitch.experiments.runs import open_run
     from abswitch.experiments.spec import ExperimentSpec
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from abswitch.experiments.switchback import run_switchback
     from abswitch.experiments.timing import SwitchTiming, switch_timing
     from abswitch.experiments.trial import ExperimentResult
+    from abswitch.rollout.replay import WhatIf
 
 # Resolved at first use: the command line needs little of it, and the statistics take most of a second to import.
 _HOME = {
@@ -38,10 +40,13 @@ _HOME = {
     "Poisson": "arrivals",
     "Progress": "asking",
     "Question": "prompts",
+    "ReplayRun": "replaying",
+    "Replayed": "replaying",
     "RequestBudget": "asking",
     "RequestCounts": "asking",
     "SwitchTiming": "timing",
     "Trace": "arrivals",
+    "WhatIf": "replaying",
     "bandit_plan": "live",
     "compare_live": "live",
     "open_run": "runs",
@@ -51,6 +56,7 @@ _HOME = {
     "power_chart": "power_chart",
     "publish": "publish",
     "read_spec": "specfile",
+    "replay": "replaying",
     "run_ab_test": "ab_test",
     "run_bandit": "live",
     "run_canary": "canary",
@@ -73,10 +79,13 @@ __all__ = [
     "Poisson",
     "Progress",
     "Question",
+    "ReplayRun",
+    "Replayed",
     "RequestBudget",
     "RequestCounts",
     "SwitchTiming",
     "Trace",
+    "WhatIf",
     "bandit_plan",
     "compare_live",
     "open_run",
@@ -86,6 +95,7 @@ __all__ = [
     "power_chart",
     "publish",
     "read_spec",
+    "replay",
     "run_ab_test",
     "run_bandit",
     "run_canary",

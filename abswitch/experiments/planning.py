@@ -156,7 +156,7 @@ def plan(
     metric = metric_of(metric)
     wanted = _effect(metric, effect)
     with store_of(source) as store:
-        model_id, version = _defaults(source, model_id, version)
+        model_id, version = defaults_of(source, model_id, version)
         logged = find_logged(store, model_id=model_id, version=version, last_hours=last_hours)
         found = measure_logged(store, logged, metric)
     observed = _observed(metric, logged, found)
@@ -204,7 +204,7 @@ def store_of(source: SwitchingEngine | Recorder | Reader | Path | str) -> Iterat
     yield store
 
 
-def _defaults(source: object, model_id: str | None, version: str | None) -> tuple[str | None, str | None]:
+def defaults_of(source: object, model_id: str | None, version: str | None) -> tuple[str | None, str | None]:
     """What an engine knows by itself."""
     registry = getattr(source, "registry", None)
     if registry is None:

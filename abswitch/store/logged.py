@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from abswitch import checks
 from abswitch.errors import InvalidInput
+from abswitch.rollout.replay import RequestLog
 from abswitch.stats.kinds import MetricSummary, observations
 from abswitch.stats.metrics import Metric, Paired, Quantile
 from abswitch.stats.quantile_summary import QuantileSummary
@@ -18,6 +22,7 @@ from abswitch.store.order_statistics import SortedValues
 from abswitch.store.reading import RowSource
 
 _HOUR_S = 3600.0
+_KEYS = ("request_id", "admitted_at_s", "error_type")
 _CELL = ("stable", "")
 _OF_MODEL = "model_id = $model_id AND arm <> 'pinned' AND admitted_at_s >= $since_s"
 _OF_VERSION = f"{_OF_MODEL} AND arm = 'stable' AND assigned_version = $version"
@@ -176,3 +181,65 @@ def needs_values(field: str, metric: Metric, found: LoggedMetric) -> None:
     """
     if not observations(found.adjusted):
         raise InvalidInput(field, metric.name, "a metric of which logged requests have values; none has one")
+
+
+def read_log(
+    store: RowSource,
+    logged: Logged,
+    columns: Sequence[str] = (),
+    *,
+    metrics: Sequence[Metric] = (),
+    scorers: Sequence[str] | None = (),
+) -> RequestLog:
+    """Logged requests themselves, in order.
+
+    Args:
+        columns: columns of evidence that are wanted beside those of the metrics.
+        metrics: their columns, covariates and conditions.
+        scorers: scores that are wanted; None: all there are.
+
+    Raises:
+        InvalidInput: a column that was not recorded.
+        StoreError: the store cannot be read.
+    """
+    scored = _scorers(store, logged) if scorers is None else scorers
+    wanted = [*columns, *scored]
+    for metric in metrics:
+        wanted += [*metric.columns, *([metric.covariate] if metric.covariate else [])]
+    names = tuple(dict.fromkeys(wanted))
+    found = logged.columns(store, names, keys=_KEYS)
+    rows = store.rows(
+        f"""{found.with_clause}
+SELECT request_id, admitted_at_s, unit_id, fallback OR (error_type IS NOT NULL AND NOT innocent) AS failed,
+  fallback OR NOT innocent AS counted{"".join(f", {found.column(name)}" for name in names)}
+FROM (SELECT *, coalesce(error_type IN ('Cancelled', 'PromptTooLong'), FALSE) AS innocent FROM value_rows)
+ORDER BY admitted_at_s, request_id""",
+        found.params,
+    )
+    ids, at_s, units, failed, counted, *values = zip(*rows, strict=True) if rows else [()] * (5 + len(names))
+    return RequestLog(
+        at_s=np.array(at_s, dtype=np.float64),
+        units=np.unique(np.array(units, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64),
+        failed=np.array(failed, dtype=np.bool_),
+        counted=np.array(counted, dtype=np.bool_),
+        columns={name: np.array(several, dtype=np.float64) for name, several in zip(names, values, strict=True)},
+        scorers=tuple(name for name in names if name in found.scorers),
+        selected={one.name: _selected(store, logged, one, ids) for one in metrics if one.where},
+    )
+
+
+def _scorers(store: RowSource, logged: Logged) -> list[str]:
+    columns = logged.columns(store, ())
+    rows = store.rows(
+        f"SELECT DISTINCT scorer FROM scores SEMI JOIN (SELECT request_id FROM requests WHERE {_OF_VERSION}) "
+        "USING (request_id) ORDER BY scorer",
+        columns.params,
+    )
+    return [str(row[0]) for row in rows]
+
+
+def _selected(store: RowSource, logged: Logged, metric: Metric, ids: Sequence[str]) -> NDArray[np.bool_]:
+    """Which requests fulfil a metric's conditions."""
+    columns = logged.columns(store, (), keys=("request_id",), where=metric.where)
+    kept = {row[0] for row in store.rows(f"{columns.with_clause} SELECT request_id FROM value_rows", columns.params)}
+    return np.array([one in kept for one in ids], dtype=np.bool_)
