@@ -208,7 +208,8 @@ def test_a_glance_imports_nothing_heavy(project: Path, capsys: pytest.CaptureFix
     path = spec_file(project, schedule=RARELY)
     assert said(capsys, "run-due", path)[0] == 0
     probe = (
-        "import sys; from abswitch.cli import main; status = main(['schedule', 'run-due', '--unattended', sys.argv[1]]); "
+        "import sys; from abswitch.cli import main; "
+        "status = main(['schedule', 'run-due', '--unattended', sys.argv[1]]); "
         "heavy = ('pydantic', 'numpy', 'scipy', 'yaml', 'duckdb', 'papermill', 'filelock', 'cronsim'); "
         "print(status, [name for name in heavy if name in sys.modules])"
     )
