@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abswitch.cli.arguments import seconds
+from abswitch.cli.arguments import add_overrides, seconds
 from abswitch.experiments.exits import ExitStatus, worst
 
 if TYPE_CHECKING:
@@ -23,15 +23,7 @@ def add(commands: Any) -> None:
         "with 0 when the verdict is what the plan calls success, 1-63 by the kind of verdict, 64 and more for errors.",
     )
     run.add_argument("spec", type=Path, metavar="SPEC", help="e.g. experiments/quickstart.yaml")
-    run.add_argument(
-        "-p",
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a field of the spec, dotted (load.concurrency=8), or a parameter of its notebook; may be repeated",
-    )
+    add_overrides(run)
     run.add_argument("--reports", type=Path, metavar="FOLDER", help="where results go (reports/ in the project)")
     run.add_argument("--fresh", action="store_true", help="begin anew instead of going on with an interrupted run")
     run.add_argument(

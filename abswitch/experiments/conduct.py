@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +73,7 @@ class Experiment:
         self.run = run if isinstance(run, RunFolder) else RunFolder(run)
         self.spec = self.run.spec
         self.project = self.run.project
-        self._lock = self.run.held("kernel", 60.0)
+        self._held = AsyncExitStack()
 
     # --- before -----------------------------------------------------------------------------------------------------
 
@@ -100,12 +101,17 @@ class Experiment:
             SwitchRefused: another process works on this run.
             InvalidInput, SwitchFailed: a version cannot be registered, or the baseline does not come to serve.
         """
-        self._lock.__enter__()
-        working_on(self.run)
-        _ = self.questions
-        engine = self._engine()
-        await asyncio.to_thread(self._register, engine)
-        await self._serve(engine)
+        self._held.enter_context(self.run.held("kernel", 60.0))
+        try:
+            working_on(self.run)
+            _ = self.questions
+            engine = self._engine()
+            self._held.push_async_callback(engine.aclose)
+            await asyncio.to_thread(self._register, engine)
+            await self._serve(engine)
+        except BaseException:
+            await self._held.aclose()  # so that the cell can be run again
+            raise
         return engine
 
     def _engine(self) -> SwitchingEngine:
@@ -268,7 +274,7 @@ class Experiment:
     async def close(self, engine: SwitchingEngine) -> None:
         """Stop the engine and let go of the run."""
         await engine.aclose()
-        self._lock.__exit__(None, None, None)
+        await self._held.aclose()
 
     def _result(self, result: Result, report: Path | None) -> RunResult:
         state, canary = self.run.state, isinstance(result, CanaryResult)

@@ -182,9 +182,14 @@ def open_run(
     Raises:
         OSError: the folder cannot be written.
     """
-    left = _run_for(occasion, spec, cell or {}, reports) if occasion else unfinished_run(spec, reports)
-    if not fresh and left is not None:
-        return left
+    with _alone_in(reports / spec.name):  # of two commands at once one opens the run, and the other finds it
+        left = None
+        if not fresh:
+            left = _run_for(occasion, spec, cell or {}, reports) if occasion else unfinished_run(spec, reports)
+        return left or _new_run(spec, reports, project, cell or {}, occasion)
+
+
+def _new_run(spec: ExperimentSpec, reports: Path, project: Path, cell: Mapping[str, Any], occasion: str) -> RunFolder:
     now = datetime.now(UTC)
     digest = spec.digest()
     folder = _new_folder(reports / spec.name, f"{now:%Y%m%dT%H%M%S}Z-{digest[:8]}")
@@ -193,7 +198,7 @@ def open_run(
         experiment=spec.name,
         spec_digest=digest,
         project=str(project),
-        cell=dict(cell or {}),
+        cell=dict(cell),
         started_at_s=time.time(),
         occasion=occasion,
     )
@@ -202,8 +207,16 @@ def open_run(
     return RunFolder(folder)
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".opening.lock", timeout=_ORPHAN_S):
+        yield
+
+
 def _new_folder(parent: Path, name: str) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
         try:
             (parent / f"{name}{suffix}").mkdir()
