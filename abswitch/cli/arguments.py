@@ -42,7 +42,7 @@ def whole_number(text: str) -> int:
 
 
 def add_overrides(command: argparse.ArgumentParser) -> None:
-    """`-p key=value`, of the commands that take a spec."""
+    """Add `-p KEY=VALUE`."""
     command.add_argument(
         "-p",
         "--set",

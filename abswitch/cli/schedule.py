@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from datetime import datetime
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from abswitch.cli.arguments import Failure, whole_number
 from abswitch.cli.run import result_words
 from abswitch.cli.schedule_entries import install, remove
-from abswitch.cli.schedule_selection import schedules_of, spec_problems, take_environment
+from abswitch.cli.schedule_selection import environment_of, schedules_of, spec_problems
 from abswitch.errors import InvalidInput, StoreError
 from abswitch.experiments.exits import ExitStatus, worst
 from abswitch.experiments.project import project_folder, project_of
@@ -155,7 +156,7 @@ def _run_due(options: argparse.Namespace) -> ExitStatus:
         if not options.specs or options.dry_run:
             raise Failure("--unattended goes with specs, and not with --dry-run", ExitStatus.USAGE)
         return worst(_unattended(path, options) for path in options.specs)
-    take_environment(options.env_file)
+    os.environ.update(environment_of(options.env_file))
     return worst([_looked_at(schedule, dry=options.dry_run) for schedule in schedules_of(options)])
 
 
@@ -177,7 +178,7 @@ def _unattended(path: Path, options: argparse.Namespace) -> ExitStatus:
         stack.enter_context(redirect_stdout(log))
         stack.enter_context(redirect_stderr(log))
         try:
-            take_environment(options.env_file)
+            os.environ.update(environment_of(options.env_file))
         except Failure as failure:
             print(failure)
             return failure.status

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abswitch.cli.arguments import Failure
-from abswitch.cli.schedule_selection import schedules_of, spec_problems, take_environment
+from abswitch.cli.schedule_selection import environment_of, schedules_of, spec_problems
 from abswitch.errors import InvalidInput, StoreError
 from abswitch.experiments.exits import ExitStatus
 from abswitch.experiments.project import project_folder
@@ -62,14 +62,10 @@ def _adopt(schedule: Schedule) -> None:
 
 
 def _given_environment(path: Path | None) -> dict[str, str]:
-    from abswitch.experiments.schedules.entries import read_environment
-
-    if path is None:
-        return {}
-    take_environment(path)  # says what is wrong with it
-    if path.stat().st_mode & 0o077:
+    given = environment_of(path)
+    if path is not None and path.stat().st_mode & 0o077:
         print(f"abswitch schedule: careful: others can read {path}; `chmod 600` it", file=sys.stderr)
-    return read_environment(path)
+    return given
 
 
 def _webhooks(schedules: Iterable[Schedule], given: dict[str, str]) -> Iterator[str]:

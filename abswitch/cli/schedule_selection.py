@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,14 +55,14 @@ def spec_problems() -> Iterator[None]:
         raise Failure(f"{error.strerror}: {error.filename}", ExitStatus.NO_SPEC) from error
 
 
-def take_environment(path: Path | None) -> None:
-    """The variables of a file, for this process and what it starts."""
+def environment_of(path: Path | None) -> dict[str, str]:
+    """The variables of a file; none without one."""
     from abswitch.experiments.schedules.entries import read_environment
 
     if path is None:
-        return
+        return {}
     try:
-        os.environ.update(read_environment(path))
+        return read_environment(path)
     except InvalidInput as error:
         raise Failure(str(error), ExitStatus.USAGE) from error
     except OSError as error:

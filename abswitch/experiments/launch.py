@@ -164,15 +164,15 @@ def _one(
             # The accelerator first: who is refused has left nothing behind.
             held.enter_context(holding(accelerators(spec.accelerators), holder=spec.name, wait_s=wait_s))
             run = open_run(spec, reports=reports, project=project, cell=cell, fresh=fresh, occasion=occasion)
-            if (result := run.result) is not None:
-                _say(told, f"{spec.name}: {run.path} has finished before")
-                return Launched(status=ExitStatus(result.exit_status), cell=cell, folder=run.path, result=result)
             held.enter_context(run.held("command", 0.0))
             run.wait_for_orphan()
         except OSError as error:
             return Launched(status=ExitStatus.CANNOT_WRITE, cell=cell, problem=f"cannot write: {error}")
         except SwitchRefused as error:
             return Launched(status=ExitStatus.BUSY, cell=cell, problem=str(error))
+        if run.result is not None:  # before, or by the kernel of a killed command, just now
+            _say(told, f"{run.spec.name}: {run.path} has finished already")
+            return _ended(run, run.result, cell)
         return _executed(run, project, cell, told)
 
 
@@ -196,6 +196,10 @@ def _executed(run: RunFolder, project: Path, cell: Mapping[str, Any], told: Text
     if result is None:
         problem = f"{notebook.name} came to its end without `finish`; a notebook of your own must call it"
         return _failed(run, ExitStatus.FAILED, problem)
+    return _ended(run, result, cell)
+
+
+def _ended(run: RunFolder, result: RunResult, cell: Mapping[str, Any]) -> Launched:
     return Launched(status=ExitStatus(result.exit_status), cell=cell, folder=run.path, result=result)
 
 

@@ -77,7 +77,11 @@ def _highlights(summary: Mapping[str, Any], result: ABTestResult) -> Iterator[tu
     yield primary.name, f"{primary.baseline.value} → {primary.candidate.value}", primary.difference.value
     yield answered(summary)
     unit = _UNITS.get(result.plan.design, "units")
-    yield "compared", " + ".join(f"{count:,}" for count in n.values()), f"{unit}, baseline and candidate{'s' if len(n) > 2 else ''}"
+    yield (
+        "compared",
+        " + ".join(f"{count:,}" for count in n.values()),
+        f"{unit}, baseline and candidate{'s' if len(n) > 2 else ''}",
+    )
     switch = summary["switch"]
     if switch is not None and switch["first_token_s"] is not None:
         yield "switch", duration(switch["first_token_s"]), f"until the first token of {candidate}"
@@ -134,7 +138,10 @@ def _plan_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "design", plan["design"]
     yield "decided by", next(m["name"] for m in plan["metrics"] if m["role"] == "primary")
     yield "alpha", f"{plan['alpha']:g}, two-sided, for every comparison"
-    yield "planned", f"{plan['planned_n']:,} units in both arms together, {plan['expected_share']:.0%} of them candidate"
+    yield (
+        "planned",
+        f"{plan['planned_n']:,} units in both arms together, {plan['expected_share']:.0%} of them candidate",
+    )
     yield "looks", str(plan["looks"])
     for metric in plan["metrics"]:
         margin = "" if metric.get("margin") is None else f", margin {metric['margin']:g}"

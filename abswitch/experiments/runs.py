@@ -24,7 +24,7 @@ from typing import Any, Self
 from abswitch.errors import InvalidInput, SwitchRefused
 from abswitch.experiments.exits import ExitStatus
 from abswitch.experiments.spec import ExperimentSpec, spec_of
-from abswitch.experiments.files import to_json, write_atomically
+from abswitch.experiments.summary import to_json, write_atomically
 
 _ORPHAN_S = 60.0
 
@@ -183,10 +183,10 @@ def open_run(
         OSError: the folder cannot be written.
     """
     with _alone_in(reports / spec.name):  # of two commands at once one opens the run, and the other finds it
-        left = _run_for(occasion, spec, cell or {}, reports) if occasion else unfinished_run(spec, reports)
-        if left is not None and not fresh:
-            return left
-        return _new_run(spec, reports, project, cell or {}, occasion)
+        left = None
+        if not fresh:
+            left = _run_for(occasion, spec, cell or {}, reports) if occasion else unfinished_run(spec, reports)
+        return left or _new_run(spec, reports, project, cell or {}, occasion)
 
 
 def _new_run(spec: ExperimentSpec, reports: Path, project: Path, cell: Mapping[str, Any], occasion: str) -> RunFolder:

@@ -76,7 +76,9 @@ class Step:
 def arms_of_canary(engine: SwitchingEngine, subject: Subject) -> dict[str, dict[str, Any]]:
     """Units and requests by role, with the keys that a comparison's arms have."""
     names = ("assigned", "analysed", "requests", "failed", "fallbacks")
-    found = {row[0]: dict(zip(names, row[1:], strict=True)) for row in engine.store.rows(_ARMS, (subject.operation_id,))}
+    found = {
+        row[0]: dict(zip(names, row[1:], strict=True)) for row in engine.store.rows(_ARMS, (subject.operation_id,))
+    }
     nothing = dict.fromkeys(names, 0)
     return {
         arm.role: {"version": arm.version, **found.get(arm.name, nothing), "score_failures": {}} for arm in subject.arms

@@ -11,6 +11,7 @@ from abswitch.serving.router import candidate_name
 Result = ABTestResult | CanaryResult
 CANARY = "canary"
 
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One side of a comparison.
