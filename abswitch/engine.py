@@ -66,6 +66,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         scorers: applied to every answer as it is given; scores end up in the table `scores`.
         mlflow: where experiments are published: `sqlite:///folder/mlflow.db`, or a server's address; None publishes
             nothing. The server need not be there: what is published waits in the store until it is.
+        wandb: likewise for Weights & Biases, beside MLflow or alone: a folder for offline runs, or
+            `https://api.wandb.ai/ENTITY`; see `WandbSink`. Needs the extra `abswitch[wandb]`.
         record_text: keep prompts and outputs in the table `requests` (off by default: they may be private).
         redact: text → what may be stored of it (None: nothing); applied to prompts, outputs and error messages before
             they reach a disk. Where it fails, nothing is stored and `engine.store.stats().unredacted` counts it.
@@ -85,6 +87,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         store: Path | str = "abswitch.duckdb",
         scorers: Sequence[Scorer | Callable[[Sample], Score]] = (),
         mlflow: str | None = None,
+        wandb: Path | str | None = None,
         record_text: bool = False,
         redact: Callable[[str], str | None] | None = None,
         retention_days: float | None = None,
@@ -100,6 +103,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             store=store,
             scorers=scorers,
             mlflow=mlflow,
+            wandb=wandb,
             record_text=record_text,
             redact=redact,
             retention=Retention(days=retention_days, max_requests=max_request_rows),

@@ -159,7 +159,7 @@ async def test_several_candidates_have_a_verdict_each_and_one_wins(
     shares = engine.query("SELECT arm, share FROM routes WHERE operation_id = ?", [result.operation_id])
     assert set(shares["arm"]) == {"stable", "candidate", "candidate-2"} and set(shares["share"].round(4)) == {0.3333}
     summary = json.loads((write_report(engine, result, tmp_path / "report").parent / "summary.json").read_text())
-    assert summary["winner"] == "better" and set(summary["candidates"]) == {"regressed", "better"}
+    assert summary["winner"] == "better" and set(summary["verdicts"]) == {"regressed", "better"}
     name = publish(engine, result)
     assert engine.tracking is not None and engine.tracking.flush(120)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
