@@ -24,7 +24,7 @@ from abswitch.experiments.canary import CanaryResult, run_canary, write_canary_s
 from abswitch.experiments.environment import environment
 from abswitch.experiments.exits import exit_status
 from abswitch.experiments.paired import run_paired
-from abswitch.experiments.project import store_uri
+from abswitch.experiments.project import folder_or_address, store_uri
 from abswitch.experiments.prompts import Question
 from abswitch.experiments.publish import publish
 from abswitch.experiments.report import write_report
@@ -106,6 +106,8 @@ class Experiment:
         _ = self.questions
         engine = self._engine()
         await asyncio.to_thread(self._register, engine)
+        if self.spec.engine.register_in_mlflow:
+            await asyncio.to_thread(engine.registry.export_to_mlflow, self.spec.model_id)
         await self._serve(engine)
         return engine
 
@@ -120,6 +122,7 @@ class Experiment:
             store=self.run.path / "evidence.duckdb",
             scorers=scorers,
             mlflow=None if uri is None else store_uri(uri, self.project),
+            wandb=folder_or_address(spec.engine.wandb, self.project),
             record_text=spec.engine.record_text,
             backends={
                 name: sources.call(made.function, made.arguments, self.project, field=f"engine.backends.{name}")
