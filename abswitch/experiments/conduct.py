@@ -26,7 +26,7 @@ from abswitch.experiments.environment import environment
 from abswitch.experiments.exits import exit_status
 from abswitch.experiments.overview import refresh
 from abswitch.experiments.paired import run_paired
-from abswitch.experiments.project import store_uri
+from abswitch.experiments.project import folder_or_address, store_uri
 from abswitch.experiments.prompts import Question
 from abswitch.experiments.publish import publish
 from abswitch.experiments.report import write_report
@@ -110,6 +110,8 @@ class Experiment:
             engine = self._engine()
             self._held.push_async_callback(engine.aclose)
             await asyncio.to_thread(self._register, engine)
+            if self.spec.engine.register_in_mlflow:
+                await asyncio.to_thread(engine.registry.export_to_mlflow, self.spec.model_id)
             await self._serve(engine)
         except BaseException:
             await self._held.aclose()  # so that the cell can be run again
@@ -127,6 +129,7 @@ class Experiment:
             store=self.run.path / "evidence.duckdb",
             scorers=scorers,
             mlflow=None if uri is None else store_uri(uri, self.project),
+            wandb=folder_or_address(spec.engine.wandb, self.project),
             record_text=spec.engine.record_text,
             backends={
                 name: sources.call(made.function, made.arguments, self.project, field=f"engine.backends.{name}")

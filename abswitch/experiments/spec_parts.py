@@ -378,9 +378,19 @@ class EngineSpec(Strict):
     record_text: bool = True
     mlflow: str | None = None
     """Store or server to publish to; none without it."""
+    register_in_mlflow: bool = False
+    """Keep MLflow's model registry in step: versions, aliases, and the verdict that made the champion."""
+    wandb: str | None = None
+    """Folder or server of Weights & Biases to publish to; none without it."""
     backends: dict[Name, Call] = {}
     """Further backends by name: functions that return an instance factory."""
     max_cached_models: Whole = 5
+
+    @model_validator(mode="after")
+    def _somewhere_to_register(self) -> EngineSpec:
+        if self.register_in_mlflow and not self.mlflow:
+            raise ValueError("a store or server in engine.mlflow, as register_in_mlflow is true")
+        return self
 
 
 class ScheduleSpec(Strict):
