@@ -7,13 +7,16 @@ modules is imported before the fork, so that each run sees the code of its folde
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 _LIBRARIES = ("numpy", "scipy.stats", "pandas", "duckdb", "hypothesis.stateful", "pytest_asyncio", "nbval", "psutil")
 _OWN = ("abswitch", "tests")
+_LONGEST_S = 240.0
 _CRASHED = 70  # none of pytest's own
 
 
@@ -63,8 +66,19 @@ def _serve() -> None:
         child = os.fork()
         if child == 0:
             _run(Path(folder), arguments)
-        _, how = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(how), flush=True)  # noqa: T201 (it is the answer)
+        print(_end_of(child), flush=True)  # noqa: T201 (it is the answer)
+
+
+def _end_of(child: int) -> int:
+    """Its status; of one that hangs, that of a killed process."""
+    deadline_s = time.monotonic() + _LONGEST_S
+    while True:
+        ended, how = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(how)
+        if time.monotonic() > deadline_s:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def _run(folder: Path, arguments: list[str]) -> None:
