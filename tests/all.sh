@@ -3,7 +3,10 @@
 # priority, so that it takes little from whatever measures time. From the root of the project; PYTHON and NOTEBOOKS as
 # the Makefile sets them.
 set -uo pipefail
-computing=(tests/mutations tests/rollout tests/serving/test_stateful.py tests/stats tests/test_recovery.py)
+computing=(
+    tests/mutations tests/rollout tests/serving/test_stateful.py tests/stats tests/test_recovery.py
+    tests/test_registry_engine.py
+)
 
 said=$(mktemp)
 nice -n 5 "$PYTHON" -m pytest "${computing[@]}" >"$said" 2>&1 &

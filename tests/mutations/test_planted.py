@@ -90,7 +90,7 @@ def test_they_are_many_and_different() -> None:
     assert len({plant.name for plant in PLANTS}) == len(PLANTS)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_without_a_plant_they_pass(garden: Garden) -> None:
     ran = garden.untouched.result()
     assert ran.status == 0, ran.said[-3000:]
