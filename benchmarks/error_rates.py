@@ -38,6 +38,7 @@ from _streams import (
     switchback_rejects,
     t_test_rejects_ever,
 )
+from _verdicts import verdicts
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special
@@ -151,6 +152,28 @@ def aa_split(rng: Generator, size: Size) -> Iterator[Figure]:
     yield Figure("peeked_chi_square", chi_square, "chi-square SRM at .001, peeked")
 
 
+# --- whole verdicts, as run_ab_test takes them ------------------------------------------------------------------------
+
+WRONG_RULES = ("primary-better", "primary-worse", "guardrail-harmed")
+
+
+def aa_verdicts(rng: Generator, size: Size) -> Iterator[Figure]:
+    for evaluation, share in (("sequential", 0.5), ("sequential", 0.1), ("group_sequential", 0.5)):
+        ends = verdicts(rng, size.slow_streams // 5, evaluation=evaluation, share=share)
+        name = f"aa_verdict_{evaluation}_share{100 * share:g}"
+        what = f"verdict, A/A, {evaluation.replace('_', ' ')}, {share:.0%} share, calls a difference or harm"
+        yield Figure(name, ends.share(*WRONG_RULES), what, at_most=0.06)
+
+
+def verdict_power(rng: Generator, size: Size) -> Iterator[Figure]:
+    for evaluation in ("sequential", "group_sequential"):
+        ends = verdicts(rng, size.slow_streams // 10, evaluation=evaluation, rates=(0.6, 0.75))
+        yield Figure(f"verdict_{evaluation}_ships", ends.share("primary-better"), ".60 → .75, shipped", at_least=0.8)
+        yield Figure(f"verdict_{evaluation}_mean_n", ends.mean_n, "mean n over that planned, the same")
+    ends = verdicts(rng, size.slow_streams // 10, rates=(0.7, 0.75), margin=0.05)
+    yield Figure("verdict_at_margin", ends.share("within-margin"), "better by exactly the margin, equivalent", 0.05)
+
+
 # --- power ------------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +269,8 @@ JOBS: tuple[Job, ...] = (
     aa_rare_guarded,
     aa_exact,
     aa_split,
+    aa_verdicts,
+    verdict_power,
     power,
     group_sequential,
     quantile_sequences,

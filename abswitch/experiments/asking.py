@@ -21,6 +21,7 @@ from abswitch.engine import SwitchingEngine
 from abswitch.errors import AbswitchError
 from abswitch.experiments.arrivals import Arrivals, send_all
 from abswitch.experiments.prompts import Question
+from abswitch.stats import Verdict
 
 _NUMBER = re.compile(r"-(\d+)(?:~(\d+))?\Z")
 _ASKED = """
@@ -51,11 +52,13 @@ class RequestCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far an experiment is; estimates are left out on purpose, as the plan allows one look, at the end.
+    """How far an experiment is.
 
     Attributes:
         by_arm: answered requests by arm name.
         phase: what the experiment is doing, in a few words.
+        verdicts: by candidate, what the latest look found, by methods that hold at all looks; empty before the first,
+            and throughout where the plan allows one look alone, at the end.
     """
 
     phase: str
@@ -64,6 +67,7 @@ class Progress:
     failed: int
     by_arm: dict[str, int]
     elapsed_s: float
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +139,10 @@ class Asking:
     Args:
         questions: asked in order; `endless` begins anew at the end.
         on_progress: called after every request, on the caller's loop.
+
+    Attributes:
+        verdicts: of the latest look, told with the progress.
+        on_ended: called after every request, too.
     """
 
     def __init__(
@@ -161,6 +169,8 @@ class Asking:
         self._clock = clock or SystemClock()
         self._asked = Asked()
         self._sent = 0
+        self.verdicts: Mapping[str, Verdict] = {}
+        self.on_ended: Callable[[], None] = lambda: None
         self._start_s = self._clock.monotonic_s()
         self._asking_since_s = self._start_s
         self.started_at_s = time.time()
@@ -183,6 +193,7 @@ class Asking:
                 failed=self._asked.failed,
                 by_arm=dict(self._asked.by_arm),
                 elapsed_s=self._clock.monotonic_s() - self._start_s,
+                verdicts=self.verdicts,
             )
         )
 
@@ -237,3 +248,4 @@ class Asking:
             self._asked.by_arm[completion.arm] += 1
             self._asked.tokens += completion.output_tokens
         self.tell("asking")
+        self.on_ended()

@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +21,10 @@ from abswitch.experiments import sources
 from abswitch.experiments.ab_test import run_ab_test, unfinished
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop, Poisson, Trace
 from abswitch.experiments.asking import Progress, RequestBudget
-from abswitch.experiments.canary import CanaryResult, run_canary, write_canary_summary
+from abswitch.experiments.canary import CanaryResult, run_canary
 from abswitch.experiments.environment import environment
 from abswitch.experiments.exits import exit_status
+from abswitch.experiments.overview import refresh
 from abswitch.experiments.paired import run_paired
 from abswitch.experiments.project import store_uri
 from abswitch.experiments.prompts import Question
@@ -48,6 +50,7 @@ from abswitch.records import RunRecord
 from abswitch.rollout.strategies import CanaryStrategy
 from abswitch.serving.status import OperationStatus
 from abswitch.settings import ModelSwitchingConfig
+from abswitch.store.tracking import TrackedDataset
 
 Result = ExperimentResult | CanaryResult
 _DESIGNS: Mapping[str, Callable[..., Awaitable[ExperimentResult]]] = {
@@ -72,7 +75,7 @@ class Experiment:
         self.run = run if isinstance(run, RunFolder) else RunFolder(run)
         self.spec = self.run.spec
         self.project = self.run.project
-        self._lock = self.run.held("kernel", 60.0)
+        self._held = AsyncExitStack()
 
     # --- before -----------------------------------------------------------------------------------------------------
 
@@ -100,12 +103,17 @@ class Experiment:
             SwitchRefused: another process works on this run.
             InvalidInput, SwitchFailed: a version cannot be registered, or the baseline does not come to serve.
         """
-        self._lock.__enter__()
-        working_on(self.run)
-        _ = self.questions
-        engine = self._engine()
-        await asyncio.to_thread(self._register, engine)
-        await self._serve(engine)
+        self._held.enter_context(self.run.held("kernel", 60.0))
+        try:
+            working_on(self.run)
+            _ = self.questions
+            engine = self._engine()
+            self._held.push_async_callback(engine.aclose)
+            await asyncio.to_thread(self._register, engine)
+            await self._serve(engine)
+        except BaseException:
+            await self._held.aclose()  # so that the cell can be run again
+            raise
         return engine
 
     def _engine(self) -> SwitchingEngine:
@@ -229,30 +237,36 @@ class Experiment:
 
     # --- after ------------------------------------------------------------------------------------------------------
 
-    async def report(self, engine: SwitchingEngine, result: Result) -> Path | None:
+    async def report(self, engine: SwitchingEngine, result: Result) -> Path:
         """Write the page, and publish to MLflow where the spec names a store.
 
         Returns:
-            The page; None for a canary, whose moves are in `summary.json`.
+            The page.
         """
-        if isinstance(result, CanaryResult):
-            write_canary_summary(engine, result, self.run.path)
-            return None
         status = result.handle.status
         moved_by = result.handle.moved_by
         switch = switch_timing(engine, moved_by) if status.promoted and moved_by is not None else None
         facts = {"run": self.run.state.run_id, "spec digest": self.run.state.spec_digest, **self.run.state.cell}
         await engine.scored()
         if engine.tracking is not None:
-            publish(engine, result)
+            publish(engine, result, dataset=self._dataset())
             await asyncio.to_thread(engine.tracking.flush, 120.0)
         page = await asyncio.to_thread(write_report, engine, result, self.run.path, switch=switch, extra=facts)
         if engine.tracking is not None:
-            publish(engine, result, report=page)
+            publish(engine, result, report=page, dataset=self._dataset())
         return page
 
+    def _dataset(self) -> TrackedDataset:
+        return TrackedDataset(
+            name=f"{self.spec.name} prompts",
+            source=self.spec.prompts.model_dump(mode="json"),
+            digest=_digest(self.questions),
+            rows=len(self.questions),
+        )
+
     async def finish(self, engine: SwitchingEngine, result: Result, *, report: Path | None = None) -> RunResult:
-        """Write the run's result, compare it with the last good run, tell whoever is to be told.
+        """Write the run's result, compare it with the last good run, tell whoever is to be told, and rewrite the page
+        over all runs.
 
         Args:
             report: the page that was written.
@@ -263,12 +277,13 @@ class Experiment:
         if told.alerts and self.spec.watch is not None:
             await asyncio.to_thread(send_alerts, told.experiment, told.run_id, told.alerts, self.spec.watch)
         self.run.finish(told)
+        await asyncio.to_thread(refresh, self.run.path.parent.parent)
         return told
 
     async def close(self, engine: SwitchingEngine) -> None:
         """Stop the engine and let go of the run."""
         await engine.aclose()
-        self._lock.__exit__(None, None, None)
+        await self._held.aclose()
 
     def _result(self, result: Result, report: Path | None) -> RunResult:
         state, canary = self.run.state, isinstance(result, CanaryResult)

@@ -12,6 +12,9 @@ from typing import Any, TextIO
 from abswitch.errors import InvalidInput
 from abswitch.experiments.exits import ExitStatus
 
+_INPUT_ERRORS = frozenset({InvalidInput.__name__, *(cls.__name__ for cls in InvalidInput.__subclasses__())})
+"""What abswitch raises for what a user gave; papermill tells names of errors alone."""
+
 
 class NotExecuted(Exception):
     """The notebook did not come to its end; the message is for people, in a few lines.
@@ -70,7 +73,8 @@ def execute(
                 progress_bar={"desc": title, "file": terminal},
             )
     except papermill.PapermillExecutionError as error:
-        raise NotExecuted(_failed_cell(error, executed, log)) from error
+        status = ExitStatus.BAD_SPEC if error.ename in _INPUT_ERRORS else ExitStatus.FAILED
+        raise NotExecuted(_failed_cell(error, executed, log), status) from error
     except CellTimeoutError as error:
         raise NotExecuted(
             f"a cell took longer than {cell_timeout_s} s; the notebook up to there: {executed}", ExitStatus.TIMED_OUT

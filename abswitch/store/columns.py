@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 from abswitch.errors import InvalidInput
 from abswitch.stats.selection import Segments, Where
@@ -44,9 +45,19 @@ ADMISSION_COLUMNS: Mapping[str, str] = MappingProxyType(
 
 LARGEST = 1e100
 """Numbers beyond this cannot be squared and summed: failed measurements, as what is not finite."""
-_EXPOSED = """arm IN ('stable', 'candidate') AND (model_id, route_epoch) IN (
+ARMS = ("stable", "candidate")
+"""The arms of a comparison; of several candidates the others are `candidate-2` and so on."""
+_EXPOSED = """arm IN ({}) AND (model_id, route_epoch) IN (
     SELECT (model_id, epoch) FROM routes WHERE operation_id = $operation_id AND arm = 'candidate' AND share > 0
   )"""
+
+
+class Batch(NamedTuple):
+    """Some rows of the tables, by row number: requests above `after` up to `until`, scores above `scores_after`."""
+
+    after: int
+    until: int
+    scores_after: int
 
 
 class ValueColumns:
@@ -66,6 +77,8 @@ class ValueColumns:
             too, but compares nothing.
         keys: columns of `requests` that the rows keep, beside the arm and the unit.
         params: what `rows` refers to by `$name`.
+        arms: whose requests; of two, the second is called `candidate` whichever it is.
+        batch: of those requests only these. Whether the scorers have scored at all is not asked then.
 
     Raises:
         InvalidInput: a name that is neither; lists what there is.
@@ -83,16 +96,22 @@ class ValueColumns:
         rows: str | None = None,
         keys: Sequence[str] = (),
         params: Mapping[str, object] = MappingProxyType({}),
+        arms: Sequence[str] = ARMS,
+        batch: Batch | None = None,
     ) -> None:
         whose = rows or "TRUE" if operation_id is None else "operation_id = $operation_id"
         named: dict[str, object] = dict(params) if operation_id is None else {"operation_id": operation_id}
-        self._rows = whose if operation_id is None else f"{whose} AND {rows or _EXPOSED}"
-        self._keys = tuple(keys)
+        exposed = _EXPOSED.format(", ".join(f"'{arm}'" for arm in arms))
+        self._rows = whose if operation_id is None else f"{whose} AND {rows or exposed}"
+        self._keys, self._batch = tuple(keys), batch
+        renamed = len(arms) == len(ARMS) and tuple(arms) != ARMS
+        self._arm = f"CASE arm WHEN '{arms[1]}' THEN 'candidate' ELSE arm END AS arm" if renamed else "arm"
         self.names = tuple(dict.fromkeys(names))
         selectors = [*(one.column for one in where), *([segments.column] if segments else [])]
         known = {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS, *ADMISSION_COLUMNS}
         self.scorers = tuple(name for name in dict.fromkeys((*self.names, *selectors)) if name not in known)
-        self._check_scorers(recorder, whose, named)
+        if batch is None:
+            self._check_scorers(recorder, whose, named)
         self._condition, conditions = condition_sql(where, self._source)
         self._segment, labels = segment_sql(segments, self._source, largest) if segments else ("''", {})
         self._params = {**named, **params} | conditions | labels
@@ -124,12 +143,14 @@ class ValueColumns:
         """`WITH …`, whose last table is `value_rows`: arm, unit_id, segment, what became of the request, the values."""
         values = "".join(f",\n    {_finite(self._value(name))} AS {self.column(name)}" for name in self.names)
         values += "".join(f",\n    {extra}" for extra in (*map(self.failures, self.scorers), *self._keys))
+        one = self._batch
+        batch = "" if one is None else f" AND requests.rowid > {one.after:d} AND requests.rowid <= {one.until:d}"
         return f"""{self._scores}value_rows AS (
-  SELECT arm, unit_id, {self._segment} AS segment, fallback,
+  SELECT {self._arm}, unit_id, {self._segment} AS segment, fallback,
     {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
     coalesce(error_type = '{CANCELLED}', FALSE) AS cancelled{values}
   FROM requests {"LEFT JOIN scored USING (request_id)" if self.scorers else ""}
-  WHERE {self._rows}{self._condition}
+  WHERE {self._rows}{batch}{self._condition}
 )"""
 
     @property
@@ -143,7 +164,8 @@ class ValueColumns:
             f"      AS failures_{i}"
             for i in range(len(self.scorers))
         )
-        return f"WITH scored AS (\n  SELECT request_id, {latest}\n  FROM scores GROUP BY request_id\n),\n"
+        batch = "" if self._batch is None else f"WHERE rowid > {self._batch.scores_after:d} "
+        return f"WITH scored AS (\n  SELECT request_id, {latest}\n  FROM scores {batch}GROUP BY request_id\n),\n"
 
     def _value(self, name: str) -> str:
         if name in ASSIGNED_COLUMNS:

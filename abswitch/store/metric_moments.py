@@ -106,6 +106,16 @@ class _Part:
         return NOTHING._replace(**{name: value for name, value in found.items() if value is not None})
 
 
+def request_values(columns: ValueColumns, metrics: Sequence[Additive]) -> list[str]:
+    """The SQL of each request's x, y, z and whether it is neither 0 nor 1, four columns for each metric, in order."""
+    parts = [_Part(metric, index, False) for index, metric in enumerate(metrics)]
+    found = []
+    for part in parts:
+        named = {name: sql for sql, name in (one.rsplit(" AS ", 1) for one in part.observed(columns))}
+        found += [named.get(f"{letter}{part.index}", "NULL") for letter in ("x", "y", "z", "other")]
+    return found
+
+
 def joint_moments(
     recorder: RowSource, columns: ValueColumns, metrics: Sequence[Additive], *, by_unit: bool
 ) -> dict[Cell, list[Joint]]:

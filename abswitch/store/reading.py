@@ -45,6 +45,7 @@ TABLES = (
     "artifacts",
     "provenance",
     "outbox",
+    "tracking_links",
     "gaps",
     "writers",
     "meta",
