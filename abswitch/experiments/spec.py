@@ -108,6 +108,20 @@ class ExperimentSpec(Strict):
                 raise InvalidInput("watch.metrics", name, f"names of the spec's metrics: {known}")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_watched(self) -> ExperimentSpec:
+        if self.watch is None:
+            return self
+        if self.design.kind == "canary":
+            raise InvalidInput("watch", self.watch.model_dump(), "no watch: a canary is judged by its own guardrails")
+        named = self.watch.metrics
+        chosen = [one for one in self.metrics if (one.name in named if named else one.role != "secondary")]
+        pairs = [one.name for one in chosen if one.kind == "paired"]
+        if pairs and (named is not None or len(pairs) == len(chosen)):
+            allowed = "metrics with values of each version (rate, mean, ratio, quantile); pairs have none"
+            raise InvalidInput("watch.metrics", pairs[0], allowed)
+        return self
+
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of the scores that every answer gets."""

@@ -433,7 +433,9 @@ class WatchSpec(Strict):
 
     metrics: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """Which of the spec's metrics; the primary and the guardrails without it."""
-    arms: tuple[Literal["baseline", "candidate"], ...] = ("candidate",)
+    arms: Annotated[tuple[Literal["baseline", "candidate"], ...], Field(min_length=1)] = ("candidate",)
+    against: Text | None = None
+    """Id of a run to compare with each time. Without it, it is the last good one, and small losses may add up."""
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01
     webhook_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
     """Environment variable that holds the address alerts are posted to; addresses do not belong into specs."""
