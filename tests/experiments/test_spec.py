@@ -178,8 +178,10 @@ def test_a_spec_is_the_same_after_a_round_through_its_file() -> None:
 
 def test_the_digest_is_of_what_decides_the_run_alone() -> None:
     spec = spec_of(SPEC)
+    same: dict[str, Any]
     for same in ({"description": "x"}, {"schedule": {"cron": "0 3 * * *"}}, {"watch": {}}, {"matrix": {"seed": [1]}}):
         assert spec_of(changed(**same)).digest() == spec.digest()
+    other: dict[str, Any]
     for other in ({"seed": 1}, {"sampling": {"temperature": 0.5}}, {"policy": {"apply": False}}, {"alpha": 0.01}):
         assert spec_of(changed(**other)).digest() != spec.digest()
 
