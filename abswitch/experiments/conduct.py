@@ -57,6 +57,8 @@ _DESIGNS: Mapping[str, Callable[..., Awaitable[ExperimentResult]]] = {
     "switchback": run_switchback,
 }
 _JUDGES = "judge-"
+KERNEL_WAIT_S = 60.0
+"""How long the kernel of a killed command may take to go away."""
 
 
 class Experiment:
@@ -101,7 +103,7 @@ class Experiment:
             SwitchRefused: another process works on this run.
             InvalidInput, SwitchFailed: a version cannot be registered, or the baseline does not come to serve.
         """
-        self._held.enter_context(self.run.held("kernel", 60.0))
+        self._held.enter_context(self.run.held("kernel", KERNEL_WAIT_S))
         try:
             working_on(self.run)
             _ = self.questions

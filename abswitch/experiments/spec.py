@@ -99,6 +99,8 @@ class ExperimentSpec(Strict):
             raise InvalidInput("metrics", primaries, "exactly one metric with role primary")
         if self.design.kind == "canary" and self.budget.requests is None and self.budget.time_s is None:
             raise InvalidInput("budget", None, "requests or time_s, as a canary asks its prompts again and again")
+        if self.judge is not None and self.engine.max_cached_models < 2:
+            raise InvalidInput("engine.max_cached_models", self.engine.max_cached_models, "2 or more, with a judge")
         _all_different("metrics", [metric.name for metric in self.metrics])
         _all_different("scorers", self.scores)
         named = () if self.watch is None else self.watch.metrics or ()
