@@ -52,7 +52,9 @@ from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
 from abswitch.store.redaction import Redact
 from abswitch.store.retention import Retention
+from abswitch.store.sinks import together
 from abswitch.store.tracking import TrackingSink
+from abswitch.store.wandb_sink import WandbSink
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +141,7 @@ def assemble(
     store: Path | str,
     scorers: Sequence[Scorer | Callable[[Sample], Score]],
     mlflow: str | None,
+    wandb: Path | str | None,
     record_text: bool,
     redact: Redact | None,
     retention: Retention,
@@ -158,10 +161,19 @@ def assemble(
         recorder = Recorder(store, spool_while_held=True, redact=redact, retention=retention)
         undo.callback(recorder.close)
         switch_log = SwitchLog(journal, recorder)
-        tracking = None if mlflow is None else MlflowSink(mlflow, recorder=recorder)
-        if tracking is not None:
-            undo.callback(tracking.close)
-        machinery = _wire(config, clock, recorder, switch_log, tracking, accepted_scorers, record_text, backends)
+        sinks: list[TrackingSink] = []
+        registry_uri = None
+        if mlflow is not None:
+            sinks.append(to_mlflow := MlflowSink(mlflow, recorder=recorder))
+            undo.callback(to_mlflow.close)
+            registry_uri = to_mlflow.tracking_uri
+        if wandb is not None:
+            sinks.append(to_wandb := WandbSink(wandb, recorder=recorder))
+            undo.callback(to_wandb.close)
+        tracking = together(sinks)
+        machinery = _wire(
+            config, clock, recorder, switch_log, tracking, registry_uri, accepted_scorers, record_text, backends
+        )
         undo.pop_all()
     _take_over(machinery)
     return machinery
@@ -172,7 +184,8 @@ def _wire(
     clock: Clock,
     store: Recorder,
     switch_log: SwitchLog,
-    tracking: MlflowSink | None,
+    tracking: TrackingSink | None,
+    registry_uri: str | None,
     scorers: Sequence[Scorer],
     record_text: bool,
     backends: Mapping[str, InstanceFactory],
@@ -266,7 +279,7 @@ def _wire(
     turned_off = None if config.enabled else config.origins["enabled"]
     loop, preflight = EngineLoop(), Preflight(registry, cache)
     desk = SwitchDesk(registry, switcher, preflight, cache, router, turned_off=turned_off)
-    link = MlflowRegistry(store, None if tracking is None else tracking.tracking_uri)
+    link = MlflowRegistry(store, registry_uri)
     exchange = Exchange(registry, link)
     registry.connect(_Surroundings(loop, desk, exchange), exchange.changed)
     return Machinery(

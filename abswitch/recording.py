@@ -104,4 +104,4 @@ class Recording:
 
     async def scored(self) -> None:
         """Wait until every answer given so far has its scores."""
-        await self._loop.call(self._parts.grader.idle())
+        await self._loop.call(self._parts.grader.caught_up())

@@ -22,11 +22,12 @@ from abswitch.errors import AbswitchError
 from abswitch.experiments.arrivals import Arrivals, send_all
 from abswitch.experiments.prompts import Question
 from abswitch.experiments.rescoring import score_what_is_unscored
+from abswitch.stats import Verdict
 
 _NUMBER = re.compile(r"-(\d+)(?:~(\d+))?\Z")
 _ASKED = """
 SELECT request_id, arm, error_type, output_tokens FROM requests
-WHERE operation_id = ? AND arm IN ('stable', 'candidate')
+WHERE operation_id = ? AND (arm = 'stable' OR starts_with(arm, 'candidate'))
 """
 
 
@@ -52,11 +53,13 @@ class RequestCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far an experiment is; estimates are left out on purpose, as the plan allows one look, at the end.
+    """How far an experiment is.
 
     Attributes:
         by_arm: answered requests by arm name.
         phase: what the experiment is doing, in a few words.
+        verdicts: by candidate, what the latest look found, by methods that hold at all looks; empty before the first,
+            and throughout where the plan allows one look alone, at the end.
     """
 
     phase: str
@@ -65,6 +68,7 @@ class Progress:
     failed: int
     by_arm: dict[str, int]
     elapsed_s: float
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +148,10 @@ class Asking:
     Args:
         questions: asked in order; `endless` begins anew at the end.
         on_progress: called after every request, on the caller's loop.
+
+    Attributes:
+        verdicts: of the latest look, told with the progress.
+        on_ended: called after every request, too.
     """
 
     def __init__(
@@ -170,6 +178,8 @@ class Asking:
         self._clock = clock or SystemClock()
         self._asked = Asked()
         self._sent = 0
+        self.verdicts: Mapping[str, Verdict] = {}
+        self.on_ended: Callable[[], None] = lambda: None
         self._start_s = self._clock.monotonic_s()
         self._asking_since_s = self._start_s
         self.started_at_s = time.time()
@@ -192,6 +202,7 @@ class Asking:
                 failed=self._asked.failed,
                 by_arm=dict(self._asked.by_arm),
                 elapsed_s=self._clock.monotonic_s() - self._start_s,
+                verdicts=self.verdicts,
             )
         )
 
@@ -260,3 +271,4 @@ class Asking:
             self._asked.by_arm[completion.arm] += 1
             self._asked.tokens += completion.output_tokens
         self.tell("asking")
+        self.on_ended()

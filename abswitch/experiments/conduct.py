@@ -21,9 +21,10 @@ from abswitch.experiments import sources
 from abswitch.experiments.ab_test import run_ab_test, unfinished
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop, Poisson, Trace
 from abswitch.experiments.asking import Progress, RequestBudget
-from abswitch.experiments.canary import CanaryResult, run_canary, write_canary_summary
+from abswitch.experiments.canary import CanaryResult, run_canary
 from abswitch.experiments.environment import environment
 from abswitch.experiments.exits import exit_status
+from abswitch.experiments.overview import refresh
 from abswitch.experiments.paired import run_paired
 from abswitch.experiments.project import store_uri
 from abswitch.experiments.prompts import Question
@@ -49,6 +50,7 @@ from abswitch.records import RunRecord
 from abswitch.rollout.strategies import CanaryStrategy
 from abswitch.serving.status import OperationStatus
 from abswitch.settings import ModelSwitchingConfig
+from abswitch.store.tracking import TrackedDataset
 
 Result = ExperimentResult | CanaryResult
 _DESIGNS: Mapping[str, Callable[..., Awaitable[ExperimentResult]]] = {
@@ -237,30 +239,36 @@ class Experiment:
 
     # --- after ------------------------------------------------------------------------------------------------------
 
-    async def report(self, engine: SwitchingEngine, result: Result) -> Path | None:
+    async def report(self, engine: SwitchingEngine, result: Result) -> Path:
         """Write the page, and publish to MLflow where the spec names a store.
 
         Returns:
-            The page; None for a canary, whose moves are in `summary.json`.
+            The page.
         """
-        if isinstance(result, CanaryResult):
-            write_canary_summary(engine, result, self.run.path)
-            return None
         status = result.handle.status
         moved_by = result.handle.moved_by
         switch = switch_timing(engine, moved_by) if status.promoted and moved_by is not None else None
         facts = {"run": self.run.state.run_id, "spec digest": self.run.state.spec_digest, **self.run.state.cell}
         await engine.scored()
         if engine.tracking is not None:
-            publish(engine, result)
+            publish(engine, result, dataset=self._dataset())
             await asyncio.to_thread(engine.tracking.flush, 120.0)
         page = await asyncio.to_thread(write_report, engine, result, self.run.path, switch=switch, extra=facts)
         if engine.tracking is not None:
-            publish(engine, result, report=page)
+            publish(engine, result, report=page, dataset=self._dataset())
         return page
 
+    def _dataset(self) -> TrackedDataset:
+        return TrackedDataset(
+            name=f"{self.spec.name} prompts",
+            source=self.spec.prompts.model_dump(mode="json"),
+            digest=_digest(self.questions),
+            rows=len(self.questions),
+        )
+
     async def finish(self, engine: SwitchingEngine, result: Result, *, report: Path | None = None) -> RunResult:
-        """Write the run's result, compare it with the last good run, tell whoever is to be told.
+        """Write the run's result, compare it with the last good run, tell whoever is to be told, and rewrite the page
+        over all runs.
 
         Args:
             report: the page that was written.
@@ -271,6 +279,7 @@ class Experiment:
         if told.alerts and self.spec.watch is not None:
             await asyncio.to_thread(send_alerts, told.experiment, told.run_id, told.alerts, self.spec.watch)
         self.run.finish(told)
+        await asyncio.to_thread(refresh, self.run.path.parent.parent)
         return told
 
     async def close(self, engine: SwitchingEngine) -> None:

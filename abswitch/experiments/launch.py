@@ -14,6 +14,7 @@ from abswitch.errors import InvalidInput, SwitchRefused
 from abswitch.experiments.executing import NotExecuted, execute, parameters_of
 from abswitch.experiments.exits import ExitStatus
 from abswitch.experiments.locks import accelerators, holding
+from abswitch.experiments.overview import refresh
 from abswitch.experiments.project import project_of
 from abswitch.experiments.runs import RunFolder, RunResult, open_run
 from abswitch.experiments.spec import ExperimentSpec
@@ -45,6 +46,7 @@ def launch(
     fresh: bool = False,
     wait_s: float = 0.0,
     told: TextIO | None = None,
+    occasion: str = "",
 ) -> Iterator[Launched]:
     """Run a spec file: one run after the other, each given as it ends. What can be checked is checked before the first.
 
@@ -54,6 +56,8 @@ def launch(
         fresh: begin anew, instead of going on with an interrupted run of the same spec.
         wait_s: for the accelerator, when another run holds it.
         told: where to say what is going on; standard error by default.
+        occasion: what the runs are for. The same one goes on with its own runs only, and those of it that have finished
+            are given as they ended, not run again.
     """
     project = project_of(path)
     try:
@@ -64,7 +68,9 @@ def launch(
     for number, run in enumerate(runs, start=1):
         if len(runs) > 1:
             _say(told, f"run {number} of {len(runs)}: {words_of(run.cell)}")
-        yield _one(run, project, reports or project / "reports", fresh, wait_s, told)
+        launched = _one(run, project, reports or project / "reports", fresh, wait_s, told, occasion)
+        refresh(reports or project / "reports")
+        yield launched
 
 
 class Refused(Exception):
@@ -144,20 +150,29 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _one(
-    planned: PlannedRun, project: Path, reports: Path, fresh: bool, wait_s: float, told: TextIO | None
+    planned: PlannedRun,
+    project: Path,
+    reports: Path,
+    fresh: bool,
+    wait_s: float,
+    told: TextIO | None,
+    occasion: str,
 ) -> Launched:
     spec, cell = planned.spec, planned.cell
     with ExitStack() as held:
         try:
             # The accelerator first: who is refused has left nothing behind.
             held.enter_context(holding(accelerators(spec.accelerators), holder=spec.name, wait_s=wait_s))
-            run = open_run(spec, reports=reports, project=project, cell=cell, fresh=fresh)
+            run = open_run(spec, reports=reports, project=project, cell=cell, fresh=fresh, occasion=occasion)
             held.enter_context(run.held("command", 0.0))
             run.wait_for_orphan()
         except OSError as error:
             return Launched(status=ExitStatus.CANNOT_WRITE, cell=cell, problem=f"cannot write: {error}")
         except SwitchRefused as error:
             return Launched(status=ExitStatus.BUSY, cell=cell, problem=str(error))
+        if run.result is not None:  # before, or by the kernel of a killed command, just now
+            _say(told, f"{run.spec.name}: {run.path} has finished already")
+            return _ended(run, run.result, cell)
         return _executed(run, project, cell, told)
 
 
@@ -181,6 +196,10 @@ def _executed(run: RunFolder, project: Path, cell: Mapping[str, Any], told: Text
     if result is None:
         problem = f"{notebook.name} came to its end without `finish`; a notebook of your own must call it"
         return _failed(run, ExitStatus.FAILED, problem)
+    return _ended(run, result, cell)
+
+
+def _ended(run: RunFolder, result: RunResult, cell: Mapping[str, Any]) -> Launched:
     return Launched(status=ExitStatus(result.exit_status), cell=cell, folder=run.path, result=result)
 
 

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 _ANSWERS = """
 SELECT r.request_id, any_value(r.output), list(s.scorer) FILTER (s.scorer IS NOT NULL)
 FROM requests r LEFT JOIN scores s USING (request_id)
-WHERE r.operation_id = ? AND r.arm IN ('stable', 'candidate') AND r.error_type IS NULL
+WHERE r.operation_id = ? AND (r.arm = 'stable' OR starts_with(r.arm, 'candidate')) AND r.error_type IS NULL
 GROUP BY r.request_id
 """
 Unscored = tuple[Sample, frozenset[str]]

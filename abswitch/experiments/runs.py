@@ -23,8 +23,8 @@ from typing import Any, Self
 
 from abswitch.errors import InvalidInput, SwitchRefused
 from abswitch.experiments.exits import ExitStatus
+from abswitch.experiments.files import to_json, write_atomically
 from abswitch.experiments.spec import ExperimentSpec, spec_of
-from abswitch.experiments.summary import to_json, write_atomically
 
 _ORPHAN_S = 60.0
 
@@ -40,6 +40,7 @@ class RunState:
         operation_id: of its switch; None before it began.
         status: `running`, `finished`, or `failed` (the next attempt goes on).
         pid: of the process that works on it, or last did.
+        occasion: what it is for, e.g. one occurrence of a schedule; empty for a run that somebody asked for.
     """
 
     run_id: str
@@ -53,6 +54,7 @@ class RunState:
     operation_id: str | None = None
     status: str = "running"
     pid: int | None = None
+    occasion: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,23 +164,32 @@ class RunFolder:
 
 
 def open_run(
-    spec: ExperimentSpec, *, reports: Path, project: Path, cell: Mapping[str, Any] | None = None, fresh: bool = False
+    spec: ExperimentSpec,
+    *,
+    reports: Path,
+    project: Path,
+    cell: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+    occasion: str = "",
 ) -> RunFolder:
     """The run to work on: the latest unfinished one of the same spec, or a new one.
 
     Args:
         reports: folder of all reports.
         fresh: a new one in any case.
+        occasion: the run of this occasion instead, also when it has finished; a new one where there is none.
 
     Raises:
         OSError: the folder cannot be written.
     """
     with _alone_in(reports / spec.name):  # of two commands at once one opens the run, and the other finds it
-        left = None if fresh else unfinished_run(spec, reports)
-        return left or _new_run(spec, reports, project, cell or {})
+        left = None
+        if not fresh:
+            left = _run_for(occasion, spec, cell or {}, reports) if occasion else unfinished_run(spec, reports)
+        return left or _new_run(spec, reports, project, cell or {}, occasion)
 
 
-def _new_run(spec: ExperimentSpec, reports: Path, project: Path, cell: Mapping[str, Any]) -> RunFolder:
+def _new_run(spec: ExperimentSpec, reports: Path, project: Path, cell: Mapping[str, Any], occasion: str) -> RunFolder:
     now = datetime.now(UTC)
     digest = spec.digest()
     folder = _new_folder(reports / spec.name, f"{now:%Y%m%dT%H%M%S}Z-{digest[:8]}")
@@ -189,6 +200,7 @@ def _new_run(spec: ExperimentSpec, reports: Path, project: Path, cell: Mapping[s
         project=str(project),
         cell=dict(cell),
         started_at_s=time.time(),
+        occasion=occasion,
     )
     write_atomically(folder / "spec.json", to_json(spec.to_plain()))
     write_atomically(folder / "run.json", to_json(asdict(state)))
@@ -220,6 +232,15 @@ def unfinished_run(spec: ExperimentSpec, reports: Path) -> RunFolder | None:
     for run in runs_of(spec.name, reports):
         if run.state.spec_digest == digest:
             return run if run.result is None else None
+    return None
+
+
+def _run_for(occasion: str, spec: ExperimentSpec, cell: Mapping[str, Any], reports: Path) -> RunFolder | None:
+    """The latest run for the occasion: a finished one whatever became of the spec since, or one to go on with."""
+    for run in runs_of(spec.name, reports):
+        state = run.state
+        if state.occasion == occasion and state.cell == dict(cell):
+            return run if run.result is not None or state.spec_digest == spec.digest() else None
     return None
 
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, get_args
-from zoneinfo import ZoneInfo
 
 from pydantic import (
     BaseModel,
@@ -26,6 +25,7 @@ from pydantic import (
 
 from abswitch.domain import Sampling
 from abswitch.errors import InvalidInput
+from abswitch.experiments.schedules.occurrences import check_cron, check_zone
 from abswitch.rollout.judging import Guardrail
 from abswitch.stats.metrics import Metric, metric_of, metric_to_dict
 
@@ -376,7 +376,7 @@ class ScheduleSpec(Strict):
     missed: Literal["run_once", "skip"] = "run_once"
     """After the host was off: run once, or wait for the next time."""
     grace_minutes: Above0 = 15.0
-    """With `skip`: a start this late still counts as on time."""
+    """With `skip`: a start this late still counts as on time. The host looks once a minute."""
     retries: Annotated[int, Field(ge=0, le=10)] = 0
     """After an error (exit status of 64 or more); verdicts are never retried."""
     backoff_s: Above0 = 60.0
@@ -386,23 +386,19 @@ class ScheduleSpec(Strict):
     @field_validator("cron")
     @classmethod
     def _readable(cls, cron: str) -> str:
-        from datetime import UTC, datetime
-
-        from cronsim import CronSim, CronSimError
-
         try:
-            next(CronSim(cron, datetime.now(UTC)))
-        except (CronSimError, StopIteration) as error:
-            raise ValueError(f"a cron expression of five fields ({error or 'it never comes'})") from error
+            check_cron(cron)
+        except InvalidInput as error:
+            raise ValueError(error.allowed) from error
         return cron
 
     @field_validator("time_zone")
     @classmethod
     def _known(cls, zone: str) -> str:
         try:
-            ZoneInfo(zone)
-        except (KeyError, ValueError, OSError) as error:
-            raise ValueError("a time zone such as Europe/Berlin") from error
+            check_zone(zone)
+        except InvalidInput as error:
+            raise ValueError(error.allowed) from error
         return zone
 
 

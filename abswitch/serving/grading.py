@@ -50,9 +50,14 @@ class Grader:
             task.add_done_callback(self._waiting.discard)
 
     async def idle(self) -> None:
-        """Wait until every sample submitted so far is scored."""
+        """Wait until nothing is left to score."""
         while self._waiting:
             await asyncio.wait(tuple(self._waiting))
+
+    async def caught_up(self) -> None:
+        """Wait until what was submitted before this call is scored, whatever comes meanwhile."""
+        if waiting := tuple(self._waiting):
+            await asyncio.wait(waiting)
 
     async def close(self) -> None:
         """Finish what was submitted."""

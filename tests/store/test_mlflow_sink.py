@@ -7,49 +7,19 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import InvalidInput
 from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
-from abswitch.store.tracking import ArmRun, TrackedExperiment, legal_name, version_params
+from abswitch.store.tracking import ArmRun, legal_name
 from tests.store.live_mlflow import Server, free_port, wait_until
-
-
-def an_experiment(operation_id: str = "op-1", **changes: Any) -> TrackedExperiment:
-    arms = []
-    for arm, version, exact in (("stable", "v1", 0.58), ("candidate", "v2", 0.91)):
-        config = ModelConfig(model_id="bot", model=f"/models/{version}", engine_args={"max_model_len": 256})
-        arms.append(
-            ArmRun(
-                arm=arm,
-                version=version,
-                params=version_params(ModelVersion(version=version, config=config)),
-                metrics={"exact": exact, "latency_s/mean": 0.05, "requests": 200},
-                windows=tuple({"exact": exact + i / 100, "requests": 20.0} for i in range(5)),
-            )
-        )
-    made = TrackedExperiment(
-        name="abswitch/bot",
-        operation_id=operation_id,
-        arms=tuple(arms),
-        started_at_s=1_700_000_000.0,
-        ended_at_s=1_700_000_300.0,
-        looked_at_s=1_700_000_300.0,
-        window_s=60.0,
-        decision="ship",
-        rule="sequence",
-        reason="exact is better by 0.33",
-        plan_digest="abc123",
-        note="**ship** v2",
-    )
-    return replace(made, **changes)
+from tests.store.tracked import an_experiment, with_lineage
 
 
 @pytest.fixture
@@ -81,6 +51,31 @@ def runs_in(database: Path, name: str = "abswitch/bot") -> dict[str, Any]:
     keys = [run.data.tags["abswitch.run_key"] for run in runs]
     assert len(keys) == len(set(keys))
     return dict(zip(keys, runs, strict=True))
+
+
+def check_lineage(uri: str, runs: Mapping[str, str]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    for arm, run_id in runs.items():
+        curve = client.get_metric_history(run_id, "look/exact/difference")
+        expected = [0.0] * 3 if arm == "stable" else [0.3, 0.31, 0.32]
+        assert [(m.step, m.value) for m in curve] == [(i + 1, pytest.approx(x)) for i, x in enumerate(expected)]
+        (made_from,) = client.get_run(run_id).inputs.dataset_inputs
+        assert (made_from.dataset.name, made_from.dataset.digest) == ("sums", "d" * 36)
+        assert "sums.jsonl" in made_from.dataset.source and "400" in made_from.dataset.profile
+    experiment = client.get_experiment_by_name("abswitch/bot")
+    traces = {
+        trace.info.client_request_id: trace for trace in client.search_traces(locations=[experiment.experiment_id])
+    }
+    assert traces.keys() == {f"{arm}-{failed}" for arm in runs for failed in (False, True)}
+    good, bad = traces["candidate-False"], traces["candidate-True"]
+    assert [span.name for span in good.data.spans] == ["request", "queue", "generate"]
+    assert good.data.spans[0].inputs == {"prompt": "1+2="} and good.data.spans[0].outputs == {"text": "3"}
+    assert [span.parent_id is None for span in good.data.spans] == [True, False, False]
+    assert good.info.tags["score.exact"] == "1" and good.info.execution_duration == 1500
+    assert good.info.trace_metadata["mlflow.sourceRun"] == runs["candidate"]
+    assert (good.info.state.value, bad.info.state.value) == ("OK", "ERROR")
 
 
 # --- SQLite -----------------------------------------------------------------------------------------------------------
@@ -136,6 +131,18 @@ def test_windows_are_steps_and_artifacts_lie_beside_the_database(
     experiment_id = client.get_experiment_by_name("abswitch/bot").experiment_id
     assert links.experiment == f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?compareRunsMode=CHART"
     assert links.compare.startswith("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22")
+
+
+def test_looks_prompts_and_sampled_requests_lie_with_the_runs_and_once(
+    database: Path, recorder: Recorder, make_sink: Callable[..., MlflowSink]
+) -> None:
+    sink = make_sink(f"sqlite:///{database}", recorder)
+    for note in ("first", "again"):
+        sink.publish(with_lineage(note=note))
+        assert sink.flush(), sink.status()
+    links = sink.links("op-1")
+    assert links is not None
+    check_lineage(f"sqlite:///{database}", links.runs)
 
 
 def test_a_later_look_updates_the_same_runs(
