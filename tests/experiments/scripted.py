@@ -95,3 +95,9 @@ def judged_adders() -> ScriptedBackend:
         return ("no", " idea") if int(reference) > 150 else ("Grade: ", "1" if output == reference else "0")
 
     return ScriptedBackend(answers={**_adders(), "judge": grade})
+
+
+def armed_adders() -> ScriptedBackend:
+    """Versions, and two arms of `v95`: the first adds right in 95 % of all cases, the second in 58 %."""
+    arms = {"v95-1": adder(0.95, "v95-1"), "v95-2": adder(0.58, "v95-2")}
+    return ScriptedBackend(answers={**_adders(), **arms})

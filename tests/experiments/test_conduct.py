@@ -15,8 +15,10 @@ from abswitch.experiments.runs import RunFolder
 from abswitch.experiments.spec import spec_of
 from tests.experiments.test_conduct_designs import PROJECT, carried_out, plain, run_of
 
-JUDGED = {"engine": {"backends": {"scripted": {"function": "tests.experiments.scripted:judged_adders"}}}}
-JUDGE = {"version": {"backend": "scripted", "model": "script"}}
+JUDGED: dict[str, Any] = {
+    "engine": {"backends": {"scripted": {"function": "tests.experiments.scripted:judged_adders"}}}
+}
+JUDGE: dict[str, Any] = {"version": {"backend": "scripted", "model": "script"}}
 
 
 def given(n: int = 120, **more: Any) -> dict[str, Any]:
@@ -123,6 +125,52 @@ async def test_without_text_they_stay_unscored_and_that_is_logged(
     assert rows == [(100,)]
     assert "20 answers" in caplog.text
     assert "text was not kept" in caplog.text
+
+
+# --- arms -----------------------------------------------------------------------------------------------------------
+
+ARMED: dict[str, Any] = {
+    "engine": {"backends": {"scripted": {"function": "tests.experiments.scripted:armed_adders"}}},
+    "arms": {"sampling.temperature": [0.0, 0.7]},
+    "metrics": [{"kind": "rate", "column": "exact_match", "margin": 0.05}],
+}
+SPLIT = """SELECT served_version, count(*) FROM requests
+    WHERE operation_id IS NOT NULL AND (arm = 'stable' OR starts_with(arm, 'candidate')) GROUP BY ALL ORDER BY ALL"""
+
+
+async def test_settings_of_a_candidate_become_arms_of_one_run_and_the_best_serves(tmp_path: Path) -> None:
+    run = run_of(tmp_path, plain({"kind": "randomised"}, **ARMED))
+    experiment = Experiment(run)
+    assert experiment.arm_names == {"stable": "v58", "candidate": "v95-1", "candidate-2": "v95-2"}
+    _, told, active = await carried_out(run)
+    assert (told.decision, told.exit_status, active) == ("ship", ExitStatus.SUCCESS, "v95-1")
+    assert [reason.split(":")[0] for reason in told.reasons] == ["v95-1", "v95-2"]
+    assert "v95-1" in told.headline
+    import duckdb
+
+    with duckdb.connect(run.path / "evidence.duckdb", read_only=True) as store:
+        split = dict(store.execute(SPLIT).fetchall())
+        configs = dict(
+            store.execute("SELECT version, config->>'$.sampling.temperature' FROM model_versions").fetchall()
+        )
+    assert set(split) == {"v58", "v95-1", "v95-2"}
+    assert (configs["v95-1"], configs["v95-2"]) == ("0.0", "0.7")
+
+
+async def test_arms_go_on_after_a_crash_without_asking_anything_twice(tmp_path: Path) -> None:
+    run = run_of(
+        tmp_path, plain({"kind": "randomised"}, **ARMED | {"metrics": [{"kind": "rate", "column": "truncated"}]})
+    )
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "asking" and progress.done == 100:
+            raise RuntimeError("the power went")
+
+    with pytest.raises(ExceptionGroup):
+        await asked(run, "SELECT 1", on_progress=stop)
+    result, rows = await asked(run, SPLIT)
+    assert sum(n for _, n in rows) == 320
+    assert result.requests.sent == result.requests.answered == 320
 
 
 # --- budgets and loads ----------------------------------------------------------------------------------------------
