@@ -36,6 +36,7 @@ from abswitch.stats import (
     RatioCovariateSummary,
     RatioSummary,
 )
+from abswitch.stats.kinds import MetricSummary
 from tests.experiments.test_conduct_designs import plain
 from tests.serving.test_webhook import Receiver
 
@@ -132,10 +133,19 @@ def test_alpha_says_how_sure() -> None:
 
 def test_the_arms_and_metrics_that_are_named_are_watched() -> None:
     tokens = Mean("output_tokens", role="secondary")
-    good = {"exact_match": RateSummary(1000, 900), "output_tokens": MeanSummary.of(np.arange(1000) % 7)}
-    bad = {"exact_match": RateSummary(1000, 600), "output_tokens": MeanSummary.of(np.arange(1000) % 3)}
+    good: dict[str, MetricSummary] = {
+        "exact_match": RateSummary(1000, 900),
+        "output_tokens": MeanSummary.of(np.arange(1000) % 7),
+    }
+    bad: dict[str, MetricSummary] = {
+        "exact_match": RateSummary(1000, 600),
+        "output_tokens": MeanSummary.of(np.arange(1000) % 3),
+    }
     told, before = told_of(bad, bad), result_with(told_of(good, good))
-    of = lambda watch: [(one.arm, one.metric) for one in regressions(told, before, (RIGHT, tokens), watch)]  # noqa: E731
+
+    def of(watch: WatchSpec) -> list[tuple[str, str]]:
+        return [(one.arm, one.metric) for one in regressions(told, before, (RIGHT, tokens), watch)]
+
     assert of(WatchSpec()) == [("candidate", "exact_match")], "secondary metrics only when named"
     assert of(WatchSpec(arms=("baseline", "candidate"))) == [("baseline", "exact_match"), ("candidate", "exact_match")]
     assert of(WatchSpec(metrics=("output_tokens",))) == [("candidate", "output_tokens")]
