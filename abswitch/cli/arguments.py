@@ -32,3 +32,23 @@ def seconds(text: str) -> float:
     if not 0.0 <= given < 1e9:
         raise argparse.ArgumentTypeError(f"got {text!r}; allowed: seconds, zero or more")
     return given
+
+
+def whole_number(text: str) -> int:
+    """An option's value that counts something."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a whole number of at least 1")
+    return int(text)
+
+
+def add_overrides(command: argparse.ArgumentParser) -> None:
+    """Add `-p KEY=VALUE`."""
+    command.add_argument(
+        "-p",
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a field of the spec, dotted (load.concurrency=8), or a parameter of its notebook; may be repeated",
+    )

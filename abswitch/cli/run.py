@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abswitch.cli.arguments import seconds
+from abswitch.cli.arguments import add_overrides, seconds
 from abswitch.experiments.exits import ExitStatus, worst
 
 if TYPE_CHECKING:
     from abswitch.experiments.launch import Launched
+    from abswitch.experiments.runs import RunResult
 
 
 def add(commands: Any) -> None:
@@ -23,15 +24,7 @@ def add(commands: Any) -> None:
         "with 0 when the verdict is what the plan calls success, 1-63 by the kind of verdict, 64 and more for errors.",
     )
     run.add_argument("spec", type=Path, metavar="SPEC", help="e.g. experiments/quickstart.yaml")
-    run.add_argument(
-        "-p",
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a field of the spec, dotted (load.concurrency=8), or a parameter of its notebook; may be repeated",
-    )
+    add_overrides(run)
     run.add_argument("--reports", type=Path, metavar="FOLDER", help="where results go (reports/ in the project)")
     run.add_argument("--fresh", action="store_true", help="begin anew instead of going on with an interrupted run")
     run.add_argument(
@@ -56,7 +49,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
 
 def result_words(launched: Launched) -> str:
     """What a run ends with: the verdict in words, the requests, and where to look next."""
-    from abswitch.experiments.specfile import words_of
+    from abswitch.experiments.overriding import words_of
 
     result = launched.result
     assert result is not None, "asked only where there is one"
@@ -67,6 +60,7 @@ def result_words(launched: Launched) -> str:
         f"Requests  {requests['sent']:,} sent, {requests['answered']:,} answered, "
         f"{requests['failed']:,} failed, {requests['lost']:,} lost",
         *(f"ALERT     {alert}" for alert in result.alerts),
+        *watch_words(result),
         f"Exit      {int(launched.status)}: {launched.status.meaning}",
     ]
     if launched.cell:
@@ -74,3 +68,12 @@ def result_words(launched: Launched) -> str:
     if result.report is not None:
         lines.append(f"Report    {result.report}")
     return "\n".join([*lines, f"Folder    {launched.folder}", ""])
+
+
+def watch_words(result: RunResult) -> list[str]:
+    """What the regression watch adds: what it compared with, and whether its alerts arrived."""
+    if result.not_posted is not None:
+        return [f"          not posted: {result.not_posted}"]
+    if result.compared_with is not None and not result.alerts:
+        return [f"Watch     not worse than run {result.compared_with}"]
+    return []

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from abswitch.errors import InvalidInput
 from abswitch.stats.selection import Segments, Where
 from abswitch.store.conditions import condition_sql, segment_sql
-from abswitch.store.recorder import Recorder
+from abswitch.store.reading import RowSource
 
 CANCELLED = "Cancelled"
 """The recorded error of requests whose caller went away: neither an answer nor the version's fault."""
@@ -30,9 +30,13 @@ ANSWER_COLUMNS: Mapping[str, str] = MappingProxyType(
         "output_tokens": "output_tokens",
         "prompt_tokens": "prompt_tokens",
         "truncated": "finish_reason = 'length'",
+        "log_latency_s": "CASE WHEN total_s > 0 THEN ln(total_s) END",
+        "log_first_token_s": "CASE WHEN first_token_s > 0 THEN ln(first_token_s) END",
+        "log_generation_s": "CASE WHEN total_s > first_token_s THEN ln(total_s - first_token_s) END",
     }
 )
-"""Values of requests that the assigned version answered; fallbacks and errors have none."""
+"""Values of requests that the assigned version answered; fallbacks and errors have none. Logarithms are natural ones,
+for heavy tails: their difference is the logarithm of how many times as long."""
 
 ASSIGNED_COLUMNS: Mapping[str, str] = MappingProxyType({"error": _ERROR, "fallback": "fallback"})
 """Values of every assigned request. A version that dies before its first token has fallbacks where it has no errors."""
@@ -67,7 +71,7 @@ class ValueColumns:
 
     Args:
         recorder: the store.
-        operation_id: whose requests.
+        operation_id: whose requests; None: those that `rows` says, of whatever operation or none.
         names: values that metrics ask for; scorers, or the columns above.
         where: conditions that requests must fulfil.
         segments: gives each row the name of its segment; without them it has the segment ''.
@@ -76,6 +80,7 @@ class ValueColumns:
             candidate had a share. An operation's last snapshot, which sends everybody to one version, belongs to it,
             too, but compares nothing.
         keys: columns of `requests` that the rows keep, beside the arm and the unit.
+        params: what `rows` refers to by `$name`.
         arms: whose requests; of two, the second is called `candidate` whichever it is.
         batch: of those requests only these. Whether the scorers have scored at all is not asked then.
 
@@ -85,8 +90,8 @@ class ValueColumns:
 
     def __init__(
         self,
-        recorder: Recorder,
-        operation_id: str,
+        recorder: RowSource,
+        operation_id: str | None,
         names: Iterable[str],
         *,
         where: Sequence[Where] = (),
@@ -94,11 +99,15 @@ class ValueColumns:
         largest: Sequence[str] = (),
         rows: str | None = None,
         keys: Sequence[str] = (),
+        params: Mapping[str, object] = MappingProxyType({}),
         arms: Sequence[str] = ARMS,
         batch: Batch | None = None,
     ) -> None:
+        whose = rows or "TRUE" if operation_id is None else "operation_id = $operation_id"
+        named: dict[str, object] = dict(params) if operation_id is None else {"operation_id": operation_id}
         exposed = _EXPOSED.format(", ".join(f"'{arm}'" for arm in arms))
-        self._rows, self._keys, self._batch = rows or exposed, tuple(keys), batch
+        self._rows = whose if operation_id is None else f"{whose} AND {rows or exposed}"
+        self._keys, self._batch = tuple(keys), batch
         renamed = len(arms) == len(ARMS) and tuple(arms) != ARMS
         self._arm = f"CASE arm WHEN '{arms[1]}' THEN 'candidate' ELSE arm END AS arm" if renamed else "arm"
         self.names = tuple(dict.fromkeys(names))
@@ -106,13 +115,15 @@ class ValueColumns:
         known = {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS, *ADMISSION_COLUMNS}
         self.scorers = tuple(name for name in dict.fromkeys((*self.names, *selectors)) if name not in known)
         if batch is None:
-            self._check_scorers(recorder, operation_id)
+            self._check_scorers(recorder, whose, named)
         self._condition, conditions = condition_sql(where, self._source)
         self._segment, labels = segment_sql(segments, self._source, largest) if segments else ("''", {})
-        self._params = {"operation_id": operation_id} | conditions | labels
+        self._params = {**named, **params} | conditions | labels
 
-    def _check_scorers(self, recorder: Recorder, operation_id: str) -> None:
-        scored, answered = _scorers(recorder, operation_id)
+    def _check_scorers(self, recorder: RowSource, whose: str, params: Mapping[str, object]) -> None:
+        if not self.scorers:
+            return
+        scored, answered = _scorers(recorder, whose, params)
         for name in self.scorers:
             if answered and name not in scored:  # with no answer at all a scorer had nothing to score: that is no data
                 raise InvalidInput("metric", name, allowed_columns(name, scored))
@@ -143,7 +154,7 @@ class ValueColumns:
     {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
     coalesce(error_type = '{CANCELLED}', FALSE) AS cancelled{values}
   FROM requests {"LEFT JOIN scored USING (request_id)" if self.scorers else ""}
-  WHERE operation_id = $operation_id AND {self._rows}{batch}{self._condition}
+  WHERE {self._rows}{batch}{self._condition}
 )"""
 
     @property
@@ -177,13 +188,13 @@ def _finite(sql: str) -> str:
     return f"CASE WHEN abs({sql}) <= {LARGEST} THEN {sql} END"
 
 
-def _scorers(recorder: Recorder, operation_id: str) -> tuple[list[str], bool]:
-    """The scorers that scored an answer of the operation (or raised), and whether there was an answer."""
-    mine = f"SELECT request_id FROM requests WHERE operation_id = ? AND {_ANSWERED}"
+def _scorers(recorder: RowSource, whose: str, params: Mapping[str, object]) -> tuple[list[str], bool]:
+    """The scorers that scored an answer of these requests (or raised), and whether there was an answer."""
+    mine = f"SELECT request_id FROM requests WHERE {whose} AND {_ANSWERED}"
     rows = recorder.rows(
-        f"SELECT DISTINCT scorer FROM scores SEMI JOIN ({mine}) USING (request_id) ORDER BY scorer", (operation_id,)
+        f"SELECT DISTINCT scorer FROM scores SEMI JOIN ({mine}) USING (request_id) ORDER BY scorer", params
     )
-    return [row[0] for row in rows], bool(recorder.rows(f"{mine} LIMIT 1", (operation_id,)))
+    return [row[0] for row in rows], bool(recorder.rows(f"{mine} LIMIT 1", params))
 
 
 def allowed_columns(name: str, scorers: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from abswitch.stats.metric_parts import Unit
 from abswitch.stats.metrics import Mean, Rate, Ratio
 from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary
 from abswitch.store.columns import ValueColumns
-from abswitch.store.recorder import Recorder
+from abswitch.store.reading import RowSource
 
 Cell = tuple[str, str]
 """An arm and a segment."""
@@ -117,7 +117,7 @@ def request_values(columns: ValueColumns, metrics: Sequence[Additive]) -> list[s
 
 
 def joint_moments(
-    recorder: Recorder, columns: ValueColumns, metrics: Sequence[Additive], *, by_unit: bool
+    recorder: RowSource, columns: ValueColumns, metrics: Sequence[Additive], *, by_unit: bool
 ) -> dict[Cell, list[Joint]]:
     """Moments of each metric, in their order, by arm and segment.
 
