@@ -13,6 +13,7 @@ from abswitch.experiments.report import write_report
 from abswitch.experiments.summary import schema
 from abswitch.stats import Rate
 from tests.experiments.pages import Page
+from tests.experiments.rows import look
 from tests.experiments.scripted import EVIL, METRICS, ab_test, engine_for, problems
 
 SCHEMA = jsonschema.Draft202012Validator(schema(), format_checker=jsonschema.FormatChecker())
@@ -85,6 +86,8 @@ async def test_the_documented_keys_are_the_ones_there_are(tmp_path: Path) -> Non
 
 async def test_the_page_loads_nothing_and_its_figures_are_inside_once(tmp_path: Path) -> None:
     async with ab_test(n=60) as (engine, result):
+        for number in (98, 99):  # how many looks there were is a matter of speed
+            engine.store.look(look(number, operation_id=result.operation_id, metric="exact_match"))
         write_report(engine, result, tmp_path)
     page, summary = read(tmp_path)
     loaded = page.loaded()

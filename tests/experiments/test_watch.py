@@ -26,7 +26,6 @@ from abswitch.stats import (
     Mean,
     MeanSummary,
     Metric,
-    MetricSummary,
     Paired,
     Quantile,
     QuantileSummary,
