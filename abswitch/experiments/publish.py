@@ -165,7 +165,7 @@ class _Told:
 def _test(result: ABTestResult) -> _Told:
     plan, verdict = result.plan, result.verdict
     roles = {version: candidate_name(index) for index, version in enumerate(result.verdicts)}
-    estimates = {
+    estimates: dict[str, Numbers] = {
         roles[version]: {name: found.candidate.value for name, found in one.comparisons.items()}
         for version, one in result.verdicts.items()
     }
