@@ -44,6 +44,7 @@ from abswitch.serving.intents import USER, Intent
 from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, shares_of
 from abswitch.serving.transition import Lease
 from abswitch.settings import ModelSwitchingConfig
+from abswitch.stats.family import FamilyPlan
 from abswitch.stats.plan import AnalysisPlan
 from abswitch.store.recorder import PlanRecord
 from abswitch.store.retention import Retention
@@ -242,7 +243,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         *,
         model_id: str | None = None,
         experiment: str | None = None,
-        plan: AnalysisPlan | None = None,
+        plan: AnalysisPlan | FamilyPlan | None = None,
         judge: Judge | None = None,
         metadata: Mapping[str, Any] = EMPTY,
         actor: str = USER,
@@ -258,7 +259,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
                 the same units the same way.
             plan: what will be compared and how; stored before the first request meets the candidate.
             judge: decides each step of a canary, or looks at an A/B test every `evaluation_period_minutes`; called with
-                a `StepEvidence` on a thread of its own, answers with a `Judgement`. A canary has a default one.
+                a `StepEvidence` on a thread of its own, answers with a `Judgement`. A canary has a default one; an A/B
+                test with a plan is judged by that, and ends with its verdict.
             metadata: why, for whom, from which ticket: JSON values that the registry's history keeps with the switch.
             actor, reason: who begins it and why, for the history.
 
@@ -284,7 +286,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         intent: Intent,
         *,
         experiment: str | None = None,
-        plan: AnalysisPlan | None = None,
+        plan: AnalysisPlan | FamilyPlan | None = None,
         judge: Judge | None = None,
     ) -> SwitchHandle:
         operation_id = f"op-{uuid4().hex[:12]}"
@@ -299,7 +301,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         strategy: Strategy,
         operation_id: str,
         salt: str,
-        plan: AnalysisPlan | None,
+        plan: AnalysisPlan | FamilyPlan | None,
         judge: Judge | None,
         intent: Intent,
     ) -> None:

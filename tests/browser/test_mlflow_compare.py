@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, ViewportSize
 
 from abswitch.experiments import publish
 from abswitch.experiments.report import write_report
@@ -19,7 +19,7 @@ from tests.experiments.scripted import METRICS, ab_test
 from tests.store.live_mlflow import Server
 
 pytestmark = pytest.mark.browser
-SIZE = {"width": 1360, "height": 900}
+SIZE = ViewportSize(width=1360, height=900)
 ANSWERED_MS = 90_000
 
 
