@@ -14,7 +14,8 @@ from abswitch.stats import rules
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("methods*.md")))
 FUNCTIONS = [name for name in abswitch.stats.__all__ if inspect.isfunction(getattr(abswitch.stats, name))]
-RULES = sorted(set(re.findall(r'(?:_invalid\(\s*|Finding\(Decision\.\w+, )"([a-z-]+)"', inspect.getsource(rules))))
+NAMED = r'(?:_invalid(?:_in_the_end)?\(\s*(?:case,\s*)?|Finding\(Decision\.\w+, )"([a-z-]+)"'
+RULES = sorted({rules.CONTINUE, *re.findall(NAMED, inspect.getsource(rules))})
 
 
 def test_functions_and_rules_were_found() -> None:
