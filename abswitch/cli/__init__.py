@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from abswitch import __version__
-from abswitch.cli import demo, run, schedule, settings, spec
+from abswitch.cli import demo, reports, run, schedule, settings, spec
 from abswitch.cli.arguments import Failure, Parser
 from abswitch.cli.demo import NOTEBOOK, closing_words
 from abswitch.cli.run import result_words
@@ -36,6 +36,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(
         title="commands", required=True, metavar="COMMAND", parser_class=Parser, dest="command"
     )
-    for command in (demo, run, spec, schedule, settings):
+    for command in (demo, run, spec, schedule, reports, settings):
         command.add(commands)
     return whole

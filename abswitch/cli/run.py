@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
 
 def result_words(launched: Launched) -> str:
     """What a run ends with: the verdict in words, the requests, and where to look next."""
-    from abswitch.experiments.specfile import words_of
+    from abswitch.experiments.overriding import words_of
 
     result = launched.result
     assert result is not None, "asked only where there is one"

@@ -23,8 +23,8 @@ from typing import Any, Self
 
 from abswitch.errors import InvalidInput, SwitchRefused
 from abswitch.experiments.exits import ExitStatus
+from abswitch.experiments.files import to_json, write_atomically
 from abswitch.experiments.spec import ExperimentSpec, spec_of
-from abswitch.experiments.summary import to_json, write_atomically
 
 _ORPHAN_S = 60.0
 

@@ -71,7 +71,7 @@ _DROPPED = (
         "the names are kept, the defaults are not: a hung engine is to be found within 10 seconds",
     ),
     (
-        "`max_transition_history`, `max_version_history`, `metrics_history_size`",
+        "`max_transition_history`, `metrics_history_size`",
         "the history is the evidence: it is in the store, complete",
     ),
     ("`version_storage_path`, `audit_log_path`", "both are the store, `SwitchingEngine(store=…)`"),

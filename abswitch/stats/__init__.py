@@ -22,6 +22,7 @@ from abswitch.stats.comparison import ArmEstimate, Comparison
 from abswitch.stats.crossing import anytime_expected_share, anytime_power
 from abswitch.stats.error_process import ErrorProcess
 from abswitch.stats.evidence import ArmEvidence, Evidence, SegmentEvidence
+from abswitch.stats.family import FamilyPlan, decide_family, winner_of
 from abswitch.stats.group_sequential import (
     GroupSequentialDesign,
     group_sequential_test,
@@ -31,6 +32,7 @@ from abswitch.stats.group_sequential import (
 from abswitch.stats.joint import BlockSummary, JointSummary, PairedRatioSummary, joint_test
 from abswitch.stats.kinds import MetricSummary
 from abswitch.stats.lift import RelativeLift, geometric_lift, relative_lift
+from abswitch.stats.looks import Look, alpha_spent, compare_at
 from abswitch.stats.many import (
     Corrected,
     benjamini_hochberg,
@@ -88,6 +90,7 @@ from abswitch.stats.quantiles import (
     quantile_test,
 )
 from abswitch.stats.ranks import hodges_lehmann, mann_whitney_test, wilcoxon_signed_rank_test
+from abswitch.stats.rate_betting import betting_rate_difference
 from abswitch.stats.rate_sequences import beta_binomial_difference, beta_binomial_sequence
 from abswitch.stats.ratios import clustered_mean_test, clustered_rate_test, design_effect, ratio_delta_test
 from abswitch.stats.robust import TrimmedSummary, permutation_test, yuen_t_test
@@ -124,10 +127,12 @@ __all__ = [
     "ErrorProcess",
     "Evidence",
     "ExperimentPlan",
+    "FamilyPlan",
     "GroupSequentialDesign",
     "GuardrailFinding",
     "Heterogeneity",
     "JointSummary",
+    "Look",
     "MarginOutcome",
     "MarginTest",
     "Mean",
@@ -164,6 +169,7 @@ __all__ = [
     "Where",
     "adjusted_rate_test",
     "adjusted_ratio_test",
+    "alpha_spent",
     "anytime_expected_share",
     "anytime_inflation",
     "anytime_power",
@@ -176,6 +182,7 @@ __all__ = [
     "beta_binomial_difference",
     "beta_binomial_sequence",
     "betting_difference",
+    "betting_rate_difference",
     "boschloo_exact_test",
     "chances_best",
     "clustered_mean_test",
@@ -183,11 +190,13 @@ __all__ = [
     "clustered_rate_test",
     "cochran_mantel_haenszel_test",
     "cochran_q_test",
+    "compare_at",
     "correct_comparisons",
     "cuped_summaries",
     "cuped_test",
     "cuped_theta",
     "decide",
+    "decide_family",
     "design_effect",
     "detectable_effect",
     "draw_arm",
@@ -245,5 +254,6 @@ __all__ = [
     "welch_t_test",
     "wilcoxon_signed_rank_test",
     "wilson_interval",
+    "winner_of",
     "yuen_t_test",
 ]

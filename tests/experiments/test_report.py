@@ -8,8 +8,8 @@ import pytest
 
 from abswitch.errors import InvalidInput
 from abswitch.experiments import SwitchTiming, switch_timing
+from abswitch.experiments.files import write_atomically
 from abswitch.experiments.report import write_report
-from abswitch.experiments.summary import write_atomically
 from abswitch.stats import Rate
 from tests.experiments.scripted import EVIL, ab_test
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
 
 from abswitch import ModelConfig, Sampling, SwitchingEngine
 from abswitch.errors import BadModelSource
-from abswitch.testing import TinyModels, check_history
+from abswitch.testing import TinyModels, Witness, check_history
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
 CALLERS = 300
+STORM_TOKENS = 200
 
 
 def register(engine: SwitchingEngine, version: str, folder: Path, *, max_tokens: int = 8) -> None:
@@ -57,39 +57,38 @@ async def test_clients_that_vanish_and_a_broken_checkpoint_cost_nobody_else(tiny
             await engine.load("broken")
         assert engine.registry.active_version("adder") == "v1"
 
-        await storm(engine, prompts)
+        await storm(engine, prompts, witness := Witness())
         async with asyncio.timeout(60):
             while len(answered) < 40:
                 await asyncio.sleep(0.01)
         done.set()
         await asyncio.wait_for(asyncio.gather(*loyals), 60)
-        full = (await engine.generate(prompts[0], request_id="full")).output_tokens
         async with asyncio.timeout(10):
             while engine.in_flight():
                 await asyncio.sleep(0.01)
+        llm = (await engine.instance("v1")).async_llm  # type: ignore[attr-defined]  # of the vLLM instance
+        assert not llm.output_processor.has_unfinished_requests(), "a generation goes on although its caller is gone"
         rows = engine.query("SELECT * FROM requests ORDER BY admitted_mono_s")
-        vanished = rows[rows.request_id.str.startswith("storm")]
-        assert len(rows) == len(vanished) + len(answered) + 1 and rows.request_id.is_unique
-        admitted = {f"storm-{number}" for number in range(CALLERS) if number % 3}  # the others may have left before
-        assert admitted <= set(vanished.request_id)
-        assert vanished.error_type.notna().all(), "every caller left before its end"
-        assert (vanished.output_tokens < full).all(), "a generation goes on although its caller is gone"
-        loyal_rows = rows[rows.request_id.str.startswith("loyal")]
+        stormy = rows.request_id.str.startswith("storm")
+        # Whoever was cancelled may have left before it was admitted. On a busy machine one chunk may hold all that was
+        # left of an answer, so that some callers got theirs to the end.
+        stayed = {f"storm-{number}" for number in range(CALLERS) if number % 3}
+        assert stayed <= set(rows.request_id[stormy]) and not witness.failed and not witness.refused
+        vanished = rows[rows.request_id.isin(witness.left)]
+        assert len(witness.left) > CALLERS // 2 and set(vanished.error_type.dropna()) == {"Cancelled"}
+        assert vanished.output_tokens.mean() < STORM_TOKENS / 2, "they were answered to the end"
         routes = engine.query("SELECT * FROM routes ORDER BY epoch")
-        check_history(loyal_rows, routes, sent=list(answered), answered=answered).raise_for_violations()
+        check_history(rows[~stormy], routes, sent=list(answered), answered=answered).raise_for_violations()
+        witness.check(rows[stormy], routes).raise_for_violations()
 
 
-async def storm(engine: SwitchingEngine, prompts: list[str]) -> None:
+async def storm(engine: SwitchingEngine, prompts: list[str], witness: Witness) -> None:
     """Callers come together and leave together: before, at, or some tokens after their first one."""
 
     async def caller(number: int) -> None:
-        name, patience = f"storm-{number}", number % 3
-        with suppress(asyncio.CancelledError):
-            async with aclosing(engine.stream(prompts[number % len(prompts)], request_id=name)) as stream:
-                async for _ in stream:
-                    patience -= 1
-                    if patience <= 0:
-                        return
+        name = f"storm-{number}"
+        stream = engine.stream(prompts[number % len(prompts)], request_id=name, max_tokens=STORM_TOKENS)
+        await witness.read(name, stream, leave_after=1 + number % 3 // 2)
 
     tasks = [asyncio.create_task(caller(number)) for number in range(CALLERS)]
     async with asyncio.timeout(60):
@@ -98,4 +97,5 @@ async def storm(engine: SwitchingEngine, prompts: list[str]) -> None:
     for number, task in enumerate(tasks):
         if number % 3 == 0:
             task.cancel()
-    await asyncio.wait_for(asyncio.gather(*tasks), 60)
+    ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
+    assert [one for one in ended if isinstance(one, Exception)] == []

@@ -179,7 +179,7 @@ class Shelf:
         Raises:
             OSError: it cannot be written.
         """
-        from abswitch.experiments.summary import to_json, write_atomically
+        from abswitch.experiments.files import to_json, write_atomically
 
         write_atomically(self.state, to_json(state.to_plain()))
 
