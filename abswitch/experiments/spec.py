@@ -110,12 +110,21 @@ class ExperimentSpec(Strict):
             self._arms_fit()
         _all_different("metrics", [metric.name for metric in self.metrics])
         _all_different("scorers", self.scores)
-        named = () if self.watch is None else self.watch.metrics or ()
-        for name in named:
-            if name not in [metric.name for metric in self.metrics]:
-                known = ", ".join(metric.name for metric in self.metrics) or "none, as the spec has no metrics"
-                raise InvalidInput("watch.metrics", name, f"names of the spec's metrics: {known}")
+        if self.watch is not None:
+            self._can_be_watched(self.watch)
         return self
+
+    def _can_be_watched(self, watch: WatchSpec) -> None:
+        if self.design.kind == "canary":
+            raise InvalidInput("watch", self.design.kind, "a design with metrics; a canary has none")
+        known = {metric.name: metric for metric in self.metrics}
+        for name in watch.metrics or ():
+            if name not in known:
+                raise InvalidInput("watch.metrics", name, "names of the spec's metrics: " + ", ".join(known))
+        for metric in self.metrics:
+            chosen = metric.role != "secondary" if watch.metrics is None else metric.name in watch.metrics
+            if chosen and metric.kind not in ("mean", "rate", "ratio"):
+                raise InvalidInput("watch.metrics", metric.name, f"kinds mean, rate and ratio, not {metric.kind}")
 
     def _arms_fit(self) -> None:
         if self.design.kind != "randomised":

@@ -83,8 +83,12 @@ def regressions(
         before = (good.watched or {}).get(arm, {}).get("summaries", {})
         for metric in _chosen(metrics, watch):
             pair = before.get(metric.name), now[arm]["summaries"].get(metric.name)
-            if pair[0] is not None and pair[1] is not None and pair[0]["kind"] == pair[1]["kind"]:
+            if pair[0] is None or pair[1] is None or pair[0]["kind"] != pair[1]["kind"]:
+                continue
+            try:
                 found += _compared(arm, now[arm]["version"], metric, pair[0], pair[1], watch.alpha, good.run_id)
+            except TypeError as error:  # the earlier run's file is of another version of abswitch
+                log.warning("%s is not compared with run %s: %s", metric.name, good.run_id, error)
     return tuple(found)
 
 
