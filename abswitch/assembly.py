@@ -12,6 +12,7 @@ from typing import Any
 
 from abswitch.clock import Clock
 from abswitch.domain import ModelVersion, RequestRecord, ScoreRecord, VersionKey
+from abswitch.looking import PlannedJudge
 from abswitch.persistence import Recovery, SwitchLog, keeper, noter, open_journal
 from abswitch.registries import ExportStatus, ImportedModel
 from abswitch.rollout.operation import Operation
@@ -214,6 +215,7 @@ def _wire(
         in_use=lambda key: _in_use(key, transitions, router, cache),
         max_versions=config.max_version_history,
     )
+    grader = Grader(scorers, clock, record=_scored(store, tally))
     switcher = ModelSwitcher(
         registry,
         cache,
@@ -222,7 +224,7 @@ def _wire(
         transitions,
         clock,
         journal=switch_log.write,
-        judge=judgement_on(tally),
+        judge=judgement_on(tally, PlannedJudge(store, grader.caught_up)),
         record_route=store.route,
         on_move=lambda operation: _moved(operation, tally, health),
         drain_timeout_s=config.max_transition_time_seconds,
@@ -239,7 +241,6 @@ def _wire(
         max_wait_s=config.max_queue_wait_seconds,
         max_waiting=config.max_queued_requests,
     )
-    grader = Grader(scorers, clock, record=_scored(store, tally))
     alerts = AlertDesk(
         clock,
         cooldown_s=config.alert_cooldown_seconds,

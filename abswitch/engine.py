@@ -259,7 +259,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
                 the same units the same way.
             plan: what will be compared and how; stored before the first request meets the candidate.
             judge: decides each step of a canary, or looks at an A/B test every `evaluation_period_minutes`; called with
-                a `StepEvidence` on a thread of its own, answers with a `Judgement`. A canary has a default one.
+                a `StepEvidence` on a thread of its own, answers with a `Judgement`. A canary has a default one; an A/B
+                test with a plan is judged by that, and ends with its verdict.
             metadata: why, for whom, from which ticket: JSON values that the registry's history keeps with the switch.
             actor, reason: who begins it and why, for the history.
 

@@ -6,20 +6,24 @@ one of `looks` for each metric and candidate. The first look that decides ends t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from abswitch.errors import InvalidInput
 from abswitch.records import LookRecord
+from abswitch.rollout.judging import Judgement, Ruling
+from abswitch.rollout.operation import Operation
 from abswitch.serving.router import STABLE, candidate_name
 from abswitch.stats.comparison import finite
 from abswitch.stats.evidence import Evidence
 from abswitch.stats.family import FamilyPlan, decide_family, overall, winner_of
 from abswitch.stats.looks import Look, alpha_spent, finding_of
-from abswitch.stats.plan import GROUP_SEQUENTIAL, AnalysisPlan
+from abswitch.stats.plan import GROUP_SEQUENTIAL, RANDOMISED, AnalysisPlan
 from abswitch.stats.rules import CONTINUE, Decision
 from abswitch.stats.verdict import Verdict, decide
 from abswitch.store.evidence import collect_evidence
@@ -113,6 +117,11 @@ class Looks:
     def wanting(self) -> int:
         """How many more requests it takes until the next look is due, 1 at least."""
         return max(1, self.next_at - self._growing.requests())
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether as many requests as were planned have been taken in: the last look is due."""
+        return self._growing.requests() >= self._planned
 
     def mark(self) -> Mark:
         """Where the rows end now; have the scorers catch up before `take`."""
@@ -260,3 +269,55 @@ def plan_of(store: Recorder, operation_id: str) -> Plan | None:
         return None
     body: dict[str, Any] = json.loads(rows[0][0])
     return FamilyPlan.of(body) if "others" in body else AnalysisPlan.of(body)
+
+
+class PlannedJudge:
+    """Judges A/B tests by the plan that they were started with: a look each evaluation period, until one decides.
+
+    A winner gets all traffic; whatever else ends a test (worse, equivalent, harm, invalid, or as many requests as were
+    planned without a decision) brings it back. Everything is read from the store, so that it goes on after a restart.
+
+    Args:
+        caught_up: waits until what was answered before has its scores.
+    """
+
+    def __init__(self, store: Recorder, caught_up: Callable[[], Awaitable[None]]) -> None:
+        self._store, self._caught_up = store, caught_up
+        self._looks: dict[str, Looks] = {}
+
+    async def __call__(self, operation: Operation) -> Judgement:
+        """What the plan's rules make of everything up to now.
+
+        Raises:
+            InvalidInput: the operation has no plan of the randomised design.
+            StoreError: the store cannot be read.
+        """
+        looks = await asyncio.to_thread(self._looks_of, operation.operation_id)
+        mark = await asyncio.to_thread(looks.mark)
+        await self._caught_up()
+        standing = await asyncio.to_thread(looks.take, mark)
+        if looks.is_spent or (standing is not None and standing.is_final):
+            self._looks.pop(operation.operation_id, None)
+            return _judgement(await asyncio.to_thread(looks.close))
+        if standing is None:
+            return Judgement(ruling=Ruling.HOLD, reason=f"the next look takes {looks.wanting} more requests")
+        words = (f"{version}: {one.reasons[0]}" for version, one in standing.verdicts.items())
+        return Judgement(ruling=Ruling.HOLD, reason=f"look {standing.look}: {'; '.join(words)}")
+
+    def _looks_of(self, operation_id: str) -> Looks:
+        if operation_id not in self._looks:
+            plan = plan_of(self._store, operation_id)
+            if plan is None or (isinstance(plan, AnalysisPlan) and plan.design != RANDOMISED):
+                allowed = "a judge, given to start_switch(judge=…) and not kept over a restart; or a plan to judge by"
+                raise InvalidInput("judge", None, allowed)
+            self._looks[operation_id] = Looks(self._store, operation_id, plan)
+        return self._looks[operation_id]
+
+
+def _judgement(standing: Standing) -> Judgement:
+    target = next(iter(standing.verdicts))
+    version = target if standing.winner is None else standing.winner
+    verdict = standing.verdicts[version]
+    ships = verdict.decision is Decision.SHIP
+    reason = f"{verdict.headline} {verdict.reasons[0]}"
+    return Judgement(ruling=Ruling.ADVANCE if ships else Ruling.ROLL_BACK, reason=reason, version=version)

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from abswitch.domain import RouteRecord, ScoreRecord
-from abswitch.looking import Looks, Standing, plan_of
+from abswitch.errors import InvalidInput
+from abswitch.looking import Looks, PlannedJudge, Standing, plan_of
+from abswitch.rollout.judging import Judgement, Ruling
+from abswitch.rollout.operation import Operation, Phase
+from abswitch.rollout.strategies import ABTestStrategy
 from abswitch.stats import AnalysisPlan, FamilyPlan, Rate
 from abswitch.store.recorder import PlanRecord, Recorder
 from tests.store.rows import a_request
@@ -175,6 +179,73 @@ def test_each_pair_is_its_own_arms(recorder: Recorder) -> None:
     for version, rate in (("v2", 0.6), ("v3", 0.7)):
         assert growing.evidence[version] == whole.evidence[version]
         assert whole.verdicts[version].comparisons["ok"].candidate.value == pytest.approx(rate)
+
+
+# --- judging live traffic ---------------------------------------------------------------------------------------------
+
+
+async def judged(world: World) -> Judgement:
+    async def caught_up() -> None:
+        return None
+
+    operation = Operation(
+        operation_id="op", model_id="bot", stable="v1", candidate="v2", strategy=ABTestStrategy(),
+        phase=Phase.EVALUATING, created_s=0.0, phase_since_s=0.0,
+    )  # fmt: skip
+    return await PlannedJudge(world.recorder, caught_up)(operation)
+
+
+async def test_a_test_without_news_holds(recorder: Recorder) -> None:
+    world = World(recorder, PLAN)
+    world.ended(5, stable=0.5, candidate=0.5)
+    waiting = await judged(world)
+    assert waiting.ruling is Ruling.HOLD and "10 more requests" in waiting.reason
+    world.ended(30, stable=0.5, candidate=0.55)
+    looked = await judged(world)
+    assert looked.ruling is Ruling.HOLD and looked.reason.startswith("look 1: v2: Not decided yet")
+
+
+@pytest.mark.parametrize(
+    ("rates", "ruling", "words"),
+    [((0.5, 0.98), Ruling.ADVANCE, "SHIP v2"), ((0.98, 0.5), Ruling.ROLL_BACK, "KEEP v1: v2 is worse")],
+)
+async def test_a_verdict_ends_the_test(
+    recorder: Recorder, rates: tuple[float, float], ruling: Ruling, words: str
+) -> None:
+    world = World(recorder, PLAN)
+    world.ended(120, stable=rates[0], candidate=rates[1])
+    found = await judged(world)
+    assert (found.ruling, found.version) == (ruling, "v2") and words in found.reason
+    assert world.rows("SELECT count(DISTINCT look) FROM verdicts") == [(1,)]
+
+
+async def test_the_budget_ends_the_test_with_the_stable_version(recorder: Recorder) -> None:
+    world = World(recorder, PLAN)
+    world.ended(205, stable=0.5, candidate=0.55)
+    found = await judged(world)
+    assert found.ruling is Ruling.ROLL_BACK and "INCONCLUSIVE" in found.reason
+    assert world.rows("SELECT arg_max(rule, look) FROM verdicts") == [("interval-includes-zero",)]
+
+
+async def test_the_winner_of_several_is_named(recorder: Recorder) -> None:
+    world = World(recorder, FAMILY)
+    world.ended(205, stable=0.5, candidate=0.52, candidate2=0.95)
+    found = await judged(world)
+    assert (found.ruling, found.version) == (Ruling.ADVANCE, "v3")
+
+
+async def test_a_plan_for_one_look_is_applied_when_all_units_came(recorder: Recorder) -> None:
+    world = World(recorder, replace(PLAN, evaluation="fixed", look_every=None))
+    world.ended(150, stable=0.2, candidate=0.9)
+    assert (await judged(world)).ruling is Ruling.HOLD
+    world.ended(50, stable=0.2, candidate=0.9)
+    assert (await judged(world)).ruling is Ruling.ADVANCE
+
+
+async def test_without_a_plan_there_is_nothing_to_judge_by(recorder: Recorder) -> None:
+    world = World(recorder, replace(PLAN, evaluation="fixed", look_every=None, design="paired"))
+    with pytest.raises(InvalidInput, match="a plan to judge by"):
+        await judged(world)
 
 
 def test_plans_are_read_back_as_what_they_were(recorder: Recorder) -> None:

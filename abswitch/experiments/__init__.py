@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from abswitch.experiments.ab_test import ABTestResult, run_ab_test
+    from abswitch.experiments.ab_test import ABTestResult, ab_test_plan, run_ab_test
     from abswitch.experiments.arrivals import ClosedLoop, Poisson, Trace
     from abswitch.experiments.asking import Progress, RequestBudget, RequestCounts
     from abswitch.experiments.canary import CanaryResult, run_canary
@@ -47,6 +47,7 @@ _HOME = {
     "SwitchTiming": "timing",
     "Trace": "arrivals",
     "WhatIf": "replaying",
+    "ab_test_plan": "ab_test",
     "bandit_plan": "live",
     "compare_live": "live",
     "open_run": "runs",
@@ -86,6 +87,7 @@ __all__ = [
     "SwitchTiming",
     "Trace",
     "WhatIf",
+    "ab_test_plan",
     "bandit_plan",
     "compare_live",
     "open_run",

@@ -20,7 +20,7 @@ from abswitch.experiments.arrivals import Arrivals, ClosedLoop
 from abswitch.experiments.asking import NO_LIMIT, Asking, Progress, RequestBudget, RequestCounts
 from abswitch.experiments.prompts import Question, questions_of
 from abswitch.experiments.watching import Watching
-from abswitch.looking import Looks
+from abswitch.looking import Looks, Standing
 from abswitch.rollout.strategies import ABTestStrategy
 from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.status import OperationStatus
@@ -160,20 +160,19 @@ async def run_ab_test(
         arrivals=arrivals or ClosedLoop(concurrency=concurrency),
         budget=budget,
     )
-    first = AnalysisPlan(
-        baseline=baseline,
-        candidate=candidates[0],
-        metrics=tuple(metrics),
-        expected_share=strategy.stages[0].share * strategy.candidates(candidates[0])[0][1],
+    plan = ab_test_plan(
+        baseline,
+        candidates[0],
+        metrics,
+        strategy,
+        units=_units(questions[: asking.total]),
         alpha=alpha,
-        planned_n=_units(questions[: asking.total]),
         evaluation=evaluation,
         look_every=look_every,
-        look_count=looks,
+        looks=looks,
         spending=spending,
     )
-    plan = _plan(first, strategy)
-    check_columns(first, engine.scorers)
+    check_columns(plan.first if isinstance(plan, FamilyPlan) else plan, engine.scorers)
     asking.tell(f"loading {', '.join(candidates)}")
     handle = (
         left_behind
@@ -198,20 +197,9 @@ async def run_ab_test(
     await engine.scored()
     asking.tell("deciding")
     standing = await watching.close()
-    several = isinstance(plan, FamilyPlan)
-    result = ABTestResult(
-        experiment=experiment or handle.operation_id,
-        handle=handle,
-        plan=plan.pair(candidates[0]) if isinstance(plan, FamilyPlan) else plan,
-        evidence=standing.evidence[candidates[0]],
-        verdict=standing.verdicts[candidates[0]],
-        requests=counts,
-        started_at_s=started_at_s,
-        elapsed_s=time.time() - started_at_s,
-        verdicts=standing.verdicts if several else {},
-        all_evidence=standing.evidence if several else {},
-        winner=standing.winner,
-    )
+    result = result_of(
+        handle, plan, standing, experiment=experiment, counts=counts, started_at_s=started_at_s
+    )  # fmt: skip
     asking.verdicts = standing.verdicts
     asking.tell(str(standing.decision))
     return result
@@ -236,11 +224,72 @@ def _strategy(candidates: Sequence[str], traffic_percentage: float | None) -> AB
     return ABTestStrategy(arms=tuple((version, total / k) for version in candidates))
 
 
-def _plan(first: AnalysisPlan, strategy: ABTestStrategy) -> AnalysisPlan | FamilyPlan:
-    parts = strategy.candidates(first.candidate)
-    if len(parts) == 1:
-        return first
-    return FamilyPlan(first, tuple((version, strategy.stages[0].share * part) for version, part in parts[1:]))
+def ab_test_plan(
+    baseline: str,
+    candidate: str,
+    metrics: Sequence[Metric],
+    strategy: ABTestStrategy,
+    *,
+    units: int,
+    alpha: float = 0.05,
+    evaluation: str = SEQUENTIAL,
+    look_every: int | None = None,
+    looks: int | None = None,
+    spending: str | None = None,
+) -> AnalysisPlan | FamilyPlan:
+    """The plan of live traffic under an A/B test, for `start_switch("v2", "ab_test", strategy, plan=…)`.
+
+    Where the strategy has an `evaluation_period_minutes`, the test is looked at that often and ends with its verdict.
+
+    Args:
+        candidate: the switch's target; of a strategy with several `arms`, one of them.
+        units: the budget, of all arms together.
+        evaluation, look_every, looks, spending: as of `run_ab_test`.
+
+    Raises:
+        InvalidInput: a field is outside its range.
+    """
+    (_, part), *others = strategy.candidates(candidate)
+    share = strategy.stages[0].share
+    first = AnalysisPlan(
+        baseline=baseline,
+        candidate=candidate,
+        metrics=tuple(metrics),
+        expected_share=share * part,
+        alpha=alpha,
+        planned_n=units,
+        evaluation=evaluation,
+        look_every=look_every,
+        look_count=looks,
+        spending=spending,
+    )
+    return FamilyPlan(first, tuple((version, share * part) for version, part in others)) if others else first
+
+
+def result_of(
+    handle: SwitchHandle,
+    plan: AnalysisPlan | FamilyPlan,
+    standing: Standing,
+    *,
+    experiment: str | None,
+    counts: RequestCounts,
+    started_at_s: float,
+) -> ABTestResult:
+    """The result of a test, as its last look left it."""
+    several = isinstance(plan, FamilyPlan)
+    return ABTestResult(
+        experiment=experiment or handle.operation_id,
+        handle=handle,
+        plan=plan.pair(plan.candidate) if isinstance(plan, FamilyPlan) else plan,
+        evidence=standing.evidence[plan.candidate],
+        verdict=standing.verdicts[plan.candidate],
+        requests=counts,
+        started_at_s=started_at_s,
+        elapsed_s=time.time() - started_at_s,
+        verdicts=standing.verdicts if several else {},
+        all_evidence=standing.evidence if several else {},
+        winner=standing.winner,
+    )
 
 
 def _units(questions: Sequence[Question]) -> int:

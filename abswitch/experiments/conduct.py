@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,12 +26,12 @@ from abswitch.experiments.environment import environment
 from abswitch.experiments.exits import exit_status
 from abswitch.experiments.overview import refresh
 from abswitch.experiments.paired import run_paired
-from abswitch.experiments.project import store_uri
+from abswitch.experiments.project import folder_or_address, store_uri
 from abswitch.experiments.prompts import Question
 from abswitch.experiments.publish import publish
 from abswitch.experiments.report import write_report
 from abswitch.experiments.report_comparison import headline as headline_of
-from abswitch.experiments.runs import RunFolder, RunResult, last_good, working_on
+from abswitch.experiments.runs import RunFolder, RunResult, last_good, result_of, working_on
 from abswitch.experiments.spec_parts import (
     Call,
     CanaryDesign,
@@ -116,6 +116,8 @@ class Experiment:
             engine = self._engine()
             self._held.push_async_callback(engine.aclose)
             await asyncio.to_thread(self._register, engine)
+            if self.spec.engine.register_in_mlflow:
+                await asyncio.to_thread(engine.registry.export_to_mlflow, self.spec.model_id)
             await self._serve(engine)
         except BaseException:
             await self._held.aclose()  # so that the cell can be run again
@@ -133,6 +135,7 @@ class Experiment:
             store=self.run.path / "evidence.duckdb",
             scorers=scorers,
             mlflow=None if uri is None else store_uri(uri, self.project),
+            wandb=folder_or_address(spec.engine.wandb, self.project),
             record_text=spec.engine.record_text,
             backends={
                 name: sources.call(made.function, made.arguments, self.project, field=f"engine.backends.{name}")
@@ -293,7 +296,8 @@ class Experiment:
         record = self._record(told, result.operation_id)
         await asyncio.wrap_future(engine.store.run(record))
         if told.alerts and self.spec.watch is not None:
-            await asyncio.to_thread(send_alerts, told.experiment, told.run_id, told.alerts, self.spec.watch)
+            send = partial(send_alerts, told.experiment, told.alerts, self.spec.watch, run_id=told.run_id)
+            told = replace(told, not_posted=await asyncio.to_thread(send))
         self.run.finish(told)
         await asyncio.to_thread(refresh, self.run.path.parent.parent)
         return told
@@ -319,18 +323,26 @@ class Experiment:
             report=None if report is None else str(report),
             watched=None if canary else watched(result),  # type: ignore[arg-type]  # not a canary's, then
         )
-        alerts = self._alerts(told)
-        status = exit_status(decision, success=self.spec.success, regressed=bool(alerts))
-        return replace(told, exit_status=int(status), alerts=alerts)
+        told = self._held_against_before(told)
+        status = exit_status(decision, success=self.spec.success, regressed=bool(told.alerts))
+        return replace(told, exit_status=int(status))
 
-    def _alerts(self, told: RunResult) -> tuple[str, ...]:
-        watch = self.spec.watch
+    def _held_against_before(self, told: RunResult) -> RunResult:
+        """What the regression watch says to it."""
+        watch, reports = self.spec.watch, self.run.path.parent.parent
         if watch is None or told.watched is None:
-            return ()
-        good = last_good(self.spec.name, self.run.path.parent.parent, before=self.run.path.name)
-        if good is None or good.result is None:
-            return ()
-        return tuple(map(str, regressions(told.watched, good.result, self.spec.metrics, watch)))
+            return told
+        if watch.against is not None:
+            good = result_of(self.spec.name, reports, watch.against)
+            if good is None:
+                lost = f"there is no result of run {watch.against}, which the watch compares with"
+                return replace(told, alerts=(lost,))
+        else:
+            good = last_good(self.run, reports)
+            if good is None:
+                return told
+        found = regressions(told.watched, good, self.spec.metrics, watch)
+        return replace(told, alerts=tuple(map(str, found)), compared_with=good.run_id)
 
     def _record(self, told: RunResult, operation_id: str) -> RunRecord:
         return RunRecord(

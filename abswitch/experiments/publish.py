@@ -19,6 +19,7 @@ from abswitch.engine import SwitchingEngine
 from abswitch.errors import InvalidInput
 from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.canary import CanaryResult
+from abswitch.serving.router import candidate_name
 from abswitch.store.tracking import ArmRun, TrackedDataset, TrackedExperiment, TrackedTrace, version_params
 
 if TYPE_CHECKING:
@@ -163,20 +164,21 @@ class _Told:
 
 def _test(result: ABTestResult) -> _Told:
     plan, verdict = result.plan, result.verdict
-    found = verdict.comparisons.items()
+    roles = {version: candidate_name(index) for index, version in enumerate(result.verdicts)}
+    estimates: dict[str, Numbers] = {
+        roles[version]: {name: found.candidate.value for name, found in one.comparisons.items()}
+        for version, one in result.verdicts.items()
+    }
     return _Told(
         design=plan.design,
-        versions={"baseline": plan.baseline, "candidate": plan.candidate},
+        versions={"baseline": plan.baseline, **{role: version for version, role in roles.items()}},
         decision=verdict.decision.value,
         rule=verdict.rule,
         headline=verdict.headline,
-        reasons=verdict.reasons,
+        reasons=tuple(reason for one in result.verdicts.values() for reason in one.reasons),
         plan_digest=verdict.plan_digest,
         first_metrics=(plan.primary.name, *(metric.name for metric in plan.metrics if metric is not plan.primary)),
-        estimates={
-            "baseline": {name: one.baseline.value for name, one in found},
-            "candidate": {name: one.candidate.value for name, one in found},
-        },
+        estimates={"baseline": {name: one.baseline.value for name, one in verdict.comparisons.items()}, **estimates},
     )
 
 

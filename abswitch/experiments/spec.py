@@ -110,21 +110,26 @@ class ExperimentSpec(Strict):
             self._arms_fit()
         _all_different("metrics", [metric.name for metric in self.metrics])
         _all_different("scorers", self.scores)
-        if self.watch is not None:
-            self._can_be_watched(self.watch)
+        known = [metric.name for metric in self.metrics]
+        for name in () if self.watch is None else self.watch.metrics or ():
+            if name not in known:
+                told = ", ".join(known) or "none, as the spec has no metrics"
+                raise InvalidInput("watch.metrics", name, f"names of the spec's metrics: {told}")
         return self
 
-    def _can_be_watched(self, watch: WatchSpec) -> None:
+    @model_validator(mode="after")
+    def _can_be_watched(self) -> ExperimentSpec:
+        if self.watch is None:
+            return self
         if self.design.kind == "canary":
-            raise InvalidInput("watch", self.design.kind, "a design with metrics; a canary has none")
-        known = {metric.name: metric for metric in self.metrics}
-        for name in watch.metrics or ():
-            if name not in known:
-                raise InvalidInput("watch.metrics", name, "names of the spec's metrics: " + ", ".join(known))
-        for metric in self.metrics:
-            chosen = metric.role != "secondary" if watch.metrics is None else metric.name in watch.metrics
-            if chosen and metric.kind not in ("mean", "rate", "ratio"):
-                raise InvalidInput("watch.metrics", metric.name, f"kinds mean, rate and ratio, not {metric.kind}")
+            raise InvalidInput("watch", self.watch.model_dump(), "no watch: a canary is judged by its own guardrails")
+        named = self.watch.metrics
+        chosen = [one for one in self.metrics if (one.name in named if named else one.role != "secondary")]
+        pairs = [one.name for one in chosen if one.kind == "paired"]
+        if pairs and (named is not None or len(pairs) == len(chosen)):
+            allowed = "metrics with values of each version (rate, mean, ratio, quantile); pairs have none"
+            raise InvalidInput("watch.metrics", pairs[0], allowed)
+        return self
 
     def _arms_fit(self) -> None:
         if self.design.kind != "randomised":

@@ -90,6 +90,7 @@ from abswitch.stats.quantiles import (
     quantile_test,
 )
 from abswitch.stats.ranks import hodges_lehmann, mann_whitney_test, wilcoxon_signed_rank_test
+from abswitch.stats.rate_betting import betting_rate_difference
 from abswitch.stats.rate_sequences import beta_binomial_difference, beta_binomial_sequence
 from abswitch.stats.ratios import clustered_mean_test, clustered_rate_test, design_effect, ratio_delta_test
 from abswitch.stats.robust import TrimmedSummary, permutation_test, yuen_t_test
@@ -181,6 +182,7 @@ __all__ = [
     "beta_binomial_difference",
     "beta_binomial_sequence",
     "betting_difference",
+    "betting_rate_difference",
     "boschloo_exact_test",
     "chances_best",
     "clustered_mean_test",

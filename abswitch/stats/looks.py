@@ -1,8 +1,9 @@
 """One metric at one look, by a method that holds at all looks of its plan together. Pure.
 
 Which method that is follows from the metric and the plan. At any time: the mixture SPRT for means and ratios; for rates
-the beta-binomial sequence as long as events are rare, and wherever the mixture SPRT refuses; sequences of order
-statistics for quantiles. At planned looks: the single-look comparison with the boundary that error spending allows.
+the beta-binomial sequence as long as events are rare, and wherever the mixture SPRT refuses; for a service's own
+errors, which every unit has or has not, mixed bets on the split; sequences of order statistics for quantiles. At
+planned looks: the single-look comparison with the boundary that error spending allows.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from abswitch.stats.mixture import LEAST, mixture_sprt
 from abswitch.stats.plan import FIXED, GROUP_SEQUENTIAL, AnalysisPlan
 from abswitch.stats.quantile_sequences import sequential_quantile_difference
 from abswitch.stats.quantile_summary import QuantileSummary
+from abswitch.stats.rate_betting import betting_rate_difference
 from abswitch.stats.rate_sequences import beta_binomial_difference
 from abswitch.stats.ratios import design_effect
 from abswitch.stats.sequential import MIXTURE_SPRT, anytime_valid, without_intervals
@@ -143,9 +145,11 @@ def _rates(plan: AnalysisPlan, metric: Rate, baseline: MetricSummary, candidate:
             return found
     elif metric.unit == Unit.UNIT and any(0.0 < arm.mean < 1.0 for arm in (baseline, candidate)):
         return _mixture(plan, metric, baseline, candidate)
-    exact = beta_binomial_difference(*trials, alpha=plan.alpha)
     if isinstance(baseline, RateSummary) or isinstance(candidate, RateSummary):
-        return exact
+        if OF_ASSIGNED.intersection(metric.columns):  # of all units that were drawn, so the draw may be bet on
+            return betting_rate_difference(*trials, share=plan.expected_share, alpha=plan.alpha)
+        return beta_binomial_difference(*trials, alpha=plan.alpha)
+    exact = beta_binomial_difference(*trials, alpha=plan.alpha)
     a, b = (
         replace(one, n=arm.n, value=arm.mean)
         for one, arm in zip((exact.baseline, exact.candidate), (baseline, candidate), strict=True)

@@ -53,6 +53,7 @@ class Verdict:
         evaluation: when results were read, and by what: `fixed`, `sequential` or `group_sequential`.
         look: which look this is, from 1.
         alpha_spent: of `alpha`, what may have been used up to this look.
+        primary: name of the metric that decides.
         bayes: the primary's chance to win and expected losses; of verdicts that end a test alone, and never what
             decides.
     """
@@ -70,6 +71,7 @@ class Verdict:
     evaluation: str = FIXED
     look: int = 1
     alpha_spent: float = math.nan
+    primary: str = ""
     bayes: BayesianComparison | None = None
 
     @property
@@ -104,6 +106,7 @@ class Verdict:
             "evaluation": self.evaluation,
             "look": self.look,
             "alpha_spent": finite(self.alpha_spent),
+            "primary": self.primary,
             "bayes": None if self.bayes is None else self.bayes.to_dict(),
         }
 
@@ -143,6 +146,7 @@ def decide(plan: AnalysisPlan, evidence: Evidence, look: Look = ONLY_LOOK) -> Ve
         evaluation=plan.evaluation,
         look=look.number,
         alpha_spent=alpha_spent(plan, look),
+        primary=plan.primary.name,
         bayes=bayes,
     )
 

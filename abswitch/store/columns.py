@@ -30,9 +30,13 @@ ANSWER_COLUMNS: Mapping[str, str] = MappingProxyType(
         "output_tokens": "output_tokens",
         "prompt_tokens": "prompt_tokens",
         "truncated": "finish_reason = 'length'",
+        "log_latency_s": "CASE WHEN total_s > 0 THEN ln(total_s) END",
+        "log_first_token_s": "CASE WHEN first_token_s > 0 THEN ln(first_token_s) END",
+        "log_generation_s": "CASE WHEN total_s > first_token_s THEN ln(total_s - first_token_s) END",
     }
 )
-"""Values of requests that the assigned version answered; fallbacks and errors have none."""
+"""Values of requests that the assigned version answered; fallbacks and errors have none. Logarithms are natural ones,
+for heavy tails: their difference is the logarithm of how many times as long."""
 
 ASSIGNED_COLUMNS: Mapping[str, str] = MappingProxyType({"error": _ERROR, "fallback": "fallback"})
 """Values of every assigned request. A version that dies before its first token has fallbacks where it has no errors."""

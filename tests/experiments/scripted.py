@@ -65,13 +65,16 @@ async def ab_test(
     n: int = 400,
     metrics: Sequence[Metric] = METRICS,
     suffix: str = EVIL,
+    evaluation: str = "fixed",
     **options: Any,
 ) -> AsyncIterator[tuple[SwitchingEngine, ABTestResult]]:
     """An engine and a finished test of `v2` against `v1` on it; the switch is not concluded."""
     async with engine_for({"v1": baseline, "v2": candidate}, **options) as engine:
         await engine.deploy("v1")
         # A name of its own, so that the split is the same in every run.
-        result = await run_ab_test(engine, "v2", problems(n, suffix=suffix), metrics=metrics, experiment="sums")
+        result = await run_ab_test(
+            engine, "v2", problems(n, suffix=suffix), metrics=metrics, experiment="sums", evaluation=evaluation
+        )
         yield engine, result
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest_asyncio
 from abswitch import ExactMatch, Function, SwitchingEngine
 from abswitch.domain import Prompt
 from abswitch.errors import InvalidInput, SwitchRefused
-from abswitch.experiments import Progress, publish, run_ab_test, switch_timing
+from abswitch.experiments import Progress, publish, run_ab_test, switch_timing, write_report
 from abswitch.serving.scripted import ScriptedBackend
 from abswitch.stats import Mean, Rate
 
@@ -39,7 +41,8 @@ def raising(sample: Any) -> float:
 
 
 @pytest_asyncio.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[SwitchingEngine]:
+async def engine(tmp_path: Path, fresh_database: Path) -> AsyncIterator[SwitchingEngine]:
+    database = shutil.copy(fresh_database, tmp_path / "mlflow.db")
     answers = {
         "baseline": adder(0.58, 1),
         "better": adder(0.91, 2),
@@ -49,7 +52,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[SwitchingEngine]:
     async with SwitchingEngine(
         store=tmp_path / "s.duckdb",
         scorers=[ExactMatch(), Function(raising, "broken")],
-        mlflow=f"sqlite:///{tmp_path}/mlflow.db",
+        mlflow=f"sqlite:///{database}",
         backends={"scripted": ScriptedBackend(lambda _: ("1",), answers=answers)},
     ) as made:
         for version in answers:
@@ -138,6 +141,50 @@ async def test_planned_looks_spend_their_part_of_alpha(engine: SwitchingEngine) 
     assert list(spent["look"]) in ([1, 2], [1, 2, 3])  # traffic may overtake a planned look: that one is not taken
     assert spent["alpha_spent"].is_monotonic_increasing
     assert spent["alpha_spent"].iloc[0] < 0.05 == spent["alpha_spent"].iloc[-1]
+
+
+@pytest.mark.parametrize("evaluation", ["sequential", "fixed"])
+async def test_several_candidates_have_a_verdict_each_and_one_wins(
+    engine: SwitchingEngine, tmp_path: Path, evaluation: str
+) -> None:
+    from mlflow import MlflowClient
+
+    await engine.deploy("baseline")
+    result = await run_ab_test(
+        engine, ["regressed", "better"], PROBLEMS[:900], metrics=METRICS, evaluation=evaluation, experiment="three"
+    )
+    assert {version: one.rule for version, one in result.verdicts.items()} == {
+        "regressed": "primary-worse", "better": "primary-better",
+    }  # fmt: skip
+    assert (result.winner, result.verdict.candidate, result.requests.lost) == ("better", "regressed", 0)
+    assert result.in_words().startswith("better wins.\nKEEP baseline")
+    shares = engine.query("SELECT arm, share FROM routes WHERE operation_id = ?", [result.operation_id])
+    assert set(shares["arm"]) == {"stable", "candidate", "candidate-2"} and set(shares["share"].round(4)) == {0.3333}
+    summary = json.loads((write_report(engine, result, tmp_path / "report").parent / "summary.json").read_text())
+    assert summary["winner"] == "better" and set(summary["verdicts"]) == {"regressed", "better"}
+    name = publish(engine, result)
+    assert engine.tracking is not None and engine.tracking.flush(120)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    values = {
+        run.data.tags["abswitch.arm"]: (run.data.params["version"], run.data.metrics["exact_match"]) for run in runs
+    }
+    assert {arm: version for arm, (version, _) in values.items()} == {
+        "baseline": "baseline", "candidate": "regressed", "candidate-2": "better",
+    }  # fmt: skip
+    assert values["candidate-2"][1] > values["baseline"][1] > values["candidate"][1]
+    await result.promote()
+    assert engine.registry.active_version() == "better"
+
+
+async def test_shares_of_several_candidates_sum_up(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    result = await run_ab_test(
+        engine, ["better", "copy"], PROBLEMS[:60], metrics=METRICS, traffic_percentage=40, evaluation="fixed"
+    )
+    shares = engine.query("SELECT arm, share FROM routes WHERE operation_id = ? ORDER BY arm", [result.operation_id])
+    assert list(shares["share"].round(4)) == [0.2, 0.2, 0.6]
+    assert result.plan.expected_share == pytest.approx(0.25)
 
 
 async def test_keeping_the_old_version(engine: SwitchingEngine) -> None:

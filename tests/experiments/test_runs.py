@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 
 from abswitch.errors import InvalidInput, SwitchRefused
 from abswitch.experiments.exits import ExitStatus
-from abswitch.experiments.runs import RunFolder, RunResult, last_good, open_run, runs_of, unfinished_run, working_on
+from abswitch.experiments.runs import RunFolder, RunResult, open_run, runs_of, unfinished_run, working_on
 from abswitch.experiments.spec import ExperimentSpec, spec_of
 
 PLAIN: dict[str, Any] = {
@@ -96,21 +94,6 @@ def test_runs_come_latest_first_and_strangers_are_passed_over(tmp_path: Path) ->
     found = [run.path.name for run in runs_of("sums", tmp_path)]
     assert found == sorted((run.path.name for run in runs), reverse=True)
     assert list(runs_of("nothing", tmp_path)) == []
-
-
-def test_the_last_good_run_is_an_earlier_success(tmp_path: Path) -> None:
-    for name, status in (("1", ExitStatus.SUCCESS), ("2", ExitStatus.KEEP), ("3", ExitStatus.SUCCESS)):
-        run = begun(tmp_path, seed=int(name))
-        path = run.path.rename(run.path.with_name(name))
-        (path / "run.json").write_text(json.dumps(asdict(run_state(path)) | {"run_id": name}))
-        ended(RunFolder(path), status)
-    good = last_good("sums", tmp_path, before="3")
-    assert good is not None and good.path.name == "1"
-    assert last_good("sums", tmp_path, before="1") is None
-
-
-def run_state(path: Path) -> Any:
-    return RunFolder(path).state
 
 
 @pytest.mark.parametrize("missing", ["spec.json", "run.json"])
