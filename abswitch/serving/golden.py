@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from itertools import count
-from os.path import commonprefix
 
 from abswitch.domain import GenerationRequest, ModelVersion, Sampling, SwitchPath, VersionKey
 from abswitch.errors import LoadFailed
@@ -112,8 +111,15 @@ def agreement(reference: Answers, answers: Answers) -> float:
     """
     texts = [("".join(was), "".join(now)) for was, now in zip(reference, answers, strict=False)]
     total = sum(max(len(was), 1) for was, _ in texts)
-    agreed = sum(max(len(was), 1) if was == now else len(commonprefix((was, now))) for was, now in texts)
+    agreed = sum(max(len(was), 1) if was == now else _common(was, now) for was, now in texts)
     return agreed / total if total else 1.0
+
+
+def _common(was: str, now: str) -> int:
+    for index, (a, b) in enumerate(zip(was, now, strict=False)):
+        if a != b:
+            return index
+    return min(len(was), len(now))
 
 
 def _shown(answers: Answers) -> str:
