@@ -26,6 +26,7 @@ from abswitch.stats import (
     Mean,
     MeanSummary,
     Metric,
+    MetricSummary,
     Paired,
     Quantile,
     QuantileSummary,
