@@ -19,9 +19,10 @@ demo: setup ## the whole story on two small models: switch, compare, verdict; wr
 
 test: setup ## every test, with real vLLM, the notebooks and a browser (ARGS="-k name": only such, no notebooks)
 	@requirements/browser.sh
-	@$(BIN)/python -m pytest tests $(ARGS)
 ifeq ($(ARGS),)
-	@$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval-lax --nbval-current-env $(NOTEBOOKS))
+	@PYTHON=$(BIN)/python NOTEBOOKS="$(NOTEBOOKS)" tests/all.sh
+else
+	@$(BIN)/python -m pytest tests $(ARGS)
 endif
 
 soak: setup ## 20,000 random histories of switches, faults and crashes (about a quarter of an hour)

@@ -79,7 +79,7 @@ async def test_a_switch_is_started_looked_at_and_aborted(engine: SwitchingEngine
     assert (stats.started, stats.succeeded, stats.aborted, stats.running) == (2, 1, 1, 0)
 
 
-@pytest.mark.parametrize(("kind", "config", "shares"), STRATEGIES, ids=lambda one: str(one))
+@pytest.mark.parametrize(("kind", "config", "shares"), STRATEGIES, ids=str)
 @pytest.mark.parametrize("typed", [True, False], ids=["by-member", "by-word"])
 async def test_each_strategy_takes_its_documented_dictionary(
     engine: SwitchingEngine,

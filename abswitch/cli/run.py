@@ -12,6 +12,7 @@ from abswitch.experiments.exits import ExitStatus, worst
 
 if TYPE_CHECKING:
     from abswitch.experiments.launch import Launched
+    from abswitch.experiments.runs import RunResult
 
 
 def add(commands: Any) -> None:
@@ -48,7 +49,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
 
 def result_words(launched: Launched) -> str:
     """What a run ends with: the verdict in words, the requests, and where to look next."""
-    from abswitch.experiments.specfile import words_of
+    from abswitch.experiments.overriding import words_of
 
     result = launched.result
     assert result is not None, "asked only where there is one"
@@ -59,6 +60,7 @@ def result_words(launched: Launched) -> str:
         f"Requests  {requests['sent']:,} sent, {requests['answered']:,} answered, "
         f"{requests['failed']:,} failed, {requests['lost']:,} lost",
         *(f"ALERT     {alert}" for alert in result.alerts),
+        *watch_words(result),
         f"Exit      {int(launched.status)}: {launched.status.meaning}",
     ]
     if launched.cell:
@@ -66,3 +68,12 @@ def result_words(launched: Launched) -> str:
     if result.report is not None:
         lines.append(f"Report    {result.report}")
     return "\n".join([*lines, f"Folder    {launched.folder}", ""])
+
+
+def watch_words(result: RunResult) -> list[str]:
+    """What the regression watch adds: what it compared with, and whether its alerts arrived."""
+    if result.not_posted is not None:
+        return [f"          not posted: {result.not_posted}"]
+    if result.compared_with is not None and not result.alerts:
+        return [f"Watch     not worse than run {result.compared_with}"]
+    return []

@@ -27,7 +27,8 @@ def add(commands: Any) -> None:
 
 def _spec(options: argparse.Namespace) -> ExitStatus:
     from abswitch.experiments.launch import Refused, planned
-    from abswitch.experiments.specfile import schema_text, words_of
+    from abswitch.experiments.overriding import words_of
+    from abswitch.experiments.specfile import schema_text
 
     if bool(options.specs) == options.schema:
         raise Failure("either SPEC or --schema", ExitStatus.USAGE)

@@ -21,12 +21,13 @@ from abswitch.engine import SwitchingEngine
 from abswitch.errors import AbswitchError
 from abswitch.experiments.arrivals import Arrivals, send_all
 from abswitch.experiments.prompts import Question
+from abswitch.experiments.rescoring import score_what_is_unscored
 from abswitch.stats import Verdict
 
 _NUMBER = re.compile(r"-(\d+)(?:~(\d+))?\Z")
 _ASKED = """
 SELECT request_id, arm, error_type, output_tokens FROM requests
-WHERE operation_id = ? AND arm IN ('stable', 'candidate')
+WHERE operation_id = ? AND (arm = 'stable' OR starts_with(arm, 'candidate'))
 """
 
 
@@ -119,18 +120,26 @@ class Asked:
         """What the store says of an operation; nothing for a new one."""
         asked = cls()
         for request_id, arm, error, tokens in engine.store.rows(_ASKED, (operation_id,)):
-            found = _NUMBER.search(request_id)
-            if found is None or not request_id.startswith(operation_id):
-                continue  # somebody else's question to the same model
-            number = int(found[1])
+            found = _numbered(operation_id, request_id)
+            if found is None:
+                continue
+            number, attempt = found
             asked.tokens += tokens
             if error == "Cancelled":
-                asked.attempts[number] = max(asked.attempts[number], 1 + int(found[2] or 0))
+                asked.attempts[number] = max(asked.attempts[number], 1 + attempt)
             else:
                 asked.ended.add(number)
                 asked.failed += error is not None
                 asked.by_arm[arm] += error is None
         return asked
+
+
+def _numbered(operation_id: str, request_id: str) -> tuple[int, int] | None:
+    """A request's number and attempt; None for somebody else's question to the same model."""
+    found = _NUMBER.search(request_id)
+    if found is None or not request_id.startswith(operation_id):
+        return None
+    return int(found[1]), int(found[2] or 0)
 
 
 class Asking:
@@ -202,12 +211,26 @@ class Asking:
         self._asked = Asked.before(self._engine, operation_id)
         self._sent = self._asked.by_arm.total() + self._asked.failed
         self._asking_since_s = self._clock.monotonic_s()
+        await self.score_what_is_unscored(operation_id)
 
         async def ask(number: int) -> None:
             await self._ask(operation_id, number)
 
         await send_all(self._numbers(), self._arrivals, ask, self._clock, enough=lambda: over() or self._used_up())
         return self.counts
+
+    async def score_what_is_unscored(self, operation_id: str) -> None:
+        """Make up for scores that an earlier process did not come to write."""
+
+        def question_of(request_id: str) -> Question | None:
+            found = _numbered(operation_id, request_id)
+            return None if found is None else self._question(found[0])
+
+        await score_what_is_unscored(self._engine, operation_id, question_of)
+
+    def _question(self, number: int) -> Question:
+        """What request `number` asks."""
+        return self._questions[number % len(self._questions)]
 
     @property
     def counts(self) -> RequestCounts:
@@ -227,7 +250,7 @@ class Asking:
         )
 
     async def _ask(self, operation_id: str, number: int) -> None:
-        await self._send(operation_id, number, self._questions[number % len(self._questions)], f"question-{number}")
+        await self._send(operation_id, number, self._question(number), f"question-{number}")
 
     async def _send(self, operation_id: str, number: int, question: Question, unit_id: str, **how: Any) -> None:
         """Send one request; `number` is its own in the experiment, `how` goes to the engine."""

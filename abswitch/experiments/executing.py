@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,10 @@ def execute(
         raise NotExecuted(
             f"the notebook's kernel died, perhaps for want of memory; see {executed} and {log}"
         ) from error
+    except KeyboardInterrupt:
+        # A task of nbclient's own ends with the kernel; nobody asks it how, which asyncio would report at length.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     except NoSuchKernel as error:
         raise NotExecuted(f"{error}; install ipykernel into this environment") from error
 

@@ -14,12 +14,13 @@ from abswitch.errors import InvalidInput, SwitchRefused
 from abswitch.experiments.executing import NotExecuted, execute, parameters_of
 from abswitch.experiments.exits import ExitStatus
 from abswitch.experiments.locks import accelerators, holding
+from abswitch.experiments.overriding import words_of
 from abswitch.experiments.overview import refresh
 from abswitch.experiments.project import project_of
 from abswitch.experiments.runs import RunFolder, RunResult, open_run
 from abswitch.experiments.spec import ExperimentSpec
 from abswitch.experiments.spec_checks import preflight
-from abswitch.experiments.specfile import PlannedRun, override_of, planned_runs, read_spec, words_of
+from abswitch.experiments.specfile import PlannedRun, override_of, planned_runs, read_spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

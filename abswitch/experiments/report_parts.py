@@ -210,5 +210,6 @@ def _links(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     tracking = summary["tracking"]
     if tracking is None:
         return []
-    links = (("MLflow, both arms side by side", tracking["compare"]), ("MLflow, all runs", tracking["experiment"]))
+    sink = tracking.get("sink", "MLflow")
+    links = ((f"{sink}, both arms side by side", tracking["compare"]), (f"{sink}, all runs", tracking["experiment"]))
     return [(name, address) for name, address in links if address.startswith(("http://", "https://"))]

@@ -66,6 +66,9 @@ class RunResult:
         reasons: sentences, the decisive one first.
         requests: sent, answered, failed, lost.
         alerts: what the regression watch found, one line each.
+        watched: what a later run is compared with, see `abswitch.experiments.watch.watched`.
+        compared_with: the run that the watch held this one against; None where there was none.
+        not_posted: why the alerts did not reach the webhook; None where they did, or there is none.
     """
 
     run_id: str
@@ -80,6 +83,8 @@ class RunResult:
     report: str | None = None
     alerts: tuple[str, ...] = ()
     watched: Mapping[str, Any] | None = None
+    compared_with: str | None = None
+    not_posted: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -252,13 +257,21 @@ def runs_of(experiment: str, reports: Path) -> Iterator[RunFolder]:
             yield RunFolder(path)
 
 
-def last_good(experiment: str, reports: Path, *, before: str) -> RunFolder | None:
-    """The latest run that ended with success, older than the run named."""
-    for run in runs_of(experiment, reports):
-        found = run.result
-        if run.path.name < before and found is not None and found.exit_status == ExitStatus.SUCCESS:
-            return run
+def last_good(now: RunFolder, reports: Path) -> RunResult | None:
+    """What the latest run that ended with success found, older than this one and of the same cell of the matrix."""
+    state = now.state
+    for run in runs_of(state.experiment, reports):
+        if run.path.name < now.path.name and run.state.cell == state.cell:
+            found = run.result
+            if found is not None and found.exit_status == ExitStatus.SUCCESS:
+                return found
     return None
+
+
+def result_of(experiment: str, reports: Path, run_id: str) -> RunResult | None:
+    """What a run found; None where there is no such run, or it has not finished."""
+    path = reports / experiment / run_id / "result.json"
+    return RunResult.read(path) if Path(run_id).name == run_id and path.is_file() else None
 
 
 def working_on(run: RunFolder) -> RunState:

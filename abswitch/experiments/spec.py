@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from abswitch.errors import InvalidInput
+from abswitch.experiments.overriding import cells_of, overridden, words_of
 from abswitch.experiments.spec_errors import told
 from abswitch.experiments.spec_parts import (
     Budget,
@@ -32,6 +33,8 @@ from abswitch.experiments.spec_parts import (
     VersionSpec,
     WatchSpec,
 )  # fmt: skip
+
+MOST_ARMS = 16
 
 
 class ExperimentSpec(Strict):
@@ -82,6 +85,8 @@ class ExperimentSpec(Strict):
     """Locks to hold while it runs; by default one per visible GPU, or `cpu`. An empty list holds none."""
     matrix: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Dotted fields of the spec → values; every combination is a run of its own."""
+    arms: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Dotted fields of the candidate's version → values; every combination is an arm of its own, in one run."""
     schedule: ScheduleSpec | None = None
     """When it runs by itself."""
     watch: WatchSpec | None = None
@@ -99,6 +104,10 @@ class ExperimentSpec(Strict):
             raise InvalidInput("metrics", primaries, "exactly one metric with role primary")
         if self.design.kind == "canary" and self.budget.requests is None and self.budget.time_s is None:
             raise InvalidInput("budget", None, "requests or time_s, as a canary asks its prompts again and again")
+        if self.judge is not None and self.engine.max_cached_models < 2:
+            raise InvalidInput("engine.max_cached_models", self.engine.max_cached_models, "2 or more, with a judge")
+        if self.arms:
+            self._arms_fit()
         _all_different("metrics", [metric.name for metric in self.metrics])
         _all_different("scorers", self.scores)
         named = () if self.watch is None else self.watch.metrics or ()
@@ -107,6 +116,54 @@ class ExperimentSpec(Strict):
                 known = ", ".join(metric.name for metric in self.metrics) or "none, as the spec has no metrics"
                 raise InvalidInput("watch.metrics", name, f"names of the spec's metrics: {known}")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_watched(self) -> ExperimentSpec:
+        if self.watch is None:
+            return self
+        if self.design.kind == "canary":
+            raise InvalidInput("watch", self.watch.model_dump(), "no watch: a canary is judged by its own guardrails")
+        named = self.watch.metrics
+        chosen = [one for one in self.metrics if (one.name in named if named else one.role != "secondary")]
+        pairs = [one.name for one in chosen if one.kind == "paired"]
+        if pairs and (named is not None or len(pairs) == len(chosen)):
+            allowed = "metrics with values of each version (rate, mean, ratio, quantile); pairs have none"
+            raise InvalidInput("watch.metrics", pairs[0], allowed)
+        return self
+
+    def _arms_fit(self) -> None:
+        if self.design.kind != "randomised":
+            raise InvalidInput("arms", self.design.kind, "the randomised design; others compare one candidate")
+        if self.watch is not None:
+            raise InvalidInput("watch", dict(self.arms), "no arms: it compares one candidate with an earlier run")
+        named = self.candidates
+        if len(named) > MOST_ARMS:
+            raise InvalidInput("arms", len(named), f"at most {MOST_ARMS} combinations")
+        needed, room = len(named) + 1 + (self.judge is not None), self.engine.max_cached_models
+        if needed > room:
+            told = f"{needed} or more: {len(named)} arms, the baseline{', the judge' if self.judge else ''}"
+            raise InvalidInput("engine.max_cached_models", room, told)
+
+    @property
+    def candidates(self) -> Mapping[str, VersionSpec]:
+        """What is held against the baseline, by version: the candidate, or its arms."""
+        version = self.versions[self.candidate]
+        if not self.arms:
+            return {self.candidate: version}
+        plain, made = version.model_dump(mode="json"), {}
+        for number, cell in enumerate(cells_of(self.arms, "arms"), start=1):
+            name = f"{self.candidate}-{number}"
+            if name in self.versions:
+                raise InvalidInput("versions", name, f"another name: {self.candidate}'s arms are called so")
+            changed = overridden(plain, cell, "arms")
+            changed["metadata"] = {**changed["metadata"], "arm": words_of(cell)}
+            made[name] = _version_of(changed, words_of(cell))
+        return made
+
+    @property
+    def all_versions(self) -> Mapping[str, VersionSpec]:
+        """Everything that is registered: the versions, and the candidate's arms."""
+        return {**self.versions, **self.candidates}
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -129,6 +186,13 @@ class ExperimentSpec(Strict):
         """SHA-256 (hex) of what decides the run: description, schedule, watch and matrix left out."""
         plain = {key: value for key, value in self.to_plain().items() if key not in self.not_of_the_run}
         return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _version_of(plain: Mapping[str, Any], words: str) -> VersionSpec:
+    try:
+        return VersionSpec.model_validate_json(json.dumps(plain))
+    except ValidationError as error:
+        raise told(f"arms ({words})", plain, error.errors(), VersionSpec.model_json_schema()) from error
 
 
 def _all_different(field: str, names: Sequence[str]) -> None:

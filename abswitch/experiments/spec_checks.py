@@ -53,7 +53,7 @@ def _calls(spec: ExperimentSpec) -> Iterator[tuple[str, str, Mapping[str, Any]]]
     if isinstance(spec.prompts, GeneratedPrompts):
         yield "prompts", spec.prompts.function, spec.prompts.arguments
     judge = {} if spec.judge is None else {"judge.version": spec.judge.version}
-    versions = {f"versions.{name}": version for name, version in spec.versions.items()}
+    versions = {f"versions.{name}": version for name, version in spec.all_versions.items()}
     for where, version in {**versions, **judge}.items():
         for field in ("model", "adapter"):
             made = getattr(version, field)

@@ -378,9 +378,19 @@ class EngineSpec(Strict):
     record_text: bool = True
     mlflow: str | None = None
     """Store or server to publish to; none without it."""
+    register_in_mlflow: bool = False
+    """Keep MLflow's model registry in step: versions, aliases, and the verdict that made the champion."""
+    wandb: str | None = None
+    """Folder or server of Weights & Biases to publish to; none without it."""
     backends: dict[Name, Call] = {}
     """Further backends by name: functions that return an instance factory."""
     max_cached_models: Whole = 5
+
+    @model_validator(mode="after")
+    def _somewhere_to_register(self) -> EngineSpec:
+        if self.register_in_mlflow and not self.mlflow:
+            raise ValueError("a store or server in engine.mlflow, as register_in_mlflow is true")
+        return self
 
 
 class ScheduleSpec(Strict):
@@ -423,7 +433,9 @@ class WatchSpec(Strict):
 
     metrics: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """Which of the spec's metrics; the primary and the guardrails without it."""
-    arms: tuple[Literal["baseline", "candidate"], ...] = ("candidate",)
+    arms: Annotated[tuple[Literal["baseline", "candidate"], ...], Field(min_length=1)] = ("candidate",)
+    against: Text | None = None
+    """Id of a run to compare with each time. Without it, it is the last good one, and small losses may add up."""
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01
     webhook_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
     """Environment variable that holds the address alerts are posted to; addresses do not belong into specs."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from abswitch.errors import InvalidInput
+from abswitch.experiments.overriding import cells_of, overridden, words_of
 from abswitch.experiments.spec import ExperimentSpec, spec_of
 
 SCHEMA = Path(__file__).with_name("spec.schema.json")
@@ -75,19 +75,12 @@ def planned_runs(path: Path | str, overrides: Mapping[str, Any] | None = None) -
     whole = spec_of(plain, where=str(path))
     if not whole.matrix:
         return (PlannedRun(spec=whole, cell={}),)
-    cells = [dict(zip(whole.matrix, values, strict=True)) for values in itertools.product(*whole.matrix.values())]
-    if not cells:
-        raise InvalidInput(f"{path}: matrix", dict(whole.matrix), "at least one value for each field")
+    cells = cells_of(whole.matrix, f"{path}: matrix")
     bare = {key: value for key, value in plain.items() if key != "matrix"}
     return tuple(
         PlannedRun(spec=spec_of(overridden(bare, cell, "matrix"), where=f"{path}, {words_of(cell)}"), cell=cell)
         for cell in cells
     )
-
-
-def words_of(cell: Mapping[str, Any]) -> str:
-    """A matrix's combination in one line."""
-    return ", ".join(f"{name}={value}" for name, value in cell.items())
 
 
 class _Loader(yaml.SafeLoader):
@@ -119,60 +112,6 @@ def read_plain(path: Path | str) -> Plain:
     if not isinstance(plain, dict):
         raise InvalidInput(str(path), plain, "a mapping with the fields of an experiment")
     return plain
-
-
-def overridden(plain: Mapping[str, Any], overrides: Mapping[str, Any], where: str = "-p") -> Plain:
-    """A copy with fields replaced; whether the result is a spec is for `spec_of` to say.
-
-    Raises:
-        InvalidInput: a path leads through something that has no fields, or to a version that there is not.
-    """
-    changed: Plain = _unshared(plain)
-    for path, value in overrides.items():
-        _set(changed, path.split("."), value, f"{where} {path}")
-    if "versions" not in overrides:
-        _refuse_new_versions(plain.get("versions"), changed.get("versions"), where)
-    return changed
-
-
-def _unshared(plain: Any) -> Any:
-    """A copy in which nothing is there twice: what YAML's `*alias` repeats would otherwise change in both places."""
-    if isinstance(plain, Mapping):
-        return {key: _unshared(value) for key, value in plain.items()}
-    return [_unshared(value) for value in plain] if isinstance(plain, list | tuple) else plain
-
-
-def _set(inside: Any, path: Sequence[str], value: Any, where: str) -> None:
-    if isinstance(inside, list):
-        if not (path[0].isascii() and path[0].isdigit() and int(path[0]) < len(inside)):
-            raise InvalidInput(where, path[0], f"a number below {len(inside)}")
-        key: Any = int(path[0])
-        rest = path[1:]
-    elif isinstance(inside, dict):
-        key = _key(inside, path)
-        rest = path[1 + key.count(".") :]
-        if rest and inside.get(key) is None:
-            inside[key] = {}
-    else:
-        raise InvalidInput(where, value, f"a field that exists; what stands before {path[0]!r} is {inside!r}")
-    if rest:
-        _set(inside[key], rest, value, where)
-    else:
-        inside[key] = _unshared(value)
-
-
-def _key(inside: Mapping[str, Any], path: Sequence[str]) -> str:
-    """The next key on a path: names of versions may have dots in them."""
-    joined = (".".join(path[:length]) for length in range(len(path), 0, -1))
-    return next((key for key in joined if key in inside), path[0])
-
-
-def _refuse_new_versions(before: Any, after: Any, where: str) -> None:
-    """A misspelt version would otherwise be a new one that nobody uses."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for name in after:
-            if name not in before:
-                raise InvalidInput(f"{where} versions.{name}", name, "one of the versions: " + ", ".join(before))
 
 
 def override_of(text: str) -> tuple[str, Any]:

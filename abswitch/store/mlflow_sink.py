@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from abswitch.store.mlflow_lineage import link_template, log_dataset, log_traces
-from abswitch.store.mlflow_server import FOR_GOOD, MlflowServer
+from abswitch.store.mlflow_server import FOR_GOOD, MlflowServer, quietly
 from abswitch.store.mlflow_view import TAG, VIEW, saved_view
 from abswitch.store.outbox import Refused, Unreachable
 from abswitch.store.recorder import Recorder
@@ -73,7 +73,8 @@ class MlflowSink(OutboxSink):
 
         try:
             published = _Publication(client, body, self._artifact_location)
-            links = published.run(self._ui_url)
+            with quietly():
+                links = published.run(self._ui_url)
             traces = body.get("traces") or ()
             log_traces(self._server.uri, published.experiment_id, body["operation_id"], links["runs"], traces)
             return links

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def raising(sample: Any) -> float:
 
 
 @pytest_asyncio.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[SwitchingEngine]:
+async def engine(tmp_path: Path, fresh_database: Path) -> AsyncIterator[SwitchingEngine]:
+    database = shutil.copy(fresh_database, tmp_path / "mlflow.db")
     answers = {
         "baseline": adder(0.58, 1),
         "better": adder(0.91, 2),
@@ -50,7 +52,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[SwitchingEngine]:
     async with SwitchingEngine(
         store=tmp_path / "s.duckdb",
         scorers=[ExactMatch(), Function(raising, "broken")],
-        mlflow=f"sqlite:///{tmp_path}/mlflow.db",
+        mlflow=f"sqlite:///{database}",
         backends={"scripted": ScriptedBackend(lambda _: ("1",), answers=answers)},
     ) as made:
         for version in answers:

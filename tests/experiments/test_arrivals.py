@@ -99,7 +99,7 @@ def test_a_trace_begins_anew_after_its_mean_gap_and_may_be_faster() -> None:
     ("make", "field"),
     [
         (lambda: ClosedLoop(concurrency=0), "load.concurrency"),
-        (lambda: ClosedLoop(concurrency=1.5), "load.concurrency"),
+        (lambda: ClosedLoop(concurrency=True), "load.concurrency"),
         (lambda: Poisson(rate_per_s=0.0), "load.rate_per_s"),
         (lambda: Poisson(rate_per_s=float("inf")), "load.rate_per_s"),
         (lambda: Poisson(rate_per_s=1.0, seed=-1), "load.seed"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+import abswitch
 from abswitch import SwitchingEngine
 from abswitch.errors import InvalidInput
 from abswitch.experiments import RequestBudget, run_ab_test, run_canary, run_paired, run_switchback, write_report
 from abswitch.experiments.publish import tracked_experiment
+from abswitch.experiments.spec import spec_of
 from abswitch.records import LookRecord
 from abswitch.rollout.strategies import CanaryStrategy
 from abswitch.store.tracking import TrackedExperiment
 from tests.experiments.scripted import METRICS, engine_for, problems
+from tests.experiments.test_conduct_designs import carried_out, plain, run_of
 from tests.store.rows import a_request
+from tests.store.wandb_files import runs_in
 
 
 @pytest_asyncio.fixture
@@ -130,3 +135,36 @@ async def test_what_lies_beside_a_page_goes_with_it_and_nothing_else(engine: Swi
     assert beside >= {"figures/forest.png", "run.ipynb", "pull_request.md", "summary.json"}
     assert not beside & {"evidence.duckdb", "state.json", "index.html"}
     assert tracked_experiment(engine, result, report=folder).attachments == ()
+
+
+@pytest.mark.parametrize("kind", ["paired", "canary"])
+async def test_a_spec_publishes_to_both_sinks_and_registers(kind: str, tmp_path: Path, fresh_database: Path) -> None:
+    uri = f"sqlite:///{shutil.copy(fresh_database, tmp_path / 'mlflow.db')}"
+    design: dict[str, Any] = {"kind": kind}
+    if kind == "canary":
+        design |= {"initial_percentage": 50, "step_percentage": 50, "evaluation_period_minutes": 0.001}
+    given = plain(design, budget={"requests": 640}, **({"metrics": []} if kind == "canary" else {}))
+    given["engine"] |= {"mlflow": uri, "wandb": str(tmp_path / "runs"), "register_in_mlflow": True}
+    run = run_of(tmp_path, given)
+    _, told, active = await carried_out(run)
+    from mlflow import MlflowClient
+
+    registered = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    champion = registered.get_model_version_by_alias("adder", "champion")
+    assert champion.tags["abswitch.version"] == active
+    assert champion.tags.get("abswitch.decision", "ship") == "ship"
+    with abswitch.read(run.path / "evidence.duckdb") as reader:
+        links = reader.rows("SELECT sink, arm, run_id FROM tracking_links ORDER BY ALL")
+    assert [row[:2] for row in links] == [(s, arm) for s in ("mlflow", "wandb") for arm in ("baseline", "candidate")]
+    there = registered.get_run(next(run_id for sink, arm, run_id in links if (sink, arm) == ("mlflow", "candidate")))
+    assert there.data.tags["abswitch.decision"] == told.decision
+    (made_from,) = there.inputs.dataset_inputs
+    assert made_from.dataset.name == "known prompts"
+    offline = {found.run_id: found for found in runs_in(tmp_path / "runs")}
+    assert offline.keys() == {run_id for sink, _, run_id in links if sink == "wandb"}
+    assert {found.config["abswitch.dataset"]["rows"] for found in offline.values()} == {320}
+
+
+def test_registering_needs_somewhere_to_register() -> None:
+    with pytest.raises(InvalidInput, match="register_in_mlflow"):
+        spec_of(plain({"kind": "paired"}, engine={"register_in_mlflow": True}))

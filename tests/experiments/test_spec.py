@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 
 from abswitch.errors import InvalidInput
+from abswitch.experiments.overriding import overridden
 from abswitch.experiments.spec import ExperimentSpec, spec_of
-from abswitch.experiments.specfile import SCHEMA, overridden, read_plain, schema, schema_text
+from abswitch.experiments.specfile import SCHEMA, read_plain, schema, schema_text
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -120,6 +121,15 @@ WRONG: list[tuple[dict[str, Any], str, str, bool]] = [
     ({"accelerators": [""]}, "accelerators.0", "not empty", True),
     ({"matrix": {"seed": 3}}, "matrix.seed", "a list", True),
     ({"matrix": [1]}, "matrix", "a mapping", True),
+    ({"arms": {"sampling.temperature": []}}, "arms", "a value or more", False),
+    ({"arms": {"sampling.temprature": [0.1]}}, "arms (sampling.temprature=0.1): sampling.temprature", "'temp", False),
+    ({"arms": {"promt": ["a"]}}, "arms (promt=a): promt", "prompt_template", False),
+    ({"arms": {"sampling.temperature": [0.1]}, "design": {"kind": "paired"}}, "arms", "the randomised design", False),
+    ({"arms": {"sampling.temperature": [0.1]}, "watch": {}}, "watch", "no arms", False),
+    ({"arms": {"sampling.seed": list(range(20))}}, "arms", "at most 16", False),
+    ({"arms": {"sampling.seed": list(range(5))}}, "engine.max_cached_models", "6 or more: 5 arms, the baseline", False),
+    ({"arms": {"revision": ["a"]}, "versions": {**SPEC["versions"],
+      "v2.0-1": {"model": "c"}}}, "versions", "another name", False),
     ({"schedule": {"cron": "at noon"}}, "schedule.cron", "five fields", False),
     ({"schedule": {"cron": "* * * * *", "time_zone": "Mars"}}, "schedule.time_zone", "Europe/Berlin", False),
     ({"watch": {"arms": ["both"]}}, "watch.arms.0", "baseline, candidate", True),
@@ -176,10 +186,22 @@ def test_a_spec_is_the_same_after_a_round_through_its_file() -> None:
         assert spec_of(json.loads(json.dumps(spec.to_plain()))) == spec
 
 
+def test_arms_are_versions_of_their_own() -> None:
+    spec = spec_of(changed(arms={"sampling.temperature": [0.0, 0.7], "prompt_template": ["{prompt}"]}))
+    assert list(spec.candidates) == ["v2.0-1", "v2.0-2"]
+    assert list(spec.all_versions) == ["v1", "v2.0", "v2.0-1", "v2.0-2"]
+    second = spec.candidates["v2.0-2"]
+    assert (second.model, second.sampling, second.prompt_template) == ("b", {"temperature": 0.7}, "{prompt}")
+    assert second.metadata == {"arm": "sampling.temperature=0.7, prompt_template={prompt}"}
+    assert list(spec_of(SPEC).candidates) == ["v2.0"]
+
+
 def test_the_digest_is_of_what_decides_the_run_alone() -> None:
     spec = spec_of(SPEC)
+    same: dict[str, Any]
     for same in ({"description": "x"}, {"schedule": {"cron": "0 3 * * *"}}, {"watch": {}}, {"matrix": {"seed": [1]}}):
         assert spec_of(changed(**same)).digest() == spec.digest()
+    other: dict[str, Any]
     for other in ({"seed": 1}, {"sampling": {"temperature": 0.5}}, {"policy": {"apply": False}}, {"alpha": 0.01}):
         assert spec_of(changed(**other)).digest() != spec.digest()
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from abswitch.errors import InvalidInput
-from abswitch.experiments.specfile import overridden, override_of, planned_runs, read_plain, read_spec, words_of
+from abswitch.experiments.overriding import overridden, words_of
+from abswitch.experiments.specfile import override_of, planned_runs, read_plain, read_spec
 
 YAML = """
 name: sums
@@ -145,7 +146,7 @@ def test_a_matrix_makes_every_combination_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("matrix", "words"),
     [
-        ("{seed: []}", "at least one value for each field"),
+        ("{seed: []}", "a value or more for each field"),
         ("{seed: [1, -1]}", "at least 0"),
         ("{sede: [1]}", "did you mean 'seed'"),
         ("{versions.v3.prompt_template: [a]}", "one of the versions"),

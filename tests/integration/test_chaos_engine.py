@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import time
@@ -18,7 +19,7 @@ import pytest
 from abswitch import ModelConfig, ModelSwitchingConfig, SwitchingEngine
 from abswitch.errors import StreamBroken
 from abswitch.serving.alerts import Alert
-from abswitch.testing import TinyModels
+from abswitch.testing import TinyModels, Witness, check_history
 from tests.integration.test_instances_vllm import until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
@@ -36,40 +37,26 @@ SHORT: dict[str, Any] = {"max_tokens": 4, "ignore_eos": True, "temperature": 0.0
 class Load:
     """What callers met. Times are of the monotonic clock."""
 
+    witness: Witness = field(default_factory=Witness)
     answered: list[float] = field(default_factory=list)
     broken_s: list[float] = field(default_factory=list)
-    started: int = 0
     wrong: list[BaseException] = field(default_factory=list)
 
-    async def read(self, engine: SwitchingEngine) -> None:
-        """Long streams, one after the other."""
-        while True:
-            tokens = 0
-            try:
-                async for chunk in engine.stream("12+34=", **LONG):
-                    tokens = chunk.output_tokens
+    async def ask(self, engine: SwitchingEngine, caller: str, prompt: str, sampling: dict[str, Any]) -> None:
+        """Streams, one after the other."""
+        for turn in itertools.count():
+            name = f"{caller}-{turn}"
+            if await self.witness.read(name, engine.stream(prompt, request_id=name, **sampling)) is not None:
                 self.answered.append(time.monotonic())
-            except StreamBroken as broken:
-                self.broke(broken, had_begun=bool(broken.text and tokens))
-            except Exception as error:
-                self.wrong.append(error)
+            else:
+                self.failed(name)
 
-    async def call(self, engine: SwitchingEngine) -> None:
-        """Short requests, one after the other."""
-        while True:
-            try:
-                await engine.generate("1+2=", **SHORT)
-                self.answered.append(time.monotonic())
-            except StreamBroken as broken:
-                self.broke(broken, had_begun=bool(broken.text))
-            except Exception as error:
-                self.wrong.append(error)
-
-    def broke(self, broken: StreamBroken, *, had_begun: bool) -> None:
-        if had_begun:
+    def failed(self, name: str) -> None:
+        error = self.witness.failed.get(name) or self.witness.refused[name]
+        if isinstance(error, StreamBroken) and error.text and self.witness.streams[name]:
             self.broken_s.append(time.monotonic())
         else:  # it should have been tried again
-            self.wrong.append(broken)
+            self.wrong.append(error)
 
     def answered_since(self, moment_s: float) -> int:
         return sum(at_s > moment_s for at_s in self.answered)
@@ -78,8 +65,8 @@ class Load:
 @asynccontextmanager
 async def under_load(engine: SwitchingEngine) -> AsyncIterator[Load]:
     load = Load()
-    tasks = [asyncio.create_task(load.read(engine)) for _ in range(READERS)]
-    tasks += [asyncio.create_task(load.call(engine)) for _ in range(CALLERS)]
+    tasks = [asyncio.create_task(load.ask(engine, f"reader-{n}", "12+34=", LONG)) for n in range(READERS)]
+    tasks += [asyncio.create_task(load.ask(engine, f"caller-{n}", "1+2=", SHORT)) for n in range(CALLERS)]
     try:
         await wait_for(lambda: len(load.answered) > 50, 30.0, "a load that is answered")
         yield load
@@ -148,7 +135,11 @@ async def test_an_engine_killed_and_then_one_that_hangs(tiny: TinyModels, tmp_pa
             assert {one.output_tokens for one in done} == {4}
             await wait_for(lambda: load.answered_since(found_s) > 50, BACK_S, "the engine to be back")
             assert load.wrong == []
-        rows = engine.query("SELECT error_type, fallback, switch_path, output_tokens FROM requests")
+        rows = engine.query("SELECT * FROM requests ORDER BY admitted_mono_s")
+        routes = engine.query("SELECT * FROM routes ORDER BY epoch")
+        under_way = rows[rows.request_id.isin(load.witness.sent)]
+        assert len(under_way) + len(late) == len(rows)
+        load.witness.check(under_way, routes).raise_for_violations()
         assert set(rows.error_type.dropna()) <= {"StreamBroken", "Cancelled"}
         assert (rows.output_tokens[rows.error_type == "StreamBroken"] > 0).all()
         assert rows.fallback.sum() >= len(late)
@@ -186,7 +177,7 @@ async def test_a_candidate_that_hangs_is_rolled_back_and_nobody_who_waited_notic
             os.kill(pid, signal.SIGSTOP)
         began_s = time.monotonic()
         answers = await asyncio.gather(
-            *(engine.generate("1+2=", unit_id=f"user-{index}", **SHORT) for index in range(40))
+            *(engine.generate("1+2=", unit_id=f"user-{n}", request_id=f"waiting-{n}", **SHORT) for n in range(40))
         )
         ended = await asyncio.wait_for(handle.done(), FOUND_S)
         assert time.monotonic() - began_s < FOUND_S + TOLD_S
@@ -196,3 +187,7 @@ async def test_a_candidate_that_hangs_is_rolled_back_and_nobody_who_waited_notic
         assert moved, "some units were on the candidate"
         assert {one.served_version for one in answers} == {"v1"}
         assert engine.registry.active_version("adder") == "v1"
+        rows = engine.query("SELECT * FROM requests ORDER BY admitted_mono_s")
+        routes = engine.query("SELECT * FROM routes ORDER BY epoch")
+        told = {one.request_id: one.text for one in answers}
+        check_history(rows, routes, sent=list(told), answered=told, failed=()).raise_for_violations()

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.asyncio(lo
 
 GREEDY = Sampling(temperature=0.0, max_tokens=8)
 METRICS = (Rate("exact_match", margin=0.05), Mean("latency_s", direction="decrease", role="guardrail", margin=0.5))
-RIGHT = {"better": {"ship"}, "regressed": {"keep"}, "copy": {"inconclusive", "equivalent"}}
+RIGHT = {"better": {"ship"}, "copy": {"inconclusive", "equivalent"}, "regressed": {"keep"}}
 Run = Callable[..., Awaitable[ABTestResult]]
 SIDE_BY_SIDE: dict[str, Run] = {"randomised": run_ab_test, "paired": run_paired}
 

@@ -44,8 +44,7 @@ async def test_weights_are_swapped_in_place_under_traffic(tiny: TinyModels, tmp_
         one = random_llama(tmp_path / "one", tiny.baseline, seed=1, tied=tied)
         two = random_llama(tmp_path / "two", tiny.baseline, seed=2, tied=tied)
         register(engine, v1=one, v2=two, other=random_llama(tmp_path / "other", tiny.baseline, seed=3, tied=not tied))
-        await engine.deploy("v1")
-        await engine.load("v2")
+        await asyncio.gather(engine.deploy("v1"), engine.load("v2"))
         truth = {
             (version, prompt): (await engine.generate(prompt, version=version)).text
             for version in ("v1", "v2")

@@ -2,32 +2,87 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
+from tests.mutations.nursery import Nursery, Ran
 from tests.mutations.plants import PLANTS, Plant
 
 ROOT = Path(__file__).parents[2]
 FAILED = 1  # pytest's status for tests that ran and failed; anything else is no catch
+AT_ONCE = 2
+MISFIT = "the plant no longer fits: it matches {} times"
 
 
-def copied(to: Path) -> Path:
-    """The package and its tests, alone: nothing of this checkout is imported there."""
-    skipped = shutil.ignore_patterns("__pycache__", "integration", "browser", "mutations", "benchmarks")
-    for name in ("abswitch", "tests", "docs"):
-        shutil.copytree(ROOT / name, to / name, ignore=skipped)
-    shutil.copy(ROOT / "pyproject.toml", to)
-    return to
+class Garden:
+    """Copies of the package and its tests: nothing of this checkout is imported there. Runs begin in advance."""
+
+    def __init__(self, folder: Path, nurseries: ExitStack) -> None:
+        self._folder = folder
+        self._free: SimpleQueue[Nursery] = SimpleQueue()
+        for _ in range(AT_ONCE):
+            self._free.put(nurseries.enter_context(Nursery()))
+        self._threads = nurseries.enter_context(ThreadPoolExecutor(AT_ONCE))
+        nurseries.callback(self._threads.shutdown, cancel_futures=True)
+        skipped = shutil.ignore_patterns("__pycache__", "integration", "browser", "mutations", "benchmarks")
+        for name in ("abswitch", "tests", "docs"):
+            shutil.copytree(ROOT / name, folder / "whole" / name, ignore=skipped)
+        shutil.copy(ROOT / "pyproject.toml", folder / "whole")
+        self.untouched = self._begin(folder / "whole", " ".join(sorted({plant.tests for plant in PLANTS})))
+        self._planted: dict[str, Future[Ran]] = {}
+
+    def plant(self, plant: Plant) -> None:
+        """Begin its run, once; it waits for the untouched copy's, which leaves the compiled modules behind."""
+        if plant.name not in self._planted:
+            self._planted[plant.name] = self._threads.submit(self._run_planted, plant)
+
+    def outcome(self, plant: Plant) -> Ran:
+        self.plant(plant)
+        return self._planted[plant.name].result()
+
+    def _run_planted(self, plant: Plant) -> Ran:
+        self.untouched.exception()
+        folder = self._folder / plant.name.replace(" ", "-")
+        shutil.copytree(self._folder / "whole", folder, copy_function=os.link)
+        code = folder / "abswitch" / plant.file
+        text = code.read_text(encoding="utf-8")
+        assert text.count(plant.old) == 1, MISFIT.format(text.count(plant.old))
+        code.unlink()  # its other names stay as they were
+        code.write_text(text.replace(plant.old, plant.new), encoding="utf-8")
+        for compiled in (code.parent / "__pycache__").glob(f"{code.stem}.*"):
+            compiled.unlink()
+        ran = self._run(folder, plant.tests)
+        shutil.rmtree(folder)
+        return ran
+
+    def _begin(self, folder: Path, tests: str) -> Future[Ran]:
+        return self._threads.submit(self._run, folder, tests)
+
+    def _run(self, folder: Path, tests: str) -> Ran:
+        nursery = self._free.get()
+        try:
+            return nursery.run(folder, "-q", "-x", "-p", "no:cacheprovider", "--timeout=60", *tests.split())
+        finally:
+            self._free.put(nursery)
 
 
-def run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=60", *tests.split()]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+@pytest.fixture(scope="session")
+def garden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Garden]:
+    with ExitStack() as nurseries:
+        made = Garden(tmp_path_factory.mktemp("garden"), nurseries)
+        for item in request.session.items:  # those chosen by -k, while the first is waited for
+            params = getattr(getattr(item, "callspec", None), "params", {})
+            if isinstance(params.get("plant"), Plant) and "garden" in getattr(item, "fixturenames", ()):
+                made.plant(params["plant"])
+        yield made
 
 
 def test_they_are_many_and_different() -> None:
@@ -35,21 +90,16 @@ def test_they_are_many_and_different() -> None:
     assert len({plant.name for plant in PLANTS}) == len(PLANTS)
 
 
-@pytest.mark.timeout(300)
-def test_without_a_plant_they_pass(tmp_path: Path) -> None:
-    files = sorted({file for plant in PLANTS for file in plant.tests.split()})
-    ran = run(copied(tmp_path), " ".join(files))
-    assert ran.returncode == 0, ran.stdout[-3000:]
+@pytest.mark.timeout(600)
+def test_without_a_plant_they_pass(garden: Garden) -> None:
+    ran = garden.untouched.result()
+    assert ran.status == 0, ran.said[-3000:]
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name.replace(" ", "-"))
-def test_it_is_noticed(plant: Plant, tmp_path: Path) -> None:
-    code = copied(tmp_path) / "abswitch" / plant.file
-    text = code.read_text(encoding="utf-8")
-    assert text.count(plant.old) == 1, f"the plant no longer fits: it matches {text.count(plant.old)} times"
-    code.write_text(text.replace(plant.old, plant.new), encoding="utf-8")
-    ran = run(tmp_path, plant.tests)
-    assert ran.returncode == FAILED, f"nobody noticed (status {ran.returncode}):\n{ran.stdout[-2000:]}"
+def test_it_is_noticed(plant: Plant, garden: Garden) -> None:
+    ran = garden.outcome(plant)
+    assert ran.status == FAILED, f"nobody noticed (status {ran.status}):\n{ran.said[-2000:]}"
 
 
 def test_the_page_lists_them() -> None:

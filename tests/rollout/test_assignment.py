@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import combinations, pairwise
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy.stats import binom, kstest
 
 from abswitch.rollout.assignment import salted, unit_fraction
+from abswitch.rollout.strategies import CanaryStrategy, GradualStrategy
 
 UNITS = [f"user-{i}" for i in range(100_000)]
 
 
+@lru_cache(maxsize=16)
 def fractions(salt: str) -> npt.NDArray[np.float64]:
     state = salted(salt)
     return np.array([unit_fraction(state, unit) for unit in UNITS])
@@ -25,14 +30,18 @@ def test_fractions_are_uniform() -> None:
     assert kstest(fractions("exp-1"), "uniform").pvalue > 1e-6
 
 
-def test_similar_salts_give_unrelated_assignments() -> None:
-    phi = np.corrcoef(fractions("exp-1") < 0.5, fractions("exp-2") < 0.5)[0, 1]
+@pytest.mark.parametrize("share", [0.05, 0.5])
+@pytest.mark.parametrize(("one", "other"), combinations(("exp-1", "exp-2", "exp-10", "exp_1", "Exp-1", "1-exp"), 2))
+def test_similar_salts_give_unrelated_assignments(one: str, other: str, share: float) -> None:
+    phi = np.corrcoef(fractions(one) < share, fractions(other) < share)[0, 1]
     assert abs(phi) < 0.02
 
 
 def test_a_higher_share_keeps_every_unit_already_there() -> None:
     where = fractions("ramp")
-    assert set(np.flatnonzero(where < 0.05)) <= set(np.flatnonzero(where < 0.2))
+    shares = [stage.share for stage in (*CanaryStrategy().stages, *GradualStrategy().stages)]
+    for lower, higher in pairwise(sorted(shares)):
+        assert not ((where < lower) & ~(where < higher)).any()
 
 
 def test_golden_vectors() -> None:

@@ -76,6 +76,9 @@ async def bench() -> AsyncIterator[type[Bench]]:
 
     yield Noted
     for one in made:
+        for instance in one.backend.made:
+            if instance.load_gate is not None:
+                instance.load_gate.open()  # after a failure it would be waited for
         await one.cache.close()
         assert all(instance.counts.loads <= instance.counts.stops for instance in one.backend.made), "one is left"
 

@@ -38,7 +38,8 @@ async def test_the_queue_is_bounded_and_says_so() -> None:
     waiting = [asyncio.create_task(shell.ask()) for _ in range(10)]
     await eventually(lambda: shell.queue.waiting() == 10)
     with pytest.raises(QueueFull, match=r"10 requests wait already \(max_queued_requests = 10\) while operation"):
-        await shell.ask()
+        async with asyncio.timeout(5):
+            await shell.ask()
     assert shell.requests == [], "who was not admitted leaves no row"
     gate.open()
     await asyncio.gather(*waiting)

@@ -281,7 +281,7 @@ class Switching(RuleBasedStateMachine):
         self.world.check()
 
 
-TestSwitching = pytest.mark.timeout(0 if PROFILE == "soak" else 280)(Switching.TestCase)
+TestSwitching = pytest.mark.timeout(0 if PROFILE == "soak" else 900)(Switching.TestCase)
 TestSwitching.settings = settings(
     max_examples=RUNS[PROFILE],
     stateful_step_count=STEPS,

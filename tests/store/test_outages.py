@@ -268,19 +268,26 @@ FULL_DISK = """
 """
 
 
-def test_a_full_disk_fails_nothing_and_everything_arrives(tmp_path: Path) -> None:
-    """A real file system of 24 MiB, in a mount namespace of its own so that nothing stays behind."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = f'mount -t tmpfs -o size=24m tmpfs {disk} && exec "$@"'
+def small_disk(folder: Path) -> list[str]:
+    """What to put before a command so that it finds a real file system of 24 MiB in the folder.
+
+    In a mount namespace of its own, so that nothing stays behind. Skips the test where nothing may be mounted.
+    """
+    folder.mkdir()
+    mount = f'mount -t tmpfs -o size=24m tmpfs {folder} && exec "$@"'
     inside = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh"]
     if (
         shutil.which("unshare") is None
         or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode
     ):
         pytest.skip("no file system can be mounted here; test_recorder limits the size of files instead")
+    return inside
+
+
+def test_a_full_disk_fails_nothing_and_everything_arrives(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
     ended = subprocess.run(
-        [*inside, *python(FULL_DISK, disk)], capture_output=True, text=True, check=False, timeout=100
+        [*small_disk(disk), *python(FULL_DISK, disk)], capture_output=True, text=True, check=False, timeout=100
     )
     assert ended.returncode == 0, ended.stderr
     assert "FULL 28" in ended.stdout

@@ -33,8 +33,10 @@ from abswitch.experiments.schedules.deciding import (
 )
 from abswitch.experiments.schedules.occurrences import due_between, in_zone, next_after
 from abswitch.experiments.schedules.state import ScheduleState, Shelf, Stamp, key_of
+from abswitch.experiments.spec import ExperimentSpec
 from abswitch.experiments.spec_parts import ScheduleSpec
 from abswitch.experiments.specfile import read_spec
+from abswitch.experiments.watch import send_alerts
 
 
 class Launch(Protocol):
@@ -90,10 +92,14 @@ class Schedule:
             InvalidInput: it is no spec, or has no schedule.
             OSError: it is not there.
         """
-        schedule = read_spec(self.path).schedule
-        if schedule is None:
+        return self.experiment()[1]
+
+    def experiment(self) -> tuple[ExperimentSpec, ScheduleSpec]:
+        """What runs, and when; raises as `spec`."""
+        whole = read_spec(self.path)
+        if whole.schedule is None:
             raise InvalidInput(f"{self.path}: schedule", None, "a schedule, for what is to run by itself")
-        return schedule
+        return whole, whole.schedule
 
     def state(self, schedule: ScheduleSpec, now_s: float) -> ScheduleState:
         """What is remembered, for the schedule as it is today.
@@ -136,7 +142,7 @@ def run_due(
     """
     look = _Look(schedule, clock or SystemClock(), launch, told or sys.stderr, on_ended)
     try:
-        plan = schedule.spec()
+        look.whole, plan = schedule.experiment()
     except OSError as error:
         return look.problem(ExitStatus.NO_SPEC, f"{error.strerror}: {schedule.path}")
     except InvalidInput as error:
@@ -167,13 +173,14 @@ def _held(shelf: Shelf) -> Iterator[None]:
         lock.release()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Look:
     schedule: Schedule
     clock: Clock
     launch: Launch
     told: TextIO
     on_ended: Callable[[Launched], None]
+    whole: ExperimentSpec | None = None
 
     @property
     def _shelf(self) -> Shelf:
@@ -223,8 +230,11 @@ class _Look:
                     self._say(_skip_words(decision, plan))
                     state = skipped(state, decision, now_s=now_s)
                 case GiveUp():
-                    self._say(f"given up: its process died {decision.attempt.deaths + 1} times")
+                    words = f"given up: its process died {decision.attempt.deaths + 1} times"
+                    self._say(words)
                     state = given_up(state, now_s=now_s)
+                    self._shelf.write(state)
+                    self._alert(ExitStatus.FAILED, words)
                 case Wait():
                     self._shelf.write(quiet(state, decision.until_s, now_s=now_s))
                     return Outcome(status=ExitStatus.SUCCESS, words=_wait_words(decision, plan), idle=True)
@@ -252,7 +262,19 @@ class _Look:
         except KeyboardInterrupt:
             self._over(plan, state, ExitStatus.INTERRUPTED)
             raise
-        return Outcome(status=status, words=words + self._over(plan, state, status))
+        following = self._over(plan, state, status)
+        if not following:
+            self._alert(status, words)
+        return Outcome(status=status, words=words + following)
+
+    def _alert(self, status: ExitStatus, words: str) -> None:
+        """A watch that fell silent would look like one that found nothing. Regressions were told by the run itself."""
+        if self.whole is None or self.whole.watch is None or status in (ExitStatus.SUCCESS, ExitStatus.REGRESSED):
+            return
+        headline = f"the scheduled run of {self.whole.name} did not succeed"
+        problem = send_alerts(self.whole.name, [words], self.whole.watch, headline=headline)
+        if problem is not None:
+            self._say(f"the alert was not posted: {problem}")
 
     def _launched(self, plan: ScheduleSpec, start: Start) -> tuple[ExitStatus, str]:
         due = datetime.fromtimestamp(start.attempt.due_at_s, UTC)

@@ -17,6 +17,7 @@ from abswitch.experiments.launch import Launched
 from abswitch.experiments.schedules.running import Outcome, Schedule, run_due
 from abswitch.experiments.schedules.state import ScheduleState
 
+ROOT = Path(__file__).parents[3]
 MIDNIGHT_S = datetime(2026, 6, 1, tzinfo=UTC).timestamp()
 HALF_PAST_2_S = MIDNIGHT_S + 2.5 * 3600.0
 
