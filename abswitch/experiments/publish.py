@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,18 +209,17 @@ def _beside(report: Path | str | None) -> tuple[Path, ...]:
 
 
 def _parameters(engine: SwitchingEngine, result: ABTestResult | CanaryResult) -> dict[str, Any]:
-    """The stretch of time the verdict saw, from the first admission: loading the candidate is no part of it."""
+    """The stretch of time in which requests were admitted that the verdict saw: neither loading nor deciding is part
+    of it."""
     end_s = result.started_at_s + result.elapsed_s
-    first = engine.query(
-        f"SELECT min(admitted_at_s) AS at_s FROM requests WHERE {_COMPARED}",
-        {"operation": result.operation_id, "end": end_s},
-    )["at_s"][0]
-    start_s = result.started_at_s if isnan(first) else float(first)
+    sql = f"SELECT min(admitted_at_s), max(admitted_at_s) FROM requests WHERE {_COMPARED}"
+    first, last = engine.store.rows(sql, {"operation": result.operation_id, "end": end_s})[0]
+    start_s = result.started_at_s if first is None else float(first)
     return {
         "operation": result.operation_id,
         "start": start_s,
         "end": end_s,
-        "width": max((end_s - start_s) / WINDOWS, 1e-3),
+        "width": max(((end_s if last is None else float(last)) - start_s) / WINDOWS, 1e-3),
         "last": WINDOWS - 1,
     }
 

@@ -22,7 +22,7 @@ _TITLE = "Arms side by side (abswitch)"
 _LONGEST_TAG = 20_000
 _CURVE = ("difference", "low", "high")
 _COLUMNS = ("tags.`abswitch.arm`", "tags.`abswitch.version`", "tags.`abswitch.decision`")
-_SECTIONS = {"totals": "Totals", "windows": "By window of time", "looks": "What each look at the evidence found"}
+_SECTIONS = {"totals": "Totals", "looks": "What each look at the evidence found", "windows": "By window of time"}
 
 
 def saved_view(body: Mapping[str, Any]) -> str | None:
