@@ -168,6 +168,9 @@ def _test(result: ABTestResult) -> _Told:
     told = result.verdict if result.winner is None else result.verdicts[result.winner]
     roles = {candidate_name(i): verdict for i, verdict in enumerate(result.verdicts.values())}
     headline, *lines = result.in_words().split("\n")
+    estimates: dict[str, Numbers] = {"baseline": {name: one.baseline.value for name, one in told.comparisons.items()}}
+    for role, verdict in roles.items():
+        estimates[role] = {name: one.candidate.value for name, one in verdict.comparisons.items()}
     return _Told(
         design=plan.design,
         versions={"baseline": plan.baseline} | {role: verdict.candidate for role, verdict in roles.items()},
@@ -177,8 +180,7 @@ def _test(result: ABTestResult) -> _Told:
         reasons=told.reasons if len(roles) == 1 else (told.reasons[0], *(line.strip(" -") for line in lines)),
         plan_digest=told.plan_digest,
         first_metrics=(plan.primary.name, *(metric.name for metric in plan.metrics if metric is not plan.primary)),
-        estimates={"baseline": {name: one.baseline.value for name, one in told.comparisons.items()}}
-        | {role: {name: one.candidate.value for name, one in v.comparisons.items()} for role, v in roles.items()},
+        estimates=estimates,
         of_its_own={role: _verdict_tags(verdict) for role, verdict in roles.items()} if len(roles) > 1 else {},
     )
 
