@@ -15,7 +15,7 @@ import abswitch
 from abswitch import SwitchingEngine
 from abswitch.errors import InvalidInput
 from abswitch.experiments import RequestBudget, run_ab_test, run_canary, run_paired, run_switchback, write_report
-from abswitch.experiments.publish import tracked_experiment
+from abswitch.experiments.publishing import tracked_experiment
 from abswitch.experiments.spec import spec_of
 from abswitch.rollout.strategies import CanaryStrategy
 from abswitch.store.tracking import TrackedExperiment
