@@ -173,8 +173,12 @@ def _unattended(path: Path, options: argparse.Namespace) -> ExitStatus:
         return status
     from abswitch.experiments.schedules.running import Schedule
 
+    try:
+        file = shelf.roomy_log().open("a", encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"cannot write to {shelf.folder}: {error.strerror}", ExitStatus.CANNOT_WRITE) from error
     with ExitStack() as stack:
-        log = _Dated(stack.enter_context(shelf.roomy_log().open("a", encoding="utf-8")))
+        log = _Dated(stack.enter_context(file))
         stack.enter_context(redirect_stdout(log))
         stack.enter_context(redirect_stderr(log))
         try:
