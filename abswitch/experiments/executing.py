@@ -88,6 +88,12 @@ def execute(
         # A task of nbclient's own ends with the kernel; nobody asks it how, which asyncio would report at length.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise
+    except RuntimeError as error:
+        if "respond" not in str(error) and "replying" not in str(error):  # jupyter_client's, for both of which it has
+            raise
+        raise NotExecuted(
+            f"the notebook's kernel did not start within {start_timeout_s} s ({error}); see {log}", ExitStatus.TIMED_OUT
+        ) from error
     except NoSuchKernel as error:
         raise NotExecuted(f"{error}; install ipykernel into this environment") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -193,6 +193,8 @@ def _executed(run: RunFolder, project: Path, cell: Mapping[str, Any], told: Text
         )
     except (NotExecuted, InvalidInput) as error:
         return _failed(run, getattr(error, "status", ExitStatus.BAD_SPEC), str(error))
+    except OSError as error:
+        return _failed(run, ExitStatus.CANNOT_WRITE, f"cannot write: {error}")
     result = run.result
     if result is None:
         problem = f"{notebook.name} came to its end without `finish`; a notebook of your own must call it"
@@ -205,8 +207,9 @@ def _ended(run: RunFolder, result: RunResult, cell: Mapping[str, Any]) -> Launch
 
 
 def _failed(run: RunFolder, status: ExitStatus, problem: str) -> Launched:
-    state = run.update(status="failed")
-    return Launched(status=status, cell=state.cell, folder=run.path, problem=problem)
+    with suppress(OSError):  # the disk may be what is wrong
+        run.update(status="failed")
+    return Launched(status=status, cell=run.state.cell, folder=run.path, problem=problem)
 
 
 def _say(told: TextIO | None, words: str) -> None:

@@ -110,11 +110,11 @@ class ExperimentSpec(Strict):
             self._arms_fit()
         _all_different("metrics", [metric.name for metric in self.metrics])
         _all_different("scorers", self.scores)
-        named = () if self.watch is None else self.watch.metrics or ()
-        for name in named:
-            if name not in [metric.name for metric in self.metrics]:
-                known = ", ".join(metric.name for metric in self.metrics) or "none, as the spec has no metrics"
-                raise InvalidInput("watch.metrics", name, f"names of the spec's metrics: {known}")
+        known = [metric.name for metric in self.metrics]
+        for name in () if self.watch is None else self.watch.metrics or ():
+            if name not in known:
+                told = ", ".join(known) or "none, as the spec has no metrics"
+                raise InvalidInput("watch.metrics", name, f"names of the spec's metrics: {told}")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ import pytest
 from abswitch.errors import InvalidInput, SwitchRefused
 from abswitch.experiments import Experiment, Progress, open_run
 from abswitch.experiments.exits import ExitStatus
-from abswitch.experiments.runs import RunFolder
+from abswitch.experiments.runs import RunFolder, RunResult
 from abswitch.experiments.spec import spec_of
 from tests.experiments.test_conduct_designs import PROJECT, carried_out, plain, run_of
 
@@ -228,6 +228,28 @@ async def test_the_seed_splits_differently_and_the_same_seed_the_same(tmp_path: 
     sql = "SELECT unit_id FROM requests WHERE arm = 'candidate' AND operation_id IS NOT NULL ORDER BY unit_id"
     found = [(await asked(run_of(tmp_path / str(i), given(60, seed=seed)), sql))[1] for i, seed in enumerate((1, 1, 2))]
     assert found[0] == found[1] != found[2]
+
+
+async def finished(run: RunFolder) -> RunResult:
+    """Without a report, which takes seconds."""
+    experiment = Experiment(run)
+    engine = await experiment.start()
+    try:
+        return await experiment.finish(engine, await experiment.conduct(engine))
+    finally:
+        await experiment.close(engine)
+
+
+@pytest.mark.parametrize("design", ["randomised", "paired", "switchback"])
+async def test_a_run_that_is_worse_than_the_last_good_one_is_told_and_exits_so(tmp_path: Path, design: str) -> None:
+    common: dict[str, Any] = {"baseline": "v20", "watch": {}}
+    good = await finished(run_of(tmp_path, plain({"kind": design}, candidate="v95", **common)))
+    told = await finished(run_of(tmp_path, plain({"kind": design}, candidate="v58", **common)))
+    assert (good.exit_status, good.alerts) == (ExitStatus.SUCCESS, ())
+    assert (told.decision, told.exit_status) == ("ship", ExitStatus.REGRESSED)
+    (alert,) = told.alerts
+    assert alert.startswith("exact_match of the candidate (v58) is 0.")
+    assert f"in run {good.run_id}" in alert
 
 
 # --- what is refused, and what comes to an end in order -------------------------------------------------------------

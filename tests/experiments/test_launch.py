@@ -240,6 +240,18 @@ def test_a_notebook_that_does_not_come_to_a_verdict(tmp_path: Path, cell: str, s
     assert again.path == one.folder, "the same command goes on with it"
 
 
+def test_a_disk_that_is_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    spec = project_in(tmp_path, finishing())
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    monkeypatch.setattr(RunFolder, "update", full)
+    (one,) = launched(spec)
+    assert one.status is ExitStatus.CANNOT_WRITE
+    assert "No space left" in one.problem
+
+
 def test_the_same_command_goes_on_with_a_failed_run(tmp_path: Path) -> None:
     spec = project_in(tmp_path, "raise RuntimeError('no luck')")
     (failed,) = launched(spec)

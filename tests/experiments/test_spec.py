@@ -134,6 +134,7 @@ WRONG: list[tuple[dict[str, Any], str, str, bool]] = [
     ({"schedule": {"cron": "* * * * *", "time_zone": "Mars"}}, "schedule.time_zone", "Europe/Berlin", False),
     ({"watch": {"arms": ["both"]}}, "watch.arms.0", "baseline, candidate", True),
     ({"watch": {"metrics": ["speed"]}}, "watch.metrics", "names of the spec's metrics: exact_match", False),
+    ({"watch": {}, **CANARY, "metrics": []}, "watch", "a canary is judged by its own", False),
     ({"watch": {"webhook_env": "http://x"}}, "watch.webhook_env", "environment variable", True),
 ]  # fmt: skip
 
