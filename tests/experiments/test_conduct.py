@@ -178,11 +178,11 @@ async def test_arms_go_on_after_a_crash_without_asking_anything_twice(tmp_path: 
 
 @pytest.mark.parametrize(
     ("budget", "most"),
-    [({"requests": 40}, 40), ({"tokens": 100}, 100), ({"time_s": 1e-6}, 0)],
+    [({"requests": 40}, 40), ({"requests": 1}, 1), ({"tokens": 100}, 100), ({"time_s": 1e-6}, 0)],
     ids=str,
 )
 async def test_asking_stops_at_the_budget(tmp_path: Path, budget: dict[str, Any], most: int) -> None:
-    run = run_of(tmp_path, given(budget=budget, load={"concurrency": 1}))
+    run = run_of(tmp_path, given(budget=budget, load={"concurrency": 1 if "tokens" in budget else 16}))
     sql = """SELECT count(*), coalesce(sum(output_tokens), 0) FROM requests
         WHERE operation_id IS NOT NULL AND arm IN ('stable', 'candidate')"""
     result, ((sent, tokens),) = await asked(run, sql)
