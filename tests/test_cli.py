@@ -188,3 +188,14 @@ def test_as_a_program_it_starts_quickly_and_without_heavy_libraries(tmp_path: Pa
         env=os.environ | {"PYTHONPATH": root},
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_reports_are_listed_whatever_lies_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "e" / "run").mkdir(parents=True)
+    (tmp_path / "e" / "run" / "run.json").write_text("{")
+    assert cli.main(["reports", str(tmp_path)]) == ExitStatus.SUCCESS
+    told = capsys.readouterr()
+    assert f"1 runs of 1 experiments: {tmp_path / 'index.html'}" in told.out
+    assert "e/run cannot be read: run.json is no JSON" in told.err
+    assert cli.main(["reports", str(tmp_path / "nowhere")]) == ExitStatus.NO_SPEC
+    assert "a folder that exists" in capsys.readouterr().err

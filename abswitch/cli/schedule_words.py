@@ -50,17 +50,21 @@ def _next_words(plan: ScheduleSpec, state: ScheduleState, now_s: float, *, held:
     if isinstance(decision, Wait):
         return "never" if decision.until_s is None else in_zone(decision.until_s, plan.time_zone) + _again(state)
     if isinstance(decision, Start):
-        return "now" + _again(state)
+        return f"now{_attempt_words(decision)}"
     following = next_after(plan.cron, plan.time_zone, now_s)
     return "never" if following is None else in_zone(following, plan.time_zone)
 
 
 def _again(state: ScheduleState) -> str:
-    if state.running is not None:
+    return "" if state.retry is None else f", attempt {state.retry.number}"
+
+
+def _attempt_words(start: Start) -> str:
+    if start.attempt.deaths:
         return ", goes on"
-    if state.retry is None:
-        return ""
-    return ", waits for the accelerator" if state.retry.waits else f", attempt {state.retry.number}"
+    if start.attempt.waits:
+        return ", waits for the accelerator"
+    return f", attempt {start.attempt.number}" if start.attempt.number > 1 else ""
 
 
 def _last_words(plan: ScheduleSpec, state: ScheduleState) -> str:

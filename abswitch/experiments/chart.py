@@ -71,8 +71,10 @@ class Chart(Figure):
         return buffer.getvalue()
 
     def svg(self) -> str:
-        """The figure as SVG with text as outlines: it looks the same everywhere. A thousandth of a point is near enough, and
-        what only people who read the source would miss is left out."""
+        """The figure as SVG with text as outlines: it looks the same everywhere.
+
+        A thousandth of a point is near enough, and what only readers of the source would miss is left out.
+        """
         buffer = io.BytesIO()
         self.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         text = buffer.getvalue().decode()

@@ -22,7 +22,8 @@ SELECT arg_max(state, at_s) AS state, arg_max(severity, at_s) AS severity, any_v
     arg_min(message, at_s) AS message, min(at_s) AS fired_at_s,
     max(at_s) FILTER (state = 'resolved') AS resolved_at_s
 FROM alerts WHERE alert_id IN (
-    SELECT alert_id FROM alerts WHERE model_id IN ($model, '') AND at_s >= $since AND at_s <= $until AND state = 'firing'
+    SELECT alert_id FROM alerts
+    WHERE model_id IN ($model, '') AND at_s >= $since AND at_s <= $until AND state = 'firing'
 ) GROUP BY alert_id ORDER BY fired_at_s, message
 """
 

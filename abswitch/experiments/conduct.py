@@ -20,6 +20,7 @@ from abswitch.errors import InvalidInput
 from abswitch.experiments import sources
 from abswitch.experiments.ab_test import run_ab_test, unfinished
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop, Poisson, Trace
+from abswitch.experiments.artifacts import keep_artifacts
 from abswitch.experiments.asking import Progress, RequestBudget
 from abswitch.experiments.canary import CanaryResult, run_canary
 from abswitch.experiments.environment import environment
@@ -275,6 +276,8 @@ class Experiment:
         page = await asyncio.to_thread(write_report, engine, result, self.run.path, switch=switch, extra=facts)
         if engine.tracking is not None:
             publish(engine, result, report=page, dataset=self._dataset())
+        run_id, operation_id = self.run.state.run_id, result.operation_id
+        await keep_artifacts(engine, self.run.path, run_id=run_id, operation_id=operation_id)
         return page
 
     def _dataset(self) -> TrackedDataset:

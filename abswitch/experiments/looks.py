@@ -133,13 +133,15 @@ def _in(unit: Unit) -> str:
 
 def _finding(curves: Sequence[Curve], versions: dict[str, str], unit: Unit) -> str:
     last = curves[0].points[-1]
-    if not last.is_whole:
-        return f"{curves[0].metric} has no estimate at the last look"
-    assert last.estimate is not None and last.low is not None and last.high is not None, "it is whole"
+    if len(curves) > 1:
+        ends = ((versions.get(curve.arm, curve.arm), curve.points[-1].estimate) for curve in curves)
+        told = ", ".join(f"{name} {'–' if end is None else unit.difference(end)}" for name, end in ends)
+        return f"After {last.look:,} looks: {told}"
+    if last.estimate is None or last.low is None or last.high is None:
+        return f"{curves[0].metric} has no interval at the last look"
     away = "clear of zero" if last.low > 0 or last.high < 0 else "zero is still inside"
-    of = f" of {versions.get(curves[0].arm, curves[0].arm)}" if len(curves) > 1 else ""
     return (
-        f"After {last.look:,} looks the difference{of} is {unit.difference(last.estimate)}, "
+        f"After {last.look:,} looks the difference is {unit.difference(last.estimate)}, "
         f"{unit.show(last.low, signed=True)} to {unit.show(last.high, signed=True)}: {away}"
     )
 
@@ -147,16 +149,16 @@ def _finding(curves: Sequence[Curve], versions: dict[str, str], unit: Unit) -> s
 def _draw(axes: Axes, curve: Curve, color: str, label: str) -> None:
     points = [point for point in curve.points if point.is_whole]
     n = [point.n_baseline + point.n_candidate for point in points]
-    low, high = ([getattr(point, end) for point in points] for end in ("low", "high"))
+    low, high, estimates = ([getattr(point, name) for point in points] for name in ("low", "high", "estimate"))
     axes.fill_between(n, low, high, color=color, alpha=0.18, linewidth=0, step=None)
     for bound in (low, high):
         axes.plot(n, bound, color=color, linewidth=0.9, alpha=0.7)
     few = len(points) <= 30
     axes.plot(
-        n, [point.estimate for point in points], color=color, linewidth=1.8, label=label,
+        n, estimates, color=color, linewidth=1.8, label=label,
         marker="o" if few else None, markersize=3.5,
     )  # fmt: skip
-    axes.plot(n[-1:], [points[-1].estimate], "D", color=color, markersize=6)
+    axes.plot(n[-1:], estimates[-1:], "D", color=color, markersize=6)
 
 
 def _scale(axes: Axes, curves: Sequence[Curve], unit: Unit, margin: float | None) -> None:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 PAGE = "index.html"
 _MOST_ROWS, _MOST_POINTS = 200, 40
 _TONES = {"ship": "good", "promote": "good", "equivalent": "good", "keep": "bad", "roll back": "bad", "failed": "bad"}
-_FILES = {"index.html": "report", "summary.json": "summary", "pull_request.md": "for a pull request"}
+_FILES = {"index.html": "report", "summary.json": "JSON", "pull_request.md": "Markdown"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def write_overview(reports: Path | str) -> Overview:
         "overview.html.j2",
         created=instant(time.time()),
         runs=len(runs),
-        experiments=[_shown(name, of) for name, of in by_experiment],
+        experiments=[_shown(number, name, of) for number, (name, of) in enumerate(by_experiment, start=1)],
     )
     write_atomically(folder / PAGE, html)
     unreadable = tuple(run for run in runs if run.status == "unreadable")
@@ -78,11 +78,11 @@ def _since(run: PastRun) -> float:
     return run.started_at_s if math.isfinite(run.started_at_s) else 0.0
 
 
-def _shown(name: str, runs: Sequence[PastRun]) -> dict[str, Any]:
+def _shown(number: int, name: str, runs: Sequence[PastRun]) -> dict[str, Any]:
     latest = runs[0]
     return {
         "name": name,
-        "anchor": f"experiment-{name}",
+        "anchor": f"experiment-{number}",
         "count": len(runs),
         "latest": _row(latest),
         "rows": [_row(run) for run in runs[:_MOST_ROWS]],
@@ -122,11 +122,11 @@ def _trouble(requests: Mapping[str, int]) -> str:
 
 def _words(found: Estimate | None) -> dict[str, str]:
     if found is None:
-        return {"metric": "", "values": "–", "difference": ""}
+        return {"metric": "", "estimate": "–", "difference": ""}
     unit = _unit(found)
     return {
         "metric": str(found.metric["name"]),
-        "values": f"{unit.value(found.baseline)} → {unit.value(found.candidate)}",
+        "estimate": f"{unit.value(found.baseline)} → {unit.value(found.candidate)}",
         "difference": f"{unit.difference(found.difference)}, {unit.show(found.low, signed=True)} to "
         f"{unit.show(found.high, signed=True)}",
     }
@@ -161,7 +161,8 @@ def _trends(runs: Sequence[PastRun]) -> dict[str, Any]:
         "trends": [
             {
                 "title": f"{named}: candidate − baseline",
-                "words": f"difference of {named} over {len(pairs)} runs, in the last {unit.difference(last.difference)}",
+                "words": f"difference of {named} over {len(pairs)} runs, in the last "
+                f"{unit.difference(last.difference)}",
                 "top": unit.difference(difference.high),
                 "bottom": unit.difference(difference.low),
                 "zero": difference.at(0.0),
@@ -219,4 +220,4 @@ def _differences(pairs: Sequence[tuple[PastRun, Estimate]], scale: _Scale) -> It
 def _lines(pairs: Sequence[tuple[PastRun, Estimate]], scale: _Scale) -> Iterator[dict[str, Any]]:
     for arm, of in (("stable", "baseline"), ("candidate", "candidate")):
         points = [(_x(i, len(pairs)), scale.at(getattr(found, of))) for i, (_, found) in enumerate(pairs)]
-        yield {"arm": arm, "points": points, "pairs": list(zip(points, points[1:], strict=False))}
+        yield {"arm": arm, "points": points, "pairs": list(pairwise(points))}

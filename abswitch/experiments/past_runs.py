@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def past_runs(reports: Path) -> Iterator[PastRun]:
     A report that was written by hand may lie a level higher, as `reports/quickstart/` does.
     """
     found = [_read(folder, reports) for folder in _folders(reports)]
-    yield from sorted(found, key=lambda run: (-_known(run.started_at_s), run.name))
+    yield from sorted(found, key=lambda run: (_known(run.started_at_s), run.name), reverse=True)
 
 
 def _known(at_s: float) -> float:
@@ -141,8 +141,6 @@ def _told(folder: Path, name: str, experiment: str) -> PastRun:
 
 def _with_summary(run: PastRun, folder: Path) -> PastRun:
     """What only the summary knows; a run of which it cannot be read is told without."""
-    from dataclasses import replace
-
     try:
         summary = _json(folder / "summary.json")
         if summary is None or not run.finished:

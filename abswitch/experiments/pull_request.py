@@ -27,10 +27,9 @@ def pull_request(summary: Mapping[str, Any], result: Result) -> str:
 
 def _lines(summary: Mapping[str, Any], result: Result) -> Iterator[str]:
     requests = summary["requests"]
-    canary = isinstance(result, CanaryResult)
     yield f"### {plain(result.headline if isinstance(result, CanaryResult) else headline(result))}"
     yield ""
-    yield from _steps(summary) if canary else _estimates(result)
+    yield from _steps(summary) if isinstance(result, CanaryResult) else _estimates(result)
     yield ""
     lost = "none lost" if not requests["lost"] else f"**{requests['lost']:,} lost**"
     yield (
@@ -56,7 +55,7 @@ def _candidates(summary: Mapping[str, Any]) -> str:
 
 
 def _reasons(result: Result) -> tuple[str, ...]:
-    return result.reasons if isinstance(result, CanaryResult) else leading(result)[1].reasons
+    return (result.reason,) if isinstance(result, CanaryResult) else leading(result)[1].reasons
 
 
 def _estimates(result: ABTestResult) -> Iterator[str]:
@@ -73,7 +72,7 @@ def _estimates(result: ABTestResult) -> Iterator[str]:
                 f"{reading.candidate.value} | {reading.difference.value} | {reading.interval} | {reading.finding} |"
             )
         yield ""
-    yield f"{1 - plan.alpha:.0%} intervals; differences are candidate minus baseline."
+    yield f"{100 * (1 - plan.alpha):.4g}% intervals; differences are candidate minus baseline."
 
 
 def _steps(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -86,7 +85,7 @@ def _steps(summary: Mapping[str, Any]) -> Iterator[str]:
         side = step["candidate"]
         yield (
             f"| {step['step'] + 1} | {step['share']:.0%} | {side['requests']:,} | {side['failed']:,} | "
-            f"{duration(side['latency_p95_s'])} | {plain(step['ending'])} |"
+            f"{duration(side['latency_p95_s'])} | {plain(step['outcome'])} |"
         )
 
 

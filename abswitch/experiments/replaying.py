@@ -126,7 +126,9 @@ class Replayed:
         for ending, n in self.endings.items():
             share, low, high = self.share(ending)
             when = f"median {self.hours(ending):.3g} h, {self.exposed(ending):,.0f} requests on the candidate"
-            lines.append(f"  - {share:.1%} [{low:.1%}, {high:.1%}] {_ENDINGS[ending]} ({n} runs; {when})")
+            lines.append(
+                f"  - {share:.1%} [{low:.1%}, {high:.1%}] {_ENDINGS[ending]} ({n} run{'s' if n > 1 else ''}; {when})"
+            )
         if self.what_if.is_nothing:
             share, low, high = self.false_alarms
             promised = "" if math.isnan(self.alpha) else f"; the policy promises at most {self.alpha:g}"

@@ -94,15 +94,14 @@ class _Drawing:
     def __init__(self, engine: SwitchingEngine, result: Result, subject: Subject) -> None:
         self._engine, self._result, self._subject = engine, result, subject
 
-    def all(self) -> Iterator[tuple[str, tuple[Chart, Chart]]]:
-        """(name, (wide, for the page)) of those that there is something to draw for."""
+    def all(self) -> Iterator[tuple[str, tuple[Chart, Chart | None]]]:
+        """(name, (wide, for the page, where it is on it)) of those that there is something to draw for."""
         from abswitch.experiments.chart import WIDE_IN
 
         for name in FIGURES:
             wide = self._draw(name, WIDE_IN)
-            narrow = self._draw(name, page.PAGE_IN)
-            if wide is not None and narrow is not None:
-                yield name, (wide, narrow)
+            if wide is not None:
+                yield name, (wide, self._draw(name, page.PAGE_IN) if name in _ON_THE_PAGE else None)
 
     def _draw(self, name: str, width_in: float) -> Chart | None:
         from abswitch.experiments.forest import estimates_chart
@@ -147,16 +146,17 @@ def _page(
     result: Result,
     subject: Subject,
     summary: Mapping[str, Any],
-    drawings: Mapping[str, tuple[Chart, Chart]],
+    drawings: Mapping[str, tuple[Chart, Chart | None]],
     *,
     is_run: bool,
 ) -> bytes:
     canary = isinstance(result, CanaryResult)
+    shown = {name: drawings[name][1] if name in drawings else None for name in _ON_THE_PAGE}
     parts = canary_parts(summary, result) if canary else report_comparison.comparison_parts(summary, result)  # type: ignore[arg-type]
     return page.render(
         "report.html.j2",
         s=summary,
-        figures={name: page.figure(drawings[name][1]) if name in drawings else None for name in _ON_THE_PAGE},
+        figures={name: None if chart is None else page.figure(chart) for name, chart in shown.items()},
         is_run=is_run,
         **shared_parts(engine, result, subject, summary),
         **parts,

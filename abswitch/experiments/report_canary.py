@@ -19,16 +19,17 @@ def canary_parts(summary: Mapping[str, Any], result: CanaryResult) -> dict[str, 
     return {
         "headline": result.headline,
         "decision": result.decision,
-        "reasons": list(result.reasons),
+        "reasons": _clauses(result.reason),
         "tone": _TONES.get(result.decision, "open"),
         "rule": None,
-        "lead": result.reason[:1].upper() + result.reason[1:].rstrip(".") + ".",
+        "lead": _lead(result),
         "highlights": list(_highlights(summary, result)),
         "estimates": [],
         "interval_words": "",
         "validity": list(_validity(summary)),
         "steps": [_step_row(step, scorers) for step in summary["steps"]],
         "step_scores": scorers,
+        "moves": list(_moves(summary, result)),
         "split_words": "Units by arm, over all steps; a unit that met the candidate stays with it as the share grows",
         "plan_rows": list(_strategy_rows(summary)),
         "plan_words": "",
@@ -65,6 +66,14 @@ def _validity(summary: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     yield met > 0, f"{met:,} units met the candidate." if met else "No unit met the candidate: nothing was shown."
 
 
+def _moves(summary: Mapping[str, Any], result: CanaryResult) -> Iterator[tuple[str, str, str]]:
+    """When, what, and at which share; a look that led nowhere is left out."""
+    for move in summary["moves"]:
+        if move["phase_from"] != move["phase_to"]:
+            after = duration(max(0.0, move["at_s"] - result.started_at_s))
+            yield f"after {after}", f"{move['phase_from']} → {move['phase_to']}", f"{move['share']:.0%}"
+
+
 def _step_row(step: Mapping[str, Any], scorers: list[str]) -> dict[str, Any]:
     def both(show: Any) -> str:
         left, right = (show(step[side]) for side in _SIDES)
@@ -80,8 +89,9 @@ def _step_row(step: Mapping[str, Any], scorers: list[str]) -> dict[str, Any]:
         "errors": both(errors),
         "p95": both(lambda side: duration(side["latency_p95_s"])),
         "scores": [both(lambda side, name=name: _score(side["scores"].get(name))) for name in scorers],
-        "ending": step["ending"],
-        "tone": _tone(step["ending"]),
+        "outcome": step["outcome"],
+        "tone": _tone(step["outcome"]),
+        "why": _clauses(step["why"]) if step["why"] else [],
     }
 
 
@@ -89,8 +99,22 @@ def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def _tone(ending: str) -> str:
-    return "bad" if ending.startswith("sent back") else "open" if ending == "under way" else "good"
+def _tone(outcome: str) -> str:
+    return {"sent back": "bad", "next step": "good", "promoted": "good"}.get(outcome, "open")
+
+
+def _lead(result: CanaryResult) -> str:
+    status = result.handle.status
+    return {
+        "promote": f"{result.candidate} kept every guardrail through {status.stages} steps, and has all the traffic.",
+        "roll back": f"{result.baseline} has all the traffic again.",
+        "hold": f"It stands at step {status.stage + 1} of {status.stages}, with {status.share:.0%} of the traffic.",
+    }[result.decision]
+
+
+def _clauses(reason: str) -> list[str]:
+    """The judge's findings, one by one; it joins them with semicolons."""
+    return [f"{clause[:1].upper()}{clause[1:]}." for clause in reason.rstrip(".").split("; ") if clause]
 
 
 def _strategy_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

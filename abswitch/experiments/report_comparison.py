@@ -28,10 +28,11 @@ def comparison_parts(summary: Mapping[str, Any], result: ABTestResult) -> dict[s
         "lead": primary_of(result).sentence,
         "highlights": list(_highlights(summary, result)),
         "estimates": list(_estimates(result)),
-        "interval_words": f"{1 - plan.alpha:.0%} intervals; differences are candidate minus baseline.",
+        "interval_words": f"{100 * (1 - plan.alpha):.4g}% intervals; differences are candidate minus baseline.",
         "validity": list(_validity(summary, result)),
         "steps": [],
         "step_scores": [],
+        "moves": [],
         "split_words": _split_words(plan.design),
         "plan_rows": list(_plan_rows(summary)),
         "plan_words": f"The plan was fixed and stored before the first request met {plan.candidate}; its digest is ",
@@ -77,11 +78,10 @@ def _highlights(summary: Mapping[str, Any], result: ABTestResult) -> Iterator[tu
     yield primary.name, f"{primary.baseline.value} → {primary.candidate.value}", primary.difference.value
     yield answered(summary)
     unit = _UNITS.get(result.plan.design, "units")
-    yield (
-        "compared",
-        " + ".join(f"{count:,}" for count in n.values()),
-        f"{unit}, baseline and candidate{'s' if len(n) > 2 else ''}",
-    )
+    if len(n) == 2:
+        yield "compared", f"{n['baseline']:,} + {n['candidate']:,}", f"{unit}, baseline and candidate"
+    else:
+        yield "compared", f"{sum(n.values()):,}", f"{unit} in {len(n)} arms"
     switch = summary["switch"]
     if switch is not None and switch["first_token_s"] is not None:
         yield "switch", duration(switch["first_token_s"]), f"until the first token of {candidate}"

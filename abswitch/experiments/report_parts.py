@@ -1,4 +1,4 @@
-"""What every report says, whatever its design: traffic, health, examples, settings; as values that its template shows."""
+"""What every report says, whatever its design: traffic, health, examples, settings; as values for its template."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def shared_parts(
         "switch_rows": list(_switch_rows(summary)),
         "looks_words": looks_words(summary),
         "shares_words": _shares_words(subject),
+        "latency": list(_latency(engine, subject)),
+        "latency_rows": _LATENCY_ROWS,
         "health": [_health_row(one) for one in conditions.health],
         "alerts": [_alert_row(one, subject.started_at_s) for one in summary["alerts"]],
         "alerts_left_out": max(0, len(conditions.alerts) - MOST_ALERTS),
@@ -102,6 +104,43 @@ def _shares_words(subject: Subject) -> str:
     if subject.design == "paired":
         return "Every prompt went to both versions; no traffic was split."
     return "No request was routed by shares."
+
+
+_LATENCY = """
+SELECT served_version, count(*), quantile_cont(total_s, [0.5, 0.95, 0.99]), quantile_cont(first_token_s, [0.5, 0.95]),
+    sum(output_tokens) / nullif(sum(total_s - first_token_s), 0)
+FROM requests
+WHERE operation_id = $operation AND error_type IS NULL AND NOT fallback AND arm <> 'pinned' AND admitted_at_s <= $until
+GROUP BY served_version
+"""
+_LATENCY_ROWS = (
+    ("n", "answers"),
+    ("p50", "half of them within"),
+    ("p95", "95% within"),
+    ("p99", "99% within"),
+    ("first", "first token, half within"),
+    ("first95", "first token, 95% within"),
+    ("rate", "tokens per second of one answer"),
+)
+
+
+def _latency(engine: SwitchingEngine, subject: Subject) -> Iterator[dict[str, str]]:
+    of = {"operation": subject.operation_id, "until": subject.ended_at_s}
+    found = {row[0]: row[1:] for row in engine.store.rows(_LATENCY, of)}
+    for arm in subject.arms:
+        if arm.version not in found:
+            continue
+        n, totals, firsts, rate = found[arm.version]
+        first, first95 = (None, None) if firsts is None else firsts
+        yield {
+            "arm": _css(arm.name),
+            "version": arm.version,
+            "n": f"{n:,}",
+            **dict(zip(("p50", "p95", "p99"), map(duration, totals), strict=True)),
+            "first": duration(first),
+            "first95": duration(first95),
+            "rate": "–" if rate is None else f"{rate:,.0f}",
+        }
 
 
 def _health_row(one: VersionHealth) -> dict[str, str]:

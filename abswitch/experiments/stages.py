@@ -32,7 +32,9 @@ _NEW_UNITS = """
 WITH first AS (
     SELECT arg_min(route_epoch, admitted_at_s) AS epoch, arg_min(arm, admitted_at_s) AS arm FROM requests
     WHERE operation_id = $operation AND arm IN ('stable', 'candidate') GROUP BY unit_id
-), shares AS (SELECT epoch, sum(share) AS share FROM routes WHERE model_id = $model AND arm = 'candidate' GROUP BY epoch)
+), shares AS (
+    SELECT epoch, sum(share) AS share FROM routes WHERE model_id = $model AND arm = 'candidate' GROUP BY epoch
+)
 SELECT count(*) FILTER (arm = 'stable'), count(*) FILTER (arm = 'candidate'), coalesce(share, 0.0) AS planned
 FROM first LEFT JOIN shares USING (epoch) GROUP BY planned ORDER BY planned
 """
@@ -59,14 +61,16 @@ class Step:
 
     Attributes:
         share: of units on the candidate, fraction 0–1.
-        ending: how it ended, or that it has not.
+        outcome: how it ended: `next step`, `promoted`, `sent back`, or another phase; `under way` where it has not.
+        why: what ended it, in the judge's words; empty where nothing did.
     """
 
     step: int
     share: float
     baseline: StepSide
     candidate: StepSide
-    ending: str
+    outcome: str
+    why: str
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -101,9 +105,10 @@ def steps_of(engine: SwitchingEngine, result: CanaryResult) -> tuple[Step, ...]:
             share=share,
             baseline=sides.get((step, "stable"), empty),
             candidate=sides.get((step, "candidate"), empty),
-            ending=ending,
+            outcome=outcome,
+            why=why,
         )
-        for step, share, ending in _course(result.moves)
+        for step, share, outcome, why in _course(result.moves)
     )
 
 
@@ -118,14 +123,16 @@ def split_of(engine: SwitchingEngine, subject: Subject) -> SampleRatio | None:
     return sequential_sample_ratio(stages) if stages else None
 
 
-def _course(moves: Sequence[CanaryMove]) -> list[tuple[int, float, str]]:
-    """(step, its share, how it ended) of every step whose share came into force."""
-    course: list[tuple[int, float, str]] = []
+def _course(moves: Sequence[CanaryMove]) -> list[tuple[int, float, str, str]]:
+    """(step, its share, how it ended, why) of every step whose share came into force."""
+    course: list[tuple[int, float, str, str]] = []
     for move in moves:
-        if move.phase_to == "evaluating" and (not course or course[-1][0] != move.stage):
-            course.append((move.stage, move.share, "under way"))
+        if move.phase_to == "evaluating":
+            if not course or course[-1][0] != move.stage:
+                course.append((move.stage, move.share, "under way", ""))
         elif move.phase_from == "evaluating" and course:
-            course[-1] = (*course[-1][:2], f"{_WORDS.get(move.phase_to, move.phase_to)}: {move.reason}")
+            step, share, *_ = course[-1]
+            course[-1] = (step, share, _WORDS.get(move.phase_to, move.phase_to), move.reason)
     return course
 
 

@@ -72,9 +72,9 @@ class Subject:
 def subject_of(result: Result) -> Subject:
     """What a result is about."""
     if isinstance(result, CanaryResult):
-        design, baseline, candidates = CANARY, result.baseline, (result.candidate,)
+        design, baseline, candidates = CANARY, result.baseline, [result.candidate]
     else:
-        design, baseline, candidates = result.plan.design, result.plan.baseline, tuple(result.verdicts)
+        design, baseline, candidates = result.plan.design, result.plan.baseline, [*result.verdicts]
     return Subject(
         experiment=result.experiment,
         operation_id=result.operation_id,

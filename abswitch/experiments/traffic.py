@@ -179,7 +179,7 @@ def _draw_rates(axes: Axes, series: Sequence[tuple[str, str, Floats]], total_s: 
     base = np.zeros(_BINS)
     for label, color, instants in series:
         rates = np.histogram(instants, edges)[0] / width
-        axes.bar(edges[:-1], rates, width, bottom=base, align="edge", color=color, label=label, linewidth=0)
+        axes.stairs(base + rates, edges, baseline=base, fill=True, color=color, label=label, linewidth=0)
         base += rates
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0.0, max(float(base.max()), 1.0) * 1.04)

@@ -59,7 +59,11 @@ class Watching:
             self._ended.clear()
             if self._new >= self._looks.wanting and not self._closing:
                 self._new = 0
-                await self._look()
+                try:
+                    await self._look()
+                except Exception:
+                    self.is_over = True  # nothing that is asked now would be decided
+                    raise
 
     async def _look(self) -> None:
         try:

@@ -36,7 +36,6 @@ from abswitch.stats import (
     RatioCovariateSummary,
     RatioSummary,
 )
-from abswitch.stats.kinds import MetricSummary
 from tests.experiments.test_conduct_designs import plain
 from tests.serving.test_webhook import Receiver
 
@@ -131,7 +130,16 @@ def test_alpha_says_how_sure() -> None:
     assert not found(RIGHT, before, now, WatchSpec(alpha=0.0001))
 
 
-def test_the_arms_and_metrics_that_are_named_are_watched() -> None:
+@pytest.mark.parametrize(
+    ("watch", "found_of"),
+    [
+        (WatchSpec(), [("candidate", "exact_match")]),
+        (WatchSpec(arms=("baseline", "candidate")), [("baseline", "exact_match"), ("candidate", "exact_match")]),
+        (WatchSpec(metrics=("output_tokens",)), [("candidate", "output_tokens")]),
+    ],
+    ids=["no secondary ones unless named", "both arms", "those named"],
+)
+def test_the_arms_and_metrics_that_are_named_are_watched(watch: WatchSpec, found_of: list[tuple[str, str]]) -> None:
     tokens = Mean("output_tokens", role="secondary")
     good: dict[str, MetricSummary] = {
         "exact_match": RateSummary(1000, 900),
@@ -141,14 +149,8 @@ def test_the_arms_and_metrics_that_are_named_are_watched() -> None:
         "exact_match": RateSummary(1000, 600),
         "output_tokens": MeanSummary.of(np.arange(1000) % 3),
     }
-    told, before = told_of(bad, bad), result_with(told_of(good, good))
-
-    def of(watch: WatchSpec) -> list[tuple[str, str]]:
-        return [(one.arm, one.metric) for one in regressions(told, before, (RIGHT, tokens), watch)]
-
-    assert of(WatchSpec()) == [("candidate", "exact_match")], "secondary metrics only when named"
-    assert of(WatchSpec(arms=("baseline", "candidate"))) == [("baseline", "exact_match"), ("candidate", "exact_match")]
-    assert of(WatchSpec(metrics=("output_tokens",))) == [("candidate", "output_tokens")]
+    worse = regressions(told_of(bad, bad), result_with(told_of(good, good)), (RIGHT, tokens), watch)
+    assert [(one.arm, one.metric) for one in worse] == found_of
 
 
 def kinds_of_evidence() -> list[tuple[Metric, MetricSummary, MetricSummary]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from abswitch.errors import InvalidInput
 from abswitch.rollout.judging import Guardrail, Judge, Judgement, Ruling, StepEvidence, ThresholdJudge
 from abswitch.rollout.replay import NOTHING, RequestLog, WhatIf, replay_switch
-from abswitch.rollout.replay_plan import replay_plan
+from abswitch.rollout.replay_plan import _looks, replay_plan
 from abswitch.rollout.sequential_judge import SequentialJudge
 from abswitch.rollout.strategies import ABTestStrategy, CanaryStrategy, GradualStrategy, ImmediateStrategy
 from abswitch.stats import AnalysisPlan, Mean, Quantile, Rate
@@ -219,6 +219,38 @@ def test_a_plan_errs_as_often_as_it_says_and_finds_what_is_there() -> None:
     assert better.count("ship") >= 18
     broken = [replay_plan(PLAN, LOG, WhatIf(added_errors=0.1), rng).verdict for _ in range(5)]
     assert {one.rule for one in broken if one} == {"guardrail-harmed"}
+
+
+@pytest.mark.parametrize("evaluation", ["sequential", "group_sequential"])
+def test_a_plan_of_several_looks_stops_when_it_knows(evaluation: str) -> None:
+    every = 400 if evaluation == "sequential" else None
+    plan = replace(PLAN, evaluation=evaluation, look_every=every, planned_n=2500)
+    rng = np.random.default_rng(8)
+    equal = [replay_plan(plan, LOG, NOTHING, rng) for _ in range(15)]
+    assert sum(one.ending in ("ship", "keep") for one in equal) <= 4  # 1 expected at most
+    worse = [replay_plan(plan, LOG, WhatIf(scores={"exact": -0.2}), rng) for _ in range(5)]
+    assert {one.ending for one in worse} == {"keep"}
+    assert all(one.verdict is not None and one.verdict.is_final for one in worse)
+    stopped = [one.units for one in worse]
+    assert max(stopped) <= 2500 and np.mean(stopped) < 0.7 * 2500, stopped
+    assert np.mean([one.hours for one in worse]) < np.mean([one.hours for one in equal])
+    # A log that ends before the planned units is no reason not to stop at an earlier look.
+    long = replace(plan, planned_n=12_000)
+    assert replay_plan(long, LOG, WhatIf(scores={"exact": -0.4}), rng).ending == "keep"
+    assert replay_plan(long, LOG, NOTHING, rng).ending == "undecided"
+
+
+def test_looks_fall_where_the_plan_says() -> None:
+    with_looks = replace(PLAN, evaluation="group_sequential", look_count=4)
+    found = list(_looks(with_looks, 1001))
+    assert [rows for _, rows in found] == [251, 501, 751, 1001]
+    assert [look.last for look, _ in found] == [False, False, False, True]
+    assert found[-1][0].fractions == (251 / 1001, 501 / 1001, 751 / 1001, 1.0)
+    any_time = list(_looks(replace(PLAN, evaluation="sequential", look_every=400), 1001))
+    assert [(look.number, rows, look.last) for look, rows in any_time] == [
+        (1, 400, False), (2, 800, False), (3, 1001, True),
+    ]  # fmt: skip
+    assert [(look.number, rows, look.last) for look, rows in _looks(PLAN, 1001)] == [(1, 1001, True)]
 
 
 def test_a_plan_larger_than_the_log_is_undecided() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from abswitch.domain import RequestRecord, ScoreRecord
 from abswitch.errors import InvalidInput
 from abswitch.stats import AnalysisPlan, Evidence, Mean, Quantile, Rate, Ratio, Where, decide
+from abswitch.stats.looks import Look
 from abswitch.store.evidence import collect_evidence
 from abswitch.store.recorder import PlanRecord, Recorder
 from tests.store.rows import a_request, routes_of
@@ -46,6 +47,14 @@ METRICS = (
     Mean("score", role="secondary", name="long", where=(Where(column="prompt_tokens", above=50),)),
 )
 NAMES = itertools.count()
+READINGS = (
+    ("fixed", Look()),
+    ("sequential", Look(number=3, last=False)),
+    ("sequential", Look(number=4, last=True)),
+    ("group_sequential", Look(number=2, last=False, fractions=(0.3, 0.6))),
+    ("group_sequential", Look(number=2, last=True, fractions=(0.5, 1.0))),
+)
+"""When results are read: at the end, or at looks of which some are not the last."""
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +80,14 @@ def evidence_of(recorder: Recorder, plan: AnalysisPlan, rows: list[dict[str, Any
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(rows=st.lists(ROW, max_size=60))
-def test_no_decision_rests_on_a_number_that_is_none(recorder: Recorder, rows: list[dict[str, Any]]) -> None:
+@given(rows=st.lists(ROW, max_size=60), read=st.sampled_from(READINGS))
+def test_no_decision_rests_on_a_number_that_is_none(
+    recorder: Recorder, rows: list[dict[str, Any]], read: tuple[str, Look]
+) -> None:
+    evaluation, look = read
     plan = AnalysisPlan(
         baseline="v1", candidate="v2", metrics=METRICS, expected_share=0.5, planned_n=2, min_units=2,
-        max_score_failures=1.0,
+        max_score_failures=1.0, evaluation=evaluation,
     )  # fmt: skip
     try:
         evidence = evidence_of(recorder, plan, rows)
@@ -83,7 +95,8 @@ def test_no_decision_rests_on_a_number_that_is_none(recorder: Recorder, rows: li
         if error.field not in ("metric", "metric.column"):
             raise
         return
-    verdict = decide(plan, evidence)
+    verdict = decide(plan, evidence, look)
+    assert verdict.is_final or not look.last
     json.dumps(verdict.to_dict(), allow_nan=False)
     for found in verdict.comparisons.values():
         numbers = (found.estimate, found.low, found.high, found.p_value)

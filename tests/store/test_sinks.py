@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -20,10 +21,13 @@ from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
 from abswitch.store.sinks import SeveralSinks, together
 from abswitch.store.wandb_sink import WandbSink, checked_target
-from tests.store.live_mlflow import free_port
+from tests.store.live_mlflow import free_port, wait_until
+from tests.store.live_wandb import serving
 from tests.store.sink_contract import Place, SeenRun, check_sink
 from tests.store.tracked import an_experiment, with_lineage
 from tests.store.wandb_files import WandbRun, runs_in
+
+DOCS = Path(__file__).parents[2] / "docs" / "mlflow.md"
 
 
 @pytest.fixture
@@ -113,17 +117,67 @@ def test_without_the_library_it_says_what_to_install(recorder: Recorder, monkeyp
         WandbSink("runs", recorder=recorder)
 
 
-def test_a_server_that_is_away_is_waited_for(recorder: Recorder, tmp_path: Path) -> None:
-    sink = WandbSink(f"http://127.0.0.1:{free_port()}/me", recorder=recorder)
-    sink.publish(an_experiment())
+def test_a_wandb_server_that_is_away_gets_everything_exactly_once(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_MODE", "disabled")  # the caller's own affair
+    port = free_port()
+    sink = WandbSink(f"http://127.0.0.1:{port}/me", recorder=recorder)
+    experiment = with_lineage(operation_id="op-1")
+    sink.publish(experiment)
     assert not sink.flush(10.0)
     status = sink.status()
     assert (status.published, status.pending, status.given_up) == (0, 1, 0) and "refused" in str(status.last_error)
+    with serving(port) as server:
+        server.refuse = True
+        with pytest.raises(RuntimeError, match="wandb sync"):
+            sink.deliver(json.loads(json.dumps(experiment.to_dict())))
+        assert server.runs == {}
+        server.refuse = False
+        wait_until(lambda: sink.status().pending == 0)
+        sink.deliver(json.loads(json.dumps(experiment.to_dict())))  # as after a crash before it was noted
+        links = sink.links("op-1")
+        assert links is not None and links.compare == f"{server.url}/me/abswitch-bot/groups/op-1"
+        assert links.run_urls["stable"] == f"{server.url}/me/abswitch-bot/runs/{links.runs['stable']}"
+        assert server.runs.keys() == set(links.runs.values())
+        assert server.runs[links.runs["candidate"]]["groupName"] == "op-1"
+        rows = server.history(links.runs["candidate"])
+        windows = [(row["window"], round(row["window/exact"], 2)) for row in rows if "window" in row]
+        assert windows == [(0, 0.91), (1, 0.92), (2, 0.93), (3, 0.94), (4, 0.95)]
+        assert [row["look"] for row in rows if "look" in row] == [1, 2, 3]
+        assert len(server.keys) == 1, "the caller's key"
     sink.close()
+    assert len(runs_in(sink.folder)) == 2
+
+
+def test_what_one_process_left_the_next_one_publishes(recorder: Recorder, tmp_path: Path) -> None:
+    sink = WandbSink(f"http://127.0.0.1:{free_port()}/me", recorder=recorder)
+    sink.publish(an_experiment())
+    sink.close()
+    assert sink.status().pending == 1
     again = WandbSink(tmp_path / "runs", recorder=recorder)
-    assert again.flush(60.0), "what one process left, the next one publishes"
+    assert again.flush(60.0)
     assert len(runs_in(tmp_path / "runs")) == 2
     again.close()
+
+
+def test_a_program_that_hangs_is_ended_and_its_job_waits(recorder: Recorder, tmp_path: Path) -> None:
+    sink = WandbSink(tmp_path / "runs", recorder=recorder, timeout_s=0.05)  # not even Python starts in that
+    with pytest.raises(RuntimeError, match=r"longer than 0\.05 s"):
+        sink.deliver(an_experiment().to_dict())
+    sink.close()
+
+
+def test_the_documented_query_leads_to_the_runs(recorder: Recorder, tmp_path: Path) -> None:
+    (query,) = re.findall(r"```sql\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
+    sink = WandbSink(tmp_path / "runs", recorder=recorder)
+    sink.publish(an_experiment())
+    assert sink.flush(60.0)
+    sink.close()
+    found = recorder.query(query, {"operation_id": "op-1"})
+    assert sorted(found["arm"]) == ["candidate", "stable"]
+    assert set(found["run_id"]) == {run.run_id for run in runs_in(tmp_path / "runs")}
 
 
 def test_one_that_is_down_holds_up_no_other(database: Path, recorder: Recorder, tmp_path: Path) -> None:
