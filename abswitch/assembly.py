@@ -12,6 +12,7 @@ from typing import Any
 
 from abswitch.clock import Clock
 from abswitch.domain import ModelVersion, RequestRecord, ScoreRecord, VersionKey
+from abswitch.looking import PlannedJudge
 from abswitch.persistence import Recovery, SwitchLog, keeper, noter, open_journal
 from abswitch.registries import ExportStatus, ImportedModel
 from abswitch.rollout.operation import Operation
@@ -52,7 +53,9 @@ from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
 from abswitch.store.redaction import Redact
 from abswitch.store.retention import Retention
+from abswitch.store.sinks import together
 from abswitch.store.tracking import TrackingSink
+from abswitch.store.wandb_sink import WandbSink
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +142,7 @@ def assemble(
     store: Path | str,
     scorers: Sequence[Scorer | Callable[[Sample], Score]],
     mlflow: str | None,
+    wandb: Path | str | None,
     record_text: bool,
     redact: Redact | None,
     retention: Retention,
@@ -158,10 +162,19 @@ def assemble(
         recorder = Recorder(store, spool_while_held=True, redact=redact, retention=retention)
         undo.callback(recorder.close)
         switch_log = SwitchLog(journal, recorder)
-        tracking = None if mlflow is None else MlflowSink(mlflow, recorder=recorder)
-        if tracking is not None:
-            undo.callback(tracking.close)
-        machinery = _wire(config, clock, recorder, switch_log, tracking, accepted_scorers, record_text, backends)
+        sinks: list[TrackingSink] = []
+        registry_uri = None
+        if mlflow is not None:
+            sinks.append(to_mlflow := MlflowSink(mlflow, recorder=recorder))
+            undo.callback(to_mlflow.close)
+            registry_uri = to_mlflow.tracking_uri
+        if wandb is not None:
+            sinks.append(to_wandb := WandbSink(wandb, recorder=recorder))
+            undo.callback(to_wandb.close)
+        tracking = together(sinks)
+        machinery = _wire(
+            config, clock, recorder, switch_log, tracking, registry_uri, accepted_scorers, record_text, backends
+        )
         undo.pop_all()
     _take_over(machinery)
     return machinery
@@ -172,7 +185,8 @@ def _wire(
     clock: Clock,
     store: Recorder,
     switch_log: SwitchLog,
-    tracking: MlflowSink | None,
+    tracking: TrackingSink | None,
+    registry_uri: str | None,
     scorers: Sequence[Scorer],
     record_text: bool,
     backends: Mapping[str, InstanceFactory],
@@ -201,6 +215,7 @@ def _wire(
         in_use=lambda key: _in_use(key, transitions, router, cache),
         max_versions=config.max_version_history,
     )
+    grader = Grader(scorers, clock, record=_scored(store, tally))
     switcher = ModelSwitcher(
         registry,
         cache,
@@ -209,7 +224,7 @@ def _wire(
         transitions,
         clock,
         journal=switch_log.write,
-        judge=judgement_on(tally),
+        judge=judgement_on(tally, PlannedJudge(store, grader.caught_up)),
         record_route=store.route,
         on_move=lambda operation: _moved(operation, tally, health),
         drain_timeout_s=config.max_transition_time_seconds,
@@ -226,7 +241,6 @@ def _wire(
         max_wait_s=config.max_queue_wait_seconds,
         max_waiting=config.max_queued_requests,
     )
-    grader = Grader(scorers, clock, record=_scored(store, tally))
     alerts = AlertDesk(
         clock,
         cooldown_s=config.alert_cooldown_seconds,
@@ -266,7 +280,7 @@ def _wire(
     turned_off = None if config.enabled else config.origins["enabled"]
     loop, preflight = EngineLoop(), Preflight(registry, cache)
     desk = SwitchDesk(registry, switcher, preflight, cache, router, turned_off=turned_off)
-    link = MlflowRegistry(store, None if tracking is None else tracking.tracking_uri)
+    link = MlflowRegistry(store, registry_uri)
     exchange = Exchange(registry, link)
     registry.connect(_Surroundings(loop, desk, exchange), exchange.changed)
     return Machinery(

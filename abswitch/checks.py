@@ -78,10 +78,11 @@ def known_fields(where: str, given: Mapping[str, Any], allowed: Iterable[str]) -
     options = sorted(allowed)
     for key in given:
         if key not in options:
-            raise InvalidInput(f"{where}.{key}", given[key], _fields(key, options))
+            raise InvalidInput(f"{where}.{key}", given[key], fields_in_words(key, options))
 
 
-def _fields(key: str, options: list[str]) -> str:
+def fields_in_words(key: str, options: list[str]) -> str:
+    """What is allowed instead of a field that does not exist: the closest matches, and all fields if they are few."""
     if not options:
         return "no fields"
     close = difflib.get_close_matches(key, options, n=3)

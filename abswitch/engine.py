@@ -44,6 +44,7 @@ from abswitch.serving.intents import USER, Intent
 from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, shares_of
 from abswitch.serving.transition import Lease
 from abswitch.settings import ModelSwitchingConfig
+from abswitch.stats.family import FamilyPlan
 from abswitch.stats.plan import AnalysisPlan
 from abswitch.store.recorder import PlanRecord
 from abswitch.store.retention import Retention
@@ -65,6 +66,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         scorers: applied to every answer as it is given; scores end up in the table `scores`.
         mlflow: where experiments are published: `sqlite:///folder/mlflow.db`, or a server's address; None publishes
             nothing. The server need not be there: what is published waits in the store until it is.
+        wandb: likewise for Weights & Biases, beside MLflow or alone: a folder for offline runs, or
+            `https://api.wandb.ai/ENTITY`; see `WandbSink`. Needs the extra `abswitch[wandb]`.
         record_text: keep prompts and outputs in the table `requests` (off by default: they may be private).
         redact: text → what may be stored of it (None: nothing); applied to prompts, outputs and error messages before
             they reach a disk. Where it fails, nothing is stored and `engine.store.stats().unredacted` counts it.
@@ -84,6 +87,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         store: Path | str = "abswitch.duckdb",
         scorers: Sequence[Scorer | Callable[[Sample], Score]] = (),
         mlflow: str | None = None,
+        wandb: Path | str | None = None,
         record_text: bool = False,
         redact: Callable[[str], str | None] | None = None,
         retention_days: float | None = None,
@@ -99,6 +103,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             store=store,
             scorers=scorers,
             mlflow=mlflow,
+            wandb=wandb,
             record_text=record_text,
             redact=redact,
             retention=Retention(days=retention_days, max_requests=max_request_rows),
@@ -238,7 +243,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         *,
         model_id: str | None = None,
         experiment: str | None = None,
-        plan: AnalysisPlan | None = None,
+        plan: AnalysisPlan | FamilyPlan | None = None,
         judge: Judge | None = None,
         metadata: Mapping[str, Any] = EMPTY,
         actor: str = USER,
@@ -254,7 +259,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
                 the same units the same way.
             plan: what will be compared and how; stored before the first request meets the candidate.
             judge: decides each step of a canary, or looks at an A/B test every `evaluation_period_minutes`; called with
-                a `StepEvidence` on a thread of its own, answers with a `Judgement`. A canary has a default one.
+                a `StepEvidence` on a thread of its own, answers with a `Judgement`. A canary has a default one; an A/B
+                test with a plan is judged by that, and ends with its verdict.
             metadata: why, for whom, from which ticket: JSON values that the registry's history keeps with the switch.
             actor, reason: who begins it and why, for the history.
 
@@ -280,7 +286,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         intent: Intent,
         *,
         experiment: str | None = None,
-        plan: AnalysisPlan | None = None,
+        plan: AnalysisPlan | FamilyPlan | None = None,
         judge: Judge | None = None,
     ) -> SwitchHandle:
         operation_id = f"op-{uuid4().hex[:12]}"
@@ -295,7 +301,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         strategy: Strategy,
         operation_id: str,
         salt: str,
-        plan: AnalysisPlan | None,
+        plan: AnalysisPlan | FamilyPlan | None,
         judge: Judge | None,
         intent: Intent,
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from abswitch.assembly import Machinery
 from abswitch.clock import Clock
 from abswitch.domain import ScoreRecord
 from abswitch.errors import InvalidInput
-from abswitch.scoring import checked
+from abswitch.scoring import Sample, checked
 from abswitch.serving.loop import EngineLoop
 from abswitch.store.recorder import Recorder
 
@@ -89,6 +89,19 @@ class Recording:
         self.store.score(score)
         self._loop.post(self._parts.tally.score, score)
 
+    async def score_again(self, answers: Iterable[tuple[Sample, Collection[str]]]) -> None:
+        """Have answers scored that lack scores: those that a killed process had not written yet.
+
+        Args:
+            answers: each with the names of the scorers to run; of several scores by one name the latest counts.
+        """
+
+        async def submit() -> None:
+            for sample, names in answers:
+                self._parts.grader.submit(sample, names)
+
+        await self._loop.call(submit())
+
     async def scored(self) -> None:
         """Wait until every answer given so far has its scores."""
-        await self._loop.call(self._parts.grader.idle())
+        await self._loop.call(self._parts.grader.caught_up())

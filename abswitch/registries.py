@@ -16,12 +16,14 @@ class VersionSnapshot:
     Attributes:
         registered: False once it was deregistered.
         verdict: why it became the active version the last time; None if it never was.
+        operation_id: of the switch that made it so.
     """
 
     version: ModelVersion
     tags: Mapping[str, str]
     registered: bool
     verdict: str | None = None
+    operation_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,7 @@ class ModelSnapshot:
                     "tags": dict(one.tags),
                     "registered": one.registered,
                     "verdict": one.verdict,
+                    "operation_id": one.operation_id,
                 }
                 for one in self.versions
             ],

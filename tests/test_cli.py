@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from abswitch import __version__, cli
+from abswitch.cli import demo
 from abswitch.experiments.exits import ExitStatus
 
 PARAMETERS = ("n_questions", "candidate", "report_dir", "mlflow_uri", "project_dir")
@@ -93,13 +94,13 @@ def test_closing_words_without_a_switch() -> None:
 
 
 def test_the_repository_has_the_notebook() -> None:
-    assert cli._find_notebook().is_file()
+    assert demo._find_notebook().is_file()
 
 
 def test_without_a_checkout_it_says_where_it_looked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "abswitch" / "cli.py"))
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "site-packages" / "abswitch" / "cli" / "demo.py"))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo"]) == ExitStatus.FAILED
     told = capsys.readouterr().err
@@ -124,7 +125,7 @@ def test_the_demo_runs_the_notebook_and_ends_with_its_summary(
         "summary['verdict']['headline'] += f' of {n_questions} questions, {candidate}'",
         "pathlib.Path(report_dir, 'summary.json').write_text(json.dumps(summary))",
     )
-    monkeypatch.setattr(cli, "_find_notebook", lambda: notebook)
+    monkeypatch.setattr(demo, "_find_notebook", lambda: notebook)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "--output", "out/here", "--questions", "50", "--candidate", "regressed"]) == 0
     told = capsys.readouterr()
@@ -141,7 +142,7 @@ def test_what_processes_print_goes_to_a_log_and_not_to_the_terminal(
         "import json, os, pathlib\nos.system('echo said by a process; echo and in anger >&2')",
         f"pathlib.Path(report_dir, 'summary.json').write_text({json.dumps(SUMMARY)!r})",
     )
-    monkeypatch.setattr(cli, "_find_notebook", lambda: notebook)
+    monkeypatch.setattr(demo, "_find_notebook", lambda: notebook)
     assert cli.main(["demo", "--output", str(tmp_path / "out")]) == 0
     told = capfd.readouterr()
     assert "SHIP v2" in told.out
@@ -157,7 +158,7 @@ def test_a_failed_run_tells_the_cell_and_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     notebook = notebook_of(tmp_path, "def serve():\n    raise RuntimeError('the version did not load')", "serve()")
-    monkeypatch.setattr(cli, "_find_notebook", lambda: notebook)
+    monkeypatch.setattr(demo, "_find_notebook", lambda: notebook)
     out = tmp_path / "out"
     out.mkdir()
     (out / "summary.json").write_text(json.dumps(SUMMARY))  # of an earlier run: must not be told as this one's
@@ -177,7 +178,7 @@ def test_as_a_program_it_starts_quickly_and_without_heavy_libraries(tmp_path: Pa
         "import sys, abswitch.cli; heavy = ('vllm', 'torch', 'mlflow', 'pandas', 'duckdb', 'matplotlib', 'papermill'); "
         "print([m for m in heavy if m in sys.modules])"
     )
-    root = str(Path(cli.__file__).parent.parent)
+    root = str(Path(cli.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", probe],
         check=False,
@@ -187,3 +188,14 @@ def test_as_a_program_it_starts_quickly_and_without_heavy_libraries(tmp_path: Pa
         env=os.environ | {"PYTHONPATH": root},
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_reports_are_listed_whatever_lies_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "e" / "run").mkdir(parents=True)
+    (tmp_path / "e" / "run" / "run.json").write_text("{")
+    assert cli.main(["reports", str(tmp_path)]) == ExitStatus.SUCCESS
+    told = capsys.readouterr()
+    assert f"1 runs of 1 experiments: {tmp_path / 'index.html'}" in told.out
+    assert "e/run cannot be read: run.json is no JSON" in told.err
+    assert cli.main(["reports", str(tmp_path / "nowhere")]) == ExitStatus.NO_SPEC
+    assert "a folder that exists" in capsys.readouterr().err

@@ -21,11 +21,13 @@ from abswitch.engine import SwitchingEngine
 from abswitch.errors import AbswitchError
 from abswitch.experiments.arrivals import Arrivals, send_all
 from abswitch.experiments.prompts import Question
+from abswitch.experiments.rescoring import score_what_is_unscored
+from abswitch.stats import Verdict
 
 _NUMBER = re.compile(r"-(\d+)(?:~(\d+))?\Z")
 _ASKED = """
 SELECT request_id, arm, error_type, output_tokens FROM requests
-WHERE operation_id = ? AND arm IN ('stable', 'candidate')
+WHERE operation_id = ? AND (arm = 'stable' OR starts_with(arm, 'candidate'))
 """
 
 
@@ -51,11 +53,13 @@ class RequestCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far an experiment is; estimates are left out on purpose, as the plan allows one look, at the end.
+    """How far an experiment is.
 
     Attributes:
         by_arm: answered requests by arm name.
         phase: what the experiment is doing, in a few words.
+        verdicts: by candidate, what the latest look found, by methods that hold at all looks; empty before the first,
+            and throughout where the plan allows one look alone, at the end.
     """
 
     phase: str
@@ -64,6 +68,7 @@ class Progress:
     failed: int
     by_arm: dict[str, int]
     elapsed_s: float
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,18 +120,26 @@ class Asked:
         """What the store says of an operation; nothing for a new one."""
         asked = cls()
         for request_id, arm, error, tokens in engine.store.rows(_ASKED, (operation_id,)):
-            found = _NUMBER.search(request_id)
-            if found is None or not request_id.startswith(operation_id):
-                continue  # somebody else's question to the same model
-            number = int(found[1])
+            found = _numbered(operation_id, request_id)
+            if found is None:
+                continue
+            number, attempt = found
             asked.tokens += tokens
             if error == "Cancelled":
-                asked.attempts[number] = max(asked.attempts[number], 1 + int(found[2] or 0))
+                asked.attempts[number] = max(asked.attempts[number], 1 + attempt)
             else:
                 asked.ended.add(number)
                 asked.failed += error is not None
                 asked.by_arm[arm] += error is None
         return asked
+
+
+def _numbered(operation_id: str, request_id: str) -> tuple[int, int] | None:
+    """A request's number and attempt; None for somebody else's question to the same model."""
+    found = _NUMBER.search(request_id)
+    if found is None or not request_id.startswith(operation_id):
+        return None
+    return int(found[1]), int(found[2] or 0)
 
 
 class Asking:
@@ -135,6 +148,10 @@ class Asking:
     Args:
         questions: asked in order; `endless` begins anew at the end.
         on_progress: called after every request, on the caller's loop.
+
+    Attributes:
+        verdicts: of the latest look, told with the progress.
+        on_ended: called after every request, too.
     """
 
     def __init__(
@@ -161,6 +178,8 @@ class Asking:
         self._clock = clock or SystemClock()
         self._asked = Asked()
         self._sent = 0
+        self.verdicts: Mapping[str, Verdict] = {}
+        self.on_ended: Callable[[], None] = lambda: None
         self._start_s = self._clock.monotonic_s()
         self._asking_since_s = self._start_s
         self.started_at_s = time.time()
@@ -183,6 +202,7 @@ class Asking:
                 failed=self._asked.failed,
                 by_arm=dict(self._asked.by_arm),
                 elapsed_s=self._clock.monotonic_s() - self._start_s,
+                verdicts=self.verdicts,
             )
         )
 
@@ -191,12 +211,26 @@ class Asking:
         self._asked = Asked.before(self._engine, operation_id)
         self._sent = self._asked.by_arm.total() + self._asked.failed
         self._asking_since_s = self._clock.monotonic_s()
+        await self.score_what_is_unscored(operation_id)
 
         async def ask(number: int) -> None:
             await self._ask(operation_id, number)
 
         await send_all(self._numbers(), self._arrivals, ask, self._clock, enough=lambda: over() or self._used_up())
         return self.counts
+
+    async def score_what_is_unscored(self, operation_id: str) -> None:
+        """Make up for scores that an earlier process did not come to write."""
+
+        def question_of(request_id: str) -> Question | None:
+            found = _numbered(operation_id, request_id)
+            return None if found is None else self._question(found[0])
+
+        await score_what_is_unscored(self._engine, operation_id, question_of)
+
+    def _question(self, number: int) -> Question:
+        """What request `number` asks."""
+        return self._questions[number % len(self._questions)]
 
     @property
     def counts(self) -> RequestCounts:
@@ -216,7 +250,7 @@ class Asking:
         )
 
     async def _ask(self, operation_id: str, number: int) -> None:
-        await self._send(operation_id, number, self._questions[number % len(self._questions)], f"question-{number}")
+        await self._send(operation_id, number, self._question(number), f"question-{number}")
 
     async def _send(self, operation_id: str, number: int, question: Question, unit_id: str, **how: Any) -> None:
         """Send one request; `number` is its own in the experiment, `how` goes to the engine."""
@@ -237,3 +271,4 @@ class Asking:
             self._asked.by_arm[completion.arm] += 1
             self._asked.tokens += completion.output_tokens
         self.tell("asking")
+        self.on_ended()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from abswitch.domain import Sampling, SwitchingStrategyType
@@ -15,9 +13,7 @@ from abswitch.errors import SwitchRefused
 from abswitch.experiments.ab_test import unfinished
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop
 from abswitch.experiments.asking import Asking, Progress, RequestBudget, RequestCounts
-from abswitch.experiments.environment import environment
 from abswitch.experiments.prompts import questions_of
-from abswitch.experiments.summary import SCHEMA_VERSION, to_json, write_atomically
 from abswitch.rollout.strategies import CanaryStrategy
 from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.status import OperationStatus
@@ -191,25 +187,3 @@ def _result(
         started_at_s=started_at_s,
         elapsed_s=time.time() - started_at_s,
     )
-
-
-def write_canary_summary(engine: SwitchingEngine, result: CanaryResult, folder: Path) -> Path:
-    """Write `summary.json` of a canary into a folder: verdict, moves, requests. docs/summary.md documents every key."""
-    status = result.handle.status
-    summary = {
-        "schema_version": SCHEMA_VERSION,
-        "design": "canary",
-        "experiment": result.experiment,
-        "operation_id": result.operation_id,
-        "model_id": status.model_id,
-        "started_at": datetime.fromtimestamp(result.started_at_s, UTC).isoformat(timespec="seconds"),
-        "elapsed_s": result.elapsed_s,
-        "versions": {"baseline": result.baseline, "candidate": result.candidate},
-        "verdict": result.to_dict(),
-        "requests": asdict(result.requests) | {"lost": result.requests.lost},
-        "operation": {"phase": status.phase, "promoted": status.promoted, "reason": status.reason},
-        "store": None if engine.store.path is None else str(engine.store.path),
-        "environment": environment(),
-    }
-    write_atomically(folder / "summary.json", to_json(summary))
-    return folder / "summary.json"

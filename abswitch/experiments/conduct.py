@@ -7,8 +7,9 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,16 +20,19 @@ from abswitch.errors import InvalidInput
 from abswitch.experiments import sources
 from abswitch.experiments.ab_test import run_ab_test, unfinished
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop, Poisson, Trace
+from abswitch.experiments.artifacts import keep_artifacts
 from abswitch.experiments.asking import Progress, RequestBudget
-from abswitch.experiments.canary import CanaryResult, run_canary, write_canary_summary
+from abswitch.experiments.canary import CanaryResult, run_canary
 from abswitch.experiments.environment import environment
 from abswitch.experiments.exits import exit_status
+from abswitch.experiments.overview import refresh
 from abswitch.experiments.paired import run_paired
-from abswitch.experiments.project import store_uri
+from abswitch.experiments.project import folder_or_address, store_uri
 from abswitch.experiments.prompts import Question
 from abswitch.experiments.publish import publish
 from abswitch.experiments.report import write_report
-from abswitch.experiments.runs import RunFolder, RunResult, last_good, working_on
+from abswitch.experiments.report_comparison import headline as headline_of
+from abswitch.experiments.runs import RunFolder, RunResult, last_good, result_of, working_on
 from abswitch.experiments.spec_parts import (
     Call,
     CanaryDesign,
@@ -46,8 +50,12 @@ from abswitch.experiments.trial import ExperimentResult
 from abswitch.experiments.watch import regressions, send_alerts, watched
 from abswitch.records import RunRecord
 from abswitch.rollout.strategies import CanaryStrategy
+from abswitch.serving.router import candidate_name
 from abswitch.serving.status import OperationStatus
 from abswitch.settings import ModelSwitchingConfig
+from abswitch.stats import Decision
+from abswitch.stats.family import overall
+from abswitch.store.tracking import TrackedDataset
 
 Result = ExperimentResult | CanaryResult
 _DESIGNS: Mapping[str, Callable[..., Awaitable[ExperimentResult]]] = {
@@ -56,6 +64,8 @@ _DESIGNS: Mapping[str, Callable[..., Awaitable[ExperimentResult]]] = {
     "switchback": run_switchback,
 }
 _JUDGES = "judge-"
+KERNEL_WAIT_S = 60.0
+"""How long the kernel of a killed command may take to go away."""
 
 
 class Experiment:
@@ -72,7 +82,7 @@ class Experiment:
         self.run = run if isinstance(run, RunFolder) else RunFolder(run)
         self.spec = self.run.spec
         self.project = self.run.project
-        self._lock = self.run.held("kernel", 60.0)
+        self._held = AsyncExitStack()
 
     # --- before -----------------------------------------------------------------------------------------------------
 
@@ -100,12 +110,19 @@ class Experiment:
             SwitchRefused: another process works on this run.
             InvalidInput, SwitchFailed: a version cannot be registered, or the baseline does not come to serve.
         """
-        self._lock.__enter__()
-        working_on(self.run)
-        _ = self.questions
-        engine = self._engine()
-        await asyncio.to_thread(self._register, engine)
-        await self._serve(engine)
+        self._held.enter_context(self.run.held("kernel", KERNEL_WAIT_S))
+        try:
+            working_on(self.run)
+            _ = self.questions
+            engine = self._engine()
+            self._held.push_async_callback(engine.aclose)
+            await asyncio.to_thread(self._register, engine)
+            if self.spec.engine.register_in_mlflow:
+                await asyncio.to_thread(engine.registry.export_to_mlflow, self.spec.model_id)
+            await self._serve(engine)
+        except BaseException:
+            await self._held.aclose()  # so that the cell can be run again
+            raise
         return engine
 
     def _engine(self) -> SwitchingEngine:
@@ -119,6 +136,7 @@ class Experiment:
             store=self.run.path / "evidence.duckdb",
             scorers=scorers,
             mlflow=None if uri is None else store_uri(uri, self.project),
+            wandb=folder_or_address(spec.engine.wandb, self.project),
             record_text=spec.engine.record_text,
             backends={
                 name: sources.call(made.function, made.arguments, self.project, field=f"engine.backends.{name}")
@@ -133,7 +151,7 @@ class Experiment:
         return f"{_JUDGES}{self.spec.model_id}"
 
     def _register(self, engine: SwitchingEngine) -> None:
-        models = {self.spec.model_id: dict(self.spec.versions)}
+        models = {self.spec.model_id: dict(self.spec.all_versions)}
         if self.spec.judge is not None:
             models[self._judge_model] = {"judge": self.spec.judge.version}
         known = set(engine.registry.list_models())
@@ -173,10 +191,19 @@ class Experiment:
             if not operation.phase.is_final:
                 await engine.abort_switch(operation.operation_id)
 
+    @property
+    def _candidates(self) -> tuple[str, ...]:
+        return tuple(self.spec.candidates)
+
+    @property
+    def arm_names(self) -> dict[str, str]:
+        """Arm → version, as `ProgressView` takes it."""
+        return {"stable": self.spec.baseline} | {candidate_name(i): name for i, name in enumerate(self._candidates)}
+
     def _switch(self, engine: SwitchingEngine) -> Any:
         kinds = {"canary": SwitchingStrategyType.CANARY, "randomised": SwitchingStrategyType.AB_TEST}
         kind = kinds.get(self.spec.design.kind)  # the other designs move no traffic before their end
-        return None if kind is None else unfinished(engine, self.spec.model_id, self.spec.candidate, kind)
+        return None if kind is None else unfinished(engine, self.spec.model_id, self._candidates[0], kind)
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -205,7 +232,8 @@ class Experiment:
         else:
             run = _DESIGNS[spec.design.kind]
             compared = {"metrics": spec.metrics, "alpha": spec.alpha}
-            result = await run(engine, spec.candidate, self.questions, **compared, **fields, **shared)
+            candidate = self._candidates if spec.arms else spec.candidate
+            result = await run(engine, candidate, self.questions, **compared, **fields, **shared)
         self.run.update(operation_id=result.operation_id)
         return result
 
@@ -223,36 +251,46 @@ class Experiment:
         status = result.handle.status
         if status.finished or not self.spec.policy.apply:
             return status
-        decision = result.decision if isinstance(result, CanaryResult) else str(result.verdict.decision)
+        if isinstance(result, CanaryResult):
+            return await result.handle.keep(f"verdict: {result.decision}")
+        decision = overall(result.verdicts)
         reason = f"verdict: {decision}"
-        return await (result.handle.promote(reason) if decision == "ship" else result.handle.keep(reason))
+        return await (result.promote(reason) if decision is Decision.SHIP else result.keep(reason))
 
     # --- after ------------------------------------------------------------------------------------------------------
 
-    async def report(self, engine: SwitchingEngine, result: Result) -> Path | None:
+    async def report(self, engine: SwitchingEngine, result: Result) -> Path:
         """Write the page, and publish to MLflow where the spec names a store.
 
         Returns:
-            The page; None for a canary, whose moves are in `summary.json`.
+            The page.
         """
-        if isinstance(result, CanaryResult):
-            write_canary_summary(engine, result, self.run.path)
-            return None
         status = result.handle.status
         moved_by = result.handle.moved_by
         switch = switch_timing(engine, moved_by) if status.promoted and moved_by is not None else None
         facts = {"run": self.run.state.run_id, "spec digest": self.run.state.spec_digest, **self.run.state.cell}
         await engine.scored()
         if engine.tracking is not None:
-            publish(engine, result)
+            publish(engine, result, dataset=self._dataset())
             await asyncio.to_thread(engine.tracking.flush, 120.0)
         page = await asyncio.to_thread(write_report, engine, result, self.run.path, switch=switch, extra=facts)
         if engine.tracking is not None:
-            publish(engine, result, report=page)
+            publish(engine, result, report=page, dataset=self._dataset())
+        run_id, operation_id = self.run.state.run_id, result.operation_id
+        await keep_artifacts(engine, self.run.path, run_id=run_id, operation_id=operation_id)
         return page
 
+    def _dataset(self) -> TrackedDataset:
+        return TrackedDataset(
+            name=f"{self.spec.name} prompts",
+            source=self.spec.prompts.model_dump(mode="json"),
+            digest=_digest(self.questions),
+            rows=len(self.questions),
+        )
+
     async def finish(self, engine: SwitchingEngine, result: Result, *, report: Path | None = None) -> RunResult:
-        """Write the run's result, compare it with the last good run, tell whoever is to be told.
+        """Write the run's result, compare it with the last good run, tell whoever is to be told, and rewrite the page
+        over all runs.
 
         Args:
             report: the page that was written.
@@ -261,44 +299,53 @@ class Experiment:
         record = self._record(told, result.operation_id)
         await asyncio.wrap_future(engine.store.run(record))
         if told.alerts and self.spec.watch is not None:
-            await asyncio.to_thread(send_alerts, told.experiment, told.run_id, told.alerts, self.spec.watch)
+            send = partial(send_alerts, told.experiment, told.alerts, self.spec.watch, run_id=told.run_id)
+            told = replace(told, not_posted=await asyncio.to_thread(send))
         self.run.finish(told)
+        await asyncio.to_thread(refresh, self.run.path.parent.parent)
         return told
 
     async def close(self, engine: SwitchingEngine) -> None:
         """Stop the engine and let go of the run."""
         await engine.aclose()
-        self._lock.__exit__(None, None, None)
+        await self._held.aclose()
 
     def _result(self, result: Result, report: Path | None) -> RunResult:
         state, canary = self.run.state, isinstance(result, CanaryResult)
-        said = result if isinstance(result, CanaryResult) else result.verdict
-        decision = str(said.decision)
+        decision, headline, reasons = _said(result)
         told = RunResult(
             run_id=state.run_id,
             experiment=self.spec.name,
             exit_status=0,
             decision=decision,
-            headline=said.headline,
-            reasons=tuple(said.reasons),
+            headline=headline,
+            reasons=reasons,
             requests={**asdict(result.requests), "lost": result.requests.lost},
             started_at_s=state.started_at_s,
             ended_at_s=time.time(),
             report=None if report is None else str(report),
             watched=None if canary else watched(result),  # type: ignore[arg-type]  # not a canary's, then
         )
-        alerts = self._alerts(told)
-        status = exit_status(decision, success=self.spec.success, regressed=bool(alerts))
-        return replace(told, exit_status=int(status), alerts=alerts)
+        told = self._held_against_before(told)
+        status = exit_status(decision, success=self.spec.success, regressed=bool(told.alerts))
+        return replace(told, exit_status=int(status))
 
-    def _alerts(self, told: RunResult) -> tuple[str, ...]:
-        watch = self.spec.watch
+    def _held_against_before(self, told: RunResult) -> RunResult:
+        """What the regression watch says to it."""
+        watch, reports = self.spec.watch, self.run.path.parent.parent
         if watch is None or told.watched is None:
-            return ()
-        good = last_good(self.spec.name, self.run.path.parent.parent, before=self.run.path.name)
-        if good is None or good.result is None:
-            return ()
-        return tuple(map(str, regressions(told.watched, good.result, self.spec.metrics, watch)))
+            return told
+        if watch.against is not None:
+            good = result_of(self.spec.name, reports, watch.against)
+            if good is None:
+                lost = f"there is no result of run {watch.against}, which the watch compares with"
+                return replace(told, alerts=(lost,))
+        else:
+            good = last_good(self.run, reports)
+            if good is None:
+                return told
+        found = regressions(told.watched, good, self.spec.metrics, watch)
+        return replace(told, alerts=tuple(map(str, found)), compared_with=good.run_id)
 
     def _record(self, told: RunResult, operation_id: str) -> RunRecord:
         return RunRecord(
@@ -315,6 +362,17 @@ class Experiment:
             started_at_s=told.started_at_s,
             ended_at_s=told.ended_at_s,
         )
+
+
+def _said(result: Result) -> tuple[str, str, tuple[str, ...]]:
+    """Decision, headline and reasons; of several candidates those of all together."""
+    if isinstance(result, CanaryResult):
+        return result.decision, result.headline, tuple(result.reasons)
+    decision = str(overall(result.verdicts))
+    if len(result.verdicts) == 1:
+        return decision, result.verdict.headline, tuple(result.verdict.reasons)
+    told = (f"{version}: {verdict.headline}" for version, verdict in result.verdicts.items())
+    return decision, headline_of(result), tuple(told)
 
 
 def _digest(questions: tuple[Question, ...]) -> str:

@@ -1,20 +1,43 @@
-"""The worst answers of a test, for people who want to see what the numbers are made of."""
+"""The worst answers of an experiment, for people who want to see what the numbers are made of.
+
+Only what was recorded can be shown: without recorded prompts there is nothing here, error messages included.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from abswitch.engine import SwitchingEngine
-from abswitch.experiments.ab_test import ABTestResult
+from abswitch.experiments.canary import CanaryResult
+from abswitch.experiments.subject import Arm, Result, Subject
+from abswitch.rollout.strategies import CanaryStrategy
 
-_WORST = """
-SELECT r.prompt, r.output, r.error_type, r.error_message, r.total_s, s.value
-FROM requests r LEFT JOIN scores s ON s.request_id = r.request_id AND s.scorer = $scorer
-WHERE r.operation_id = $operation AND r.arm = $arm AND NOT r.fallback AND r.prompt IS NOT NULL
-    AND r.admitted_at_s <= $until AND coalesce(r.error_type, '') <> 'Cancelled'
-    AND (r.error_type IS NOT NULL OR $of_scores = (s.value IS NOT NULL))
-ORDER BY r.error_type IS NULL, $sign * s.value, r.total_s DESC, r.request_id
+_SCORED = """
+WITH scored AS (
+    SELECT request_id, arg_max(value, scored_at_s) AS value FROM scores WHERE scorer = $scorer GROUP BY request_id
+), answers AS (
+    SELECT r.*, s.value AS score FROM requests r LEFT JOIN scored s USING (request_id)
+    WHERE operation_id = $operation AND NOT fallback AND admitted_at_s <= $until
+        AND coalesce(error_type, '') <> 'Cancelled'
+)
+"""
+_WORST = f"""{_SCORED}
+SELECT prompt, output, error_type, error_message, total_s, score FROM answers
+WHERE list_contains($arms, arm) AND prompt IS NOT NULL
+    AND (error_type IS NOT NULL OR $of_scores = (score IS NOT NULL))
+ORDER BY error_type IS NULL, $sign * score, total_s DESC, request_id
+LIMIT $most
+"""
+_PAIRS = f"""{_SCORED}
+, sides AS (SELECT *, coalesce(pair_id, request_id) AS pair FROM answers)
+SELECT a.prompt, a.output, a.error_type, a.error_message, a.total_s, a.score,
+    b.prompt, b.output, b.error_type, b.error_message, b.total_s, b.score
+FROM sides a JOIN sides b USING (pair)
+WHERE a.arm = 'stable' AND b.arm IN ('candidate', 'shadow') AND a.prompt IS NOT NULL
+ORDER BY b.error_type IS NULL, $sign * (b.score - a.score) NULLS LAST, $sign * b.score NULLS LAST,
+    b.total_s DESC, pair
 LIMIT $most
 """
 _LONGEST = 2000
@@ -31,41 +54,71 @@ class Example:
     total_s: float
 
 
-def worst_examples(engine: SwitchingEngine, result: ABTestResult, arm: str, *, most: int = 5) -> tuple[Example, ...]:
-    """Failed requests first, then the answers that scored worst by the primary metric, then the slowest.
+def scorer_of(engine: SwitchingEngine, result: Result) -> tuple[str, int]:
+    """What answers are ordered by, and +1 where more of it is better, −1 where less: the primary metric, or a canary's
+    first guardrail, where that is a scorer; else an empty name."""
+    if not isinstance(result, CanaryResult):
+        primary = result.plan.primary
+        name = primary.columns[0] if len(primary.columns) == 1 else ""
+        return (name, primary.sign) if name in engine.scorers else ("", 1)
+    strategy = engine.switcher.operation(result.operation_id).strategy
+    rails = strategy.guardrails if isinstance(strategy, CanaryStrategy) else ()
+    for rail in rails:
+        if rail.metric in engine.scorers:
+            return rail.metric, -1 if (rail.max, rail.max_ratio) != (None, None) else 1
+    return "", 1
+
+
+def worst_examples(
+    engine: SwitchingEngine, subject: Subject, arm: Arm, scorer: tuple[str, int], *, most: int = 5
+) -> tuple[Example, ...]:
+    """Failed requests first, then the answers that scored worst, then the slowest.
 
     Args:
-        arm: `stable` or `candidate`.
+        scorer: see `scorer_of`.
         most: how many.
 
     Returns:
         Nothing where the engine was not asked to record text.
     """
-    primary = result.plan.primary
-    scorer = primary.columns[0] if len(primary.columns) == 1 else ""
-    rows = engine.query(
-        _WORST,
-        {
-            "operation": result.operation_id,
-            "arm": arm,
-            "scorer": scorer,
-            "of_scores": scorer in engine.scorers,
-            "sign": primary.sign,
-            "until": result.started_at_s + result.elapsed_s,
-            "most": most,
-        },
-    )
-    return tuple(_example(*row) for row in rows.itertuples(index=False, name=None))
+    asked = _asked(subject, scorer, most) | {"arms": [arm.name, *arm.others], "of_scores": bool(scorer[0])}
+    return tuple(_example(*row) for row in engine.store.rows(_WORST, asked))
+
+
+def worst_pairs(
+    engine: SwitchingEngine, subject: Subject, scorer: tuple[str, int], *, most: int = 5
+) -> tuple[tuple[Example, Example], ...]:
+    """Of a paired design: prompts that the candidate failed at, then those where it lost most against the baseline.
+
+    Returns:
+        The baseline's answer and the candidate's; nothing where the engine was not asked to record text.
+    """
+    rows = engine.store.rows(_PAIRS, _asked(subject, scorer, most))
+    return tuple((_example(*row[:6]), _example(*row[6:])) for row in rows)
+
+
+def _asked(subject: Subject, scorer: tuple[str, int], most: int) -> dict[str, Any]:
+    return {
+        "operation": subject.operation_id,
+        "until": subject.ended_at_s,
+        "scorer": scorer[0],
+        "sign": scorer[1],
+        "most": most,
+    }
 
 
 def _example(
-    prompt: str, output: str | None, error_type: object, error_message: object, total_s: float, score: float | None
+    prompt: str | None,
+    output: str | None,
+    error_type: str | None,
+    error_message: str | None,
+    total_s: float,
+    score: float | None,
 ) -> Example:
-    failed = isinstance(error_type, str)
     return Example(
-        prompt=_cut(prompt),
-        output=None if failed or not isinstance(output, str) else _cut(output),
-        error=f"{error_type}: {error_message}" if failed else None,
+        prompt=_cut(prompt or ""),
+        output=None if error_type is not None or output is None else _cut(output),
+        error=None if error_type is None else f"{error_type}: {_cut(error_message or '')}",
         score=None if score is None or math.isnan(score) else float(score),
         total_s=float(total_s),
     )

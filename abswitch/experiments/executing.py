@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,9 @@ from typing import Any, TextIO
 
 from abswitch.errors import InvalidInput
 from abswitch.experiments.exits import ExitStatus
+
+_INPUT_ERRORS = frozenset({InvalidInput.__name__, *(cls.__name__ for cls in InvalidInput.__subclasses__())})
+"""What abswitch raises for what a user gave; papermill tells names of errors alone."""
 
 
 class NotExecuted(Exception):
@@ -70,7 +74,8 @@ def execute(
                 progress_bar={"desc": title, "file": terminal},
             )
     except papermill.PapermillExecutionError as error:
-        raise NotExecuted(_failed_cell(error, executed, log)) from error
+        status = ExitStatus.BAD_SPEC if error.ename in _INPUT_ERRORS else ExitStatus.FAILED
+        raise NotExecuted(_failed_cell(error, executed, log), status) from error
     except CellTimeoutError as error:
         raise NotExecuted(
             f"a cell took longer than {cell_timeout_s} s; the notebook up to there: {executed}", ExitStatus.TIMED_OUT
@@ -78,6 +83,16 @@ def execute(
     except DeadKernelError as error:
         raise NotExecuted(
             f"the notebook's kernel died, perhaps for want of memory; see {executed} and {log}"
+        ) from error
+    except KeyboardInterrupt:
+        # A task of nbclient's own ends with the kernel; nobody asks it how, which asyncio would report at length.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
+    except RuntimeError as error:
+        if "respond" not in str(error) and "replying" not in str(error):  # jupyter_client's, for both of which it has
+            raise
+        raise NotExecuted(
+            f"the notebook's kernel did not start within {start_timeout_s} s ({error}); see {log}", ExitStatus.TIMED_OUT
         ) from error
     except NoSuchKernel as error:
         raise NotExecuted(f"{error}; install ipykernel into this environment") from error

@@ -1,7 +1,8 @@
-"""Live traffic under a switchback or a bandit, compared by the design that drew it; and `run_bandit`."""
+"""Live traffic under an A/B test, a switchback or a bandit, compared by the design that drew it; and `run_bandit`."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 from abswitch.domain import Sampling, SwitchingStrategyType
 from abswitch.engine import SwitchingEngine
 from abswitch.errors import InvalidInput, SwitchRefused
+from abswitch.experiments.ab_test import result_of
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop
 from abswitch.experiments.asking import NO_LIMIT, Asking, Progress, RequestBudget, RequestCounts
 from abswitch.experiments.prompts import questions_of
-from abswitch.experiments.trial import ExperimentResult, Trial, counts_of, stored_plan, verdict_of
+from abswitch.experiments.trial import ExperimentResult, Trial, counts_of, verdict_of
+from abswitch.looking import Looks, plan_of
 from abswitch.rollout.strategies import BanditStrategy, SwitchbackStrategy
 from abswitch.serving.handle import SwitchHandle
-from abswitch.stats import AnalysisPlan, Metric
-from abswitch.stats.plan import BANDIT, SWITCHBACK
+from abswitch.stats import AnalysisPlan, FamilyPlan, Metric
+from abswitch.stats.plan import BANDIT, RANDOMISED, SWITCHBACK
 from abswitch.store.evidence import check_columns
 from abswitch.store.joint_evidence import check_metrics
 
@@ -69,20 +72,28 @@ def bandit_plan(
 
 
 async def compare_live(engine: SwitchingEngine, operation_id: str) -> ExperimentResult:
-    """Compare the traffic of a switch by the strategy `switchback` or `bandit`, by the plan it was started with.
+    """Compare the traffic of a switch by `ab_test`, `switchback` or `bandit`, by the plan it was started with.
+
+    Of an A/B test this is the last look, whether its plan has ended it or it still goes on.
 
     Raises:
         InvalidInput: no such operation, one of another strategy, or one that was started without a plan.
     """
     started_at_s = time.time()
     status = engine.operation_status(operation_id)
-    kinds = (SwitchingStrategyType.SWITCHBACK, SwitchingStrategyType.BANDIT)
+    kinds = (SwitchingStrategyType.AB_TEST, SwitchingStrategyType.SWITCHBACK, SwitchingStrategyType.BANDIT)
     if status.strategy not in kinds:
         raise InvalidInput("operation_id", operation_id, f"a switch by {' or '.join(kinds)}; this is {status.strategy}")
-    rows = engine.store.rows("SELECT body FROM plans WHERE operation_id = ?", (operation_id,))
-    if not rows:
+    plan = plan_of(engine.store, operation_id)
+    if plan is None:
         raise InvalidInput("operation_id", operation_id, "a switch that was started with a plan")
-    return await _verdict(engine, operation_id, stored_plan(rows[0][0]), counts_of(engine, operation_id), started_at_s)
+    counts = counts_of(engine, operation_id)
+    if isinstance(plan, FamilyPlan) or plan.design == RANDOMISED:
+        await engine.scored()
+        standing = await asyncio.to_thread(lambda: Looks(engine.store, operation_id, plan).close())
+        handle = SwitchHandle(engine, operation_id)
+        return result_of(handle, plan, standing, experiment=None, counts=counts, started_at_s=started_at_s)
+    return await _verdict(engine, operation_id, plan, counts, started_at_s)
 
 
 async def _verdict(

@@ -268,6 +268,9 @@ class PairAsking(Asking):
         pairs = range(self.total // 2)
         return (n for n in pairs if any(2 * n + side not in self._asked.ended for side in self.sides))
 
+    def _question(self, number: int) -> Question:
+        return self._questions[number // 2]
+
     async def _ask(self, operation_id: str, number: int) -> None:
         how = {"seed": self._coin(f"seed\0{number}") % _SEEDS} if self._draws else {}
         for side in self.order(number):

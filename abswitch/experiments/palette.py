@@ -18,7 +18,7 @@ GOOD = "#00755a"
 BAD = "#b3261e"
 OPEN = "#8a6100"
 
-_OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#B8860B")
+OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#B8860B")
 
 
 def color_of_arm(arm: str) -> str:
@@ -29,5 +29,5 @@ def color_of_arm(arm: str) -> str:
 def colors_of_versions(baseline: str, candidate: str, others: Iterable[str] = ()) -> dict[str, str]:
     """Version → colour; versions outside the comparison get the remaining colours in order, again and again."""
     rest = (version for version in others if version not in (baseline, candidate))
-    extra = {version: _OTHERS[i % len(_OTHERS)] for i, version in enumerate(rest)}
+    extra = {version: OTHERS[i % len(OTHERS)] for i, version in enumerate(rest)}
     return {baseline: BASELINE, candidate: CANDIDATE} | extra

@@ -30,5 +30,10 @@ def store_uri(uri: str, folder: Path) -> str | None:
     return f"{_SQLITE}{folder / path}"
 
 
+def folder_or_address(target: str | None, folder: Path) -> str | None:
+    """A place for results with a relative folder made absolute, from `folder`; None for an empty one."""
+    return (target or None) if not target or "://" in target else str(folder / target)
+
+
 def _nearest(folder: Path) -> Path | None:
     return next((each for each in (folder, *folder.parents) if (each / "pyproject.toml").is_file()), None)

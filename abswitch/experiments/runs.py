@@ -23,8 +23,8 @@ from typing import Any, Self
 
 from abswitch.errors import InvalidInput, SwitchRefused
 from abswitch.experiments.exits import ExitStatus
+from abswitch.experiments.files import to_json, write_atomically
 from abswitch.experiments.spec import ExperimentSpec, spec_of
-from abswitch.experiments.summary import to_json, write_atomically
 
 _ORPHAN_S = 60.0
 
@@ -40,6 +40,7 @@ class RunState:
         operation_id: of its switch; None before it began.
         status: `running`, `finished`, or `failed` (the next attempt goes on).
         pid: of the process that works on it, or last did.
+        occasion: what it is for, e.g. one occurrence of a schedule; empty for a run that somebody asked for.
     """
 
     run_id: str
@@ -53,6 +54,7 @@ class RunState:
     operation_id: str | None = None
     status: str = "running"
     pid: int | None = None
+    occasion: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,9 @@ class RunResult:
         reasons: sentences, the decisive one first.
         requests: sent, answered, failed, lost.
         alerts: what the regression watch found, one line each.
+        watched: what a later run is compared with, see `abswitch.experiments.watch.watched`.
+        compared_with: the run that the watch held this one against; None where there was none.
+        not_posted: why the alerts did not reach the webhook; None where they did, or there is none.
     """
 
     run_id: str
@@ -78,6 +83,8 @@ class RunResult:
     report: str | None = None
     alerts: tuple[str, ...] = ()
     watched: Mapping[str, Any] | None = None
+    compared_with: str | None = None
+    not_posted: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -162,19 +169,32 @@ class RunFolder:
 
 
 def open_run(
-    spec: ExperimentSpec, *, reports: Path, project: Path, cell: Mapping[str, Any] | None = None, fresh: bool = False
+    spec: ExperimentSpec,
+    *,
+    reports: Path,
+    project: Path,
+    cell: Mapping[str, Any] | None = None,
+    fresh: bool = False,
+    occasion: str = "",
 ) -> RunFolder:
     """The run to work on: the latest unfinished one of the same spec, or a new one.
 
     Args:
         reports: folder of all reports.
         fresh: a new one in any case.
+        occasion: the run of this occasion instead, also when it has finished; a new one where there is none.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    if not fresh and (left := unfinished_run(spec, reports)) is not None:
-        return left
+    with _alone_in(reports / spec.name):  # of two commands at once one opens the run, and the other finds it
+        left = None
+        if not fresh:
+            left = _run_for(occasion, spec, cell or {}, reports) if occasion else unfinished_run(spec, reports)
+        return left or _new_run(spec, reports, project, cell or {}, occasion)
+
+
+def _new_run(spec: ExperimentSpec, reports: Path, project: Path, cell: Mapping[str, Any], occasion: str) -> RunFolder:
     now = datetime.now(UTC)
     digest = spec.digest()
     folder = _new_folder(reports / spec.name, f"{now:%Y%m%dT%H%M%S}Z-{digest[:8]}")
@@ -183,16 +203,25 @@ def open_run(
         experiment=spec.name,
         spec_digest=digest,
         project=str(project),
-        cell=dict(cell or {}),
+        cell=dict(cell),
         started_at_s=time.time(),
+        occasion=occasion,
     )
     write_atomically(folder / "spec.json", to_json(spec.to_plain()))
     write_atomically(folder / "run.json", to_json(asdict(state)))
     return RunFolder(folder)
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".opening.lock", timeout=_ORPHAN_S):
+        yield
+
+
 def _new_folder(parent: Path, name: str) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
     for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
         try:
             (parent / f"{name}{suffix}").mkdir()
@@ -211,6 +240,15 @@ def unfinished_run(spec: ExperimentSpec, reports: Path) -> RunFolder | None:
     return None
 
 
+def _run_for(occasion: str, spec: ExperimentSpec, cell: Mapping[str, Any], reports: Path) -> RunFolder | None:
+    """The latest run for the occasion: a finished one whatever became of the spec since, or one to go on with."""
+    for run in runs_of(spec.name, reports):
+        state = run.state
+        if state.occasion == occasion and state.cell == dict(cell):
+            return run if run.result is not None or state.spec_digest == spec.digest() else None
+    return None
+
+
 def runs_of(experiment: str, reports: Path) -> Iterator[RunFolder]:
     """The runs of an experiment, the latest first."""
     folder = reports / experiment
@@ -219,13 +257,21 @@ def runs_of(experiment: str, reports: Path) -> Iterator[RunFolder]:
             yield RunFolder(path)
 
 
-def last_good(experiment: str, reports: Path, *, before: str) -> RunFolder | None:
-    """The latest run that ended with success, older than the run named."""
-    for run in runs_of(experiment, reports):
-        found = run.result
-        if run.path.name < before and found is not None and found.exit_status == ExitStatus.SUCCESS:
-            return run
+def last_good(now: RunFolder, reports: Path) -> RunResult | None:
+    """What the latest run that ended with success found, older than this one and of the same cell of the matrix."""
+    state = now.state
+    for run in runs_of(state.experiment, reports):
+        if run.path.name < now.path.name and run.state.cell == state.cell:
+            found = run.result
+            if found is not None and found.exit_status == ExitStatus.SUCCESS:
+                return found
     return None
+
+
+def result_of(experiment: str, reports: Path, run_id: str) -> RunResult | None:
+    """What a run found; None where there is no such run, or it has not finished."""
+    path = reports / experiment / run_id / "result.json"
+    return RunResult.read(path) if Path(run_id).name == run_id and path.is_file() else None
 
 
 def working_on(run: RunFolder) -> RunState:

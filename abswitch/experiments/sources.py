@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from abswitch import checks
 from abswitch.errors import InvalidInput
 from abswitch.experiments.prompts import Question, questions_of
 from abswitch.experiments.spec_parts import (
@@ -59,6 +60,13 @@ def _items(source: Prompts, project: Path) -> Iterable[Any]:
     return _dataset(source, project)
 
 
+def at_hand(source: Prompts, project: Path) -> bool:
+    """Whether the prompts can be read without running anybody's code, or fetching anything."""
+    return not isinstance(source, GeneratedPrompts | DatasetPrompts) or (
+        isinstance(source, DatasetPrompts) and (project / source.path).is_dir()
+    )
+
+
 def _is_pair(item: object) -> bool:
     return isinstance(item, list) and len(item) == 2 and all(isinstance(part, str) for part in item)
 
@@ -69,7 +77,18 @@ def rows_of(path: Path, kind: str) -> Iterator[Row]:
     Args:
         kind: `jsonl`, `csv`, `parquet` or `arrow` (the stream that `datasets` saves).
     """
-    return {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "arrow": _arrow}[kind](path)
+    return _readable({"jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "arrow": _arrow}[kind](path), path, kind)
+
+
+def _readable(rows: Iterator[Row], path: Path, kind: str) -> Iterator[Row]:
+    """The same rows; what the readers of files raise becomes an error that names the file."""
+    try:
+        yield from rows
+    except InvalidInput:
+        raise
+    except Exception as error:  # csv's, DuckDB's, Arrow's and Unicode's errors have no common base
+        said = str(error).strip().splitlines()
+        raise InvalidInput(str(path), "what cannot be read", f"a {kind} file ({said[0] if said else error})") from error
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -193,12 +212,21 @@ def call(reference: str, arguments: Mapping[str, Any], project: Path, *, field: 
     Raises:
         InvalidInput: there is no such function, or it does not take these arguments.
     """
+    return fitting(reference, arguments, project, field=field)(**arguments)
+
+
+def fitting(reference: str, arguments: Mapping[str, Any], project: Path, *, field: str) -> Callable[..., Any]:
+    """The function that is named, which takes these arguments.
+
+    Raises:
+        InvalidInput: there is no such function, or it does not take them.
+    """
     function = function_of(reference, project, field=field)
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise InvalidInput(f"{field}.arguments", dict(arguments), f"those of {reference} ({error})") from error
-    return function(**arguments)
+    return function
 
 
 def function_of(reference: str, project: Path, *, field: str) -> Callable[..., Any]:
@@ -238,7 +266,7 @@ def read_instants(path: Path) -> tuple[float, ...]:
     instants = []
     for number, row in enumerate(rows, start=1):
         try:
-            instants.append(float(row["at_s"]))
+            instants.append(checks.number("at_s", float(row["at_s"])))
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(
                 f"load.path ({path.name}, row {number})", dict(row), "a number in column at_s"

@@ -6,10 +6,10 @@ The strings below fields are their descriptions in the JSON Schema.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, get_args
-from zoneinfo import ZoneInfo
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,7 @@ from pydantic import (
 
 from abswitch.domain import Sampling
 from abswitch.errors import InvalidInput
+from abswitch.experiments.schedules.occurrences import check_cron, check_zone
 from abswitch.rollout.judging import Guardrail
 from abswitch.stats.metrics import Metric, metric_of, metric_to_dict
 
@@ -33,6 +34,7 @@ Text = Annotated[str, Field(min_length=1)]
 Reference = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Whole = Annotated[int, Field(ge=1)]
 Above0 = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Percent = Annotated[float, Field(gt=0.0, le=100.0)]
 FreeForm = dict[str, Any]
 DECISIONS = ("ship", "keep", "equivalent", "inconclusive", "invalid", "promote", "hold", "roll back")
@@ -134,7 +136,8 @@ class Fields(Strict):
     reference: Text | None = None
     """The right answer; a column `reference` is used where there is one, unless another is named."""
     unit_id: Text | None = None
-    """What is randomised (a user, a session); each prompt is a unit of its own without it."""
+    """What is randomised (a user, a session); a column `unit_id` is used where there is one, unless another is named.
+    Each prompt is a unit of its own without it."""
 
 
 class _Prompts(Strict):
@@ -185,6 +188,22 @@ class RandomisedDesign(Strict):
 
     kind: Literal["randomised"] = "randomised"
     traffic_percentage: Percent = 50.0
+    evaluation: Literal["sequential", "group_sequential", "fixed"] = "sequential"
+    """When results are read: at any time, until the rules decide; at a few planned looks; or once, at the end."""
+    look_every: Whole | None = None
+    """Of `sequential`: requests between two looks; a fiftieth of the units without it, and 20 at least."""
+    looks: Annotated[int, Field(ge=2, le=100)] | None = None
+    """Of `group_sequential`: how many; 5 without it."""
+    spending: Literal["obrien-fleming", "pocock", "power"] | None = None
+    """Of `group_sequential`: how the error rate is spent over the looks; `obrien-fleming` without it."""
+
+    @model_validator(mode="after")
+    def _of_its_evaluation(self) -> RandomisedDesign:
+        belongs = {"look_every": "sequential", "looks": "group_sequential", "spending": "group_sequential"}
+        for name, evaluation in belongs.items():
+            if getattr(self, name) is not None and self.evaluation != evaluation:
+                raise ValueError(f"{name} belongs to evaluation {evaluation}; this is {self.evaluation}")
+        return self
 
 
 class PairedDesign(Strict):
@@ -281,6 +300,16 @@ class MatchesScorer(Strict):
     pattern: Text
     name: Name = "matches"
     full: bool = False
+    """The whole answer has to match."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _readable(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"a regular expression ({error})") from error
+        return pattern
 
 
 class FunctionScorer(Strict):
@@ -301,8 +330,17 @@ class JudgeSpec(Strict):
     template: Text | None = None
     """May hold {prompt}, {output} and {reference}; the scorer's default without it."""
     name: Name = "judge"
-    low: float = 0.0
-    high: float = 1.0
+    low: Finite = 0.0
+    high: Finite = 1.0
+    """The scale; a reply outside it is a failed score, not a grade."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> JudgeSpec:
+        if self.template is not None and "{output}" not in self.template:
+            raise InvalidInput("judge.template", self.template, "text that contains {output}")
+        if not self.low < self.high:
+            raise InvalidInput("judge.high", self.high, f"above low ({self.low:g})")
+        return self
 
 
 class Policy(Strict):
@@ -340,9 +378,19 @@ class EngineSpec(Strict):
     record_text: bool = True
     mlflow: str | None = None
     """Store or server to publish to; none without it."""
+    register_in_mlflow: bool = False
+    """Keep MLflow's model registry in step: versions, aliases, and the verdict that made the champion."""
+    wandb: str | None = None
+    """Folder or server of Weights & Biases to publish to; none without it."""
     backends: dict[Name, Call] = {}
     """Further backends by name: functions that return an instance factory."""
     max_cached_models: Whole = 5
+
+    @model_validator(mode="after")
+    def _somewhere_to_register(self) -> EngineSpec:
+        if self.register_in_mlflow and not self.mlflow:
+            raise ValueError("a store or server in engine.mlflow, as register_in_mlflow is true")
+        return self
 
 
 class ScheduleSpec(Strict):
@@ -354,7 +402,7 @@ class ScheduleSpec(Strict):
     missed: Literal["run_once", "skip"] = "run_once"
     """After the host was off: run once, or wait for the next time."""
     grace_minutes: Above0 = 15.0
-    """With `skip`: a start this late still counts as on time."""
+    """With `skip`: a start this late still counts as on time. The host looks once a minute."""
     retries: Annotated[int, Field(ge=0, le=10)] = 0
     """After an error (exit status of 64 or more); verdicts are never retried."""
     backoff_s: Above0 = 60.0
@@ -364,23 +412,19 @@ class ScheduleSpec(Strict):
     @field_validator("cron")
     @classmethod
     def _readable(cls, cron: str) -> str:
-        from datetime import UTC, datetime
-
-        from cronsim import CronSim, CronSimError
-
         try:
-            next(CronSim(cron, datetime.now(UTC)))
-        except (CronSimError, StopIteration) as error:
-            raise ValueError(f"a cron expression of five fields ({error or 'it never comes'})") from error
+            check_cron(cron)
+        except InvalidInput as error:
+            raise ValueError(error.allowed) from error
         return cron
 
     @field_validator("time_zone")
     @classmethod
     def _known(cls, zone: str) -> str:
         try:
-            ZoneInfo(zone)
-        except (KeyError, ValueError, OSError) as error:
-            raise ValueError("a time zone such as Europe/Berlin") from error
+            check_zone(zone)
+        except InvalidInput as error:
+            raise ValueError(error.allowed) from error
         return zone
 
 
@@ -389,7 +433,9 @@ class WatchSpec(Strict):
 
     metrics: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """Which of the spec's metrics; the primary and the guardrails without it."""
-    arms: tuple[Literal["baseline", "candidate"], ...] = ("candidate",)
+    arms: Annotated[tuple[Literal["baseline", "candidate"], ...], Field(min_length=1)] = ("candidate",)
+    against: Text | None = None
+    """Id of a run to compare with each time. Without it, it is the last good one, and small losses may add up."""
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01
     webhook_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] | None = None
     """Environment variable that holds the address alerts are posted to; addresses do not belong into specs."""

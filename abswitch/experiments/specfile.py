@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from abswitch.errors import InvalidInput
+from abswitch.experiments.overriding import cells_of, overridden, words_of
 from abswitch.experiments.spec import ExperimentSpec, spec_of
 
 SCHEMA = Path(__file__).with_name("spec.schema.json")
@@ -31,10 +33,18 @@ class PlannedRun:
 
 def schema() -> Plain:
     """The JSON Schema of a spec file, as shipped in `spec.schema.json`."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **ExperimentSpec.model_json_schema(by_alias=True),
-    }
+    made: Plain = _closed(ExperimentSpec.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def _closed(node: Any) -> Any:
+    """The same, where a mapping whose names follow a pattern has no other names, which pydantic leaves unsaid."""
+    if isinstance(node, list):
+        return [_closed(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    closed = {key: _closed(value) for key, value in node.items()}
+    return closed | {"additionalProperties": False} if "patternProperties" in closed else closed
 
 
 def schema_text() -> str:
@@ -65,9 +75,7 @@ def planned_runs(path: Path | str, overrides: Mapping[str, Any] | None = None) -
     whole = spec_of(plain, where=str(path))
     if not whole.matrix:
         return (PlannedRun(spec=whole, cell={}),)
-    cells = [dict(zip(whole.matrix, values, strict=True)) for values in itertools.product(*whole.matrix.values())]
-    if not cells:
-        raise InvalidInput(f"{path}: matrix", dict(whole.matrix), "at least one value for each field")
+    cells = cells_of(whole.matrix, f"{path}: matrix")
     bare = {key: value for key, value in plain.items() if key != "matrix"}
     return tuple(
         PlannedRun(spec=spec_of(overridden(bare, cell, "matrix"), where=f"{path}, {words_of(cell)}"), cell=cell)
@@ -75,9 +83,20 @@ def planned_runs(path: Path | str, overrides: Mapping[str, Any] | None = None) -
     )
 
 
-def words_of(cell: Mapping[str, Any]) -> str:
-    """A matrix's combination in one line."""
-    return ", ".join(f"{name}={value}" for name, value in cell.items())
+class _Loader(yaml.SafeLoader):
+    """YAML without surprises: no key twice, and `1e-3` is a number as in JSON."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+\Z"), list("-+0123456789")
+)
 
 
 def read_plain(path: Path | str) -> Plain:
@@ -86,59 +105,13 @@ def read_plain(path: Path | str) -> Plain:
     Raises:
         InvalidInput: it is not YAML, or no mapping; names the line.
     """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """YAML without surprises: no key twice."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value]
-            for key, value in node.value:
-                if keys.count(key.value) > 1:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key.value!r} is there twice", value.start_mark
-                    )
-            return super().construct_mapping(node, deep)
-
-    text = Path(path).read_text(encoding="utf-8")
     try:
-        plain = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise InvalidInput(str(path), "a file that cannot be read", " ".join(str(error).split())) from error
+        plain = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput(str(path), "what is no YAML", f"YAML in UTF-8 ({' '.join(str(error).split())})") from error
     if not isinstance(plain, dict):
         raise InvalidInput(str(path), plain, "a mapping with the fields of an experiment")
     return plain
-
-
-def overridden(plain: Mapping[str, Any], overrides: Mapping[str, Any], where: str = "-p") -> Plain:
-    """A copy with fields replaced; whether the result is a spec is for `spec_of` to say.
-
-    Raises:
-        InvalidInput: a path leads through something that has no fields.
-    """
-    changed = copy.deepcopy(dict(plain))
-    for path, value in overrides.items():
-        _set(changed, path.split("."), value, f"{where} {path}")
-    return changed
-
-
-def _set(inside: Any, path: Sequence[str], value: Any, where: str) -> None:
-    for position, part in enumerate(path):
-        last = position == len(path) - 1
-        if isinstance(inside, list):
-            if not part.isdigit() or int(part) >= len(inside):
-                raise InvalidInput(where, part, f"a number below {len(inside)}")
-            key: Any = int(part)
-        elif isinstance(inside, dict):
-            key = part
-            if not last and inside.get(key) is None:
-                inside[key] = {}
-        else:
-            raise InvalidInput(where, value, f"a field that exists: {'.'.join(path[:position])} has no fields")
-        if last:
-            inside[key] = value
-        else:
-            inside = inside[key]
 
 
 def override_of(text: str) -> tuple[str, Any]:
@@ -147,12 +120,10 @@ def override_of(text: str) -> tuple[str, Any]:
     Raises:
         InvalidInput: there is no `=`, or the value is not YAML.
     """
-    import yaml
-
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise InvalidInput("-p", text, "key=value, e.g. load.concurrency=8")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:
-        raise InvalidInput(f"-p {key}", value, "a YAML value") from error
+        raise InvalidInput(f"-p {key}", value, f"a YAML value ({' '.join(str(error).split())})") from error

@@ -3,99 +3,131 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
+from importlib.resources import files as package_files
 from typing import Any
 
 from abswitch.engine import SwitchingEngine
 from abswitch.experiments.ab_test import ABTestResult
+from abswitch.experiments.canary import CanaryResult
+from abswitch.experiments.conditions import conditions_of
 from abswitch.experiments.environment import environment
+from abswitch.experiments.looks import curves_of
+from abswitch.experiments.stages import arms_of_canary, split_of, steps_of
+from abswitch.experiments.subject import Result, Subject, subject_of
 from abswitch.experiments.timing import SwitchTiming
+from abswitch.serving.router import candidate_name
 from abswitch.stats.comparison import finite
 from abswitch.stats.metrics import metric_to_dict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+SCHEMA = "summary.schema.json"
 
 
 def summary_of(
     engine: SwitchingEngine,
-    result: ABTestResult,
+    result: Result,
     *,
     switch: SwitchTiming | None,
     extra: Mapping[str, Any],
     created_at_s: float,
+    files: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """One experiment as JSON values.
+    """One experiment as JSON values; the same keys for every design.
 
     Args:
         switch: timing of the promotion that followed; None when there was none.
         extra: whatever else is to be kept; must be JSON values, floats that are not finite become None.
         created_at_s: seconds since the epoch.
+        files: names of what lies beside it.
     """
-    operation, verdict, plan = result.handle.status, result.verdict, result.plan
-    path = engine.store.path
+    subject = subject_of(result)
+    operation, path = result.handle.status, engine.store.path
+    found = _of_canary(engine, subject, result) if isinstance(result, CanaryResult) else _of_comparison(result)
     summary: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "experiment": result.operation_id,
-        "operation_id": result.operation_id,
-        "model_id": operation.model_id,
-        "created_at": datetime.fromtimestamp(created_at_s, UTC).isoformat(timespec="seconds"),
-        "started_at": datetime.fromtimestamp(result.started_at_s, UTC).isoformat(timespec="seconds"),
+        "design": subject.design,
+        "experiment": subject.experiment,
+        "operation_id": subject.operation_id,
+        "model_id": subject.model_id,
+        "created_at": _iso(created_at_s),
+        "started_at": _iso(subject.started_at_s),
         "elapsed_s": result.elapsed_s,
-        "versions": {
-            role: _version(engine, operation.model_id, version)
-            for role, version in (("baseline", plan.baseline), ("candidate", plan.candidate))
-        },
-        "n": {role: arm.analysed for role, arm in result.evidence.arms},
-        "arms": {role: arm.to_dict() for role, arm in result.evidence.arms},
-        "verdict": verdict.to_dict(),
-        "plan": plan.to_dict(),
-        "estimates": [
-            metric_to_dict(metric) | {"comparison": verdict.comparisons[metric.name].to_dict()}
-            for metric in plan.metrics
-            if metric.name in verdict.comparisons
-        ],
+        "versions": {arm.role: _version(engine, subject.model_id, arm.version) for arm in subject.arms},
+        **found,
+        "strategy": _strategy(engine, subject.operation_id),
+        "looks": [curve.to_dict() for curve in curves_of(engine, subject.operation_id)],
+        **conditions_of(engine, subject).to_dict(),
         "requests": asdict(result.requests) | {"lost": result.requests.lost},
         "switch": None if switch is None else asdict(switch),
         "operation": {"phase": operation.phase, "promoted": operation.promoted, "reason": operation.reason},
-        "plan_digest": verdict.plan_digest,
         "store": None if path is None else str(path),
-        "tracking": _tracking(engine, result.operation_id),
+        "tracking": _tracking(engine, subject.operation_id),
         "environment": environment(),
+        "files": list(files),
         "extra": dict(extra),
     }
     plain: dict[str, Any] = finite(summary)
     return plain
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file at once: a reader sees the old content or the new, also when this process is killed meanwhile."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(temporary).unlink()
-        raise
+def schema() -> dict[str, Any]:
+    """The JSON Schema of `summary.json`, as shipped beside this module."""
+    text = package_files("abswitch.experiments").joinpath(SCHEMA).read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
-def to_json(summary: Mapping[str, Any]) -> bytes:
-    """Readable JSON, without NaN.
+def _of_comparison(result: ABTestResult) -> dict[str, Any]:
+    verdict, plan = result.verdict, result.plan
+    others = (found for version, found in result.all_evidence.items() if version != plan.candidate)
+    arms = dict(result.evidence.arms) | {candidate_name(i): one.candidate for i, one in enumerate(others, start=1)}
+    return {
+        "n": {role: arm.analysed for role, arm in arms.items()},
+        "arms": {role: arm.to_dict() for role, arm in arms.items()},
+        "verdict": verdict.to_dict(),
+        "verdicts": {version: one.to_dict() for version, one in result.verdicts.items()},
+        "winner": result.winner,
+        "plan": plan.to_dict(),
+        "plan_digest": verdict.plan_digest,
+        "estimates": [
+            metric_to_dict(metric) | {"comparison": verdict.comparisons[metric.name].to_dict()}
+            for metric in plan.metrics
+            if metric.name in verdict.comparisons
+        ],
+        "steps": [],
+        "moves": [],
+    }
 
-    Raises:
-        TypeError, ValueError: something in it is no JSON value.
-    """
-    return (json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+def _of_canary(engine: SwitchingEngine, subject: Subject, result: CanaryResult) -> dict[str, Any]:
+    arms, steps = arms_of_canary(engine, subject), steps_of(engine, result)
+    ratio = split_of(engine, subject)
+    said = {key: value for key, value in result.to_dict().items() if key != "moves"}
+    return {
+        "n": {role: arm["analysed"] for role, arm in arms.items()},
+        "arms": arms,
+        "verdicts": {},
+        "winner": result.candidate if result.decision == "promote" else None,
+        "verdict": said | {"sample_ratio": None if ratio is None else ratio.to_dict()},
+        "plan": None,
+        "plan_digest": None,
+        "estimates": [],
+        "steps": [step.to_dict() for step in steps],
+        "moves": [asdict(move) for move in result.moves],
+    }
+
+
+def _strategy(engine: SwitchingEngine, operation_id: str) -> dict[str, Any] | None:
+    """How the switch moved traffic; None for a trial, which moves none."""
+    rows = engine.store.rows("SELECT strategy, strategy_config FROM operations WHERE operation_id = ?", (operation_id,))
+    return {"type": rows[0][0], **json.loads(rows[0][1])} if rows else None
+
+
+def _iso(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds")
 
 
 def _tracking(engine: SwitchingEngine, operation_id: str) -> dict[str, Any] | None:

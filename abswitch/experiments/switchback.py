@@ -147,6 +147,7 @@ def _order(experiment: str | None, blocks: int) -> tuple[str, ...]:
 async def _take_turns(trial: Trial, asking: BlockAsking, *, in_place: bool) -> RequestCounts:
     engine, model = trial.engine, trial.model_id
     asking.take_up(trial.trial_id)
+    await asking.score_what_is_unscored(trial.trial_id)
     for index, arm in enumerate(trial.plan.blocks):
         if asking.is_whole(index):
             continue
@@ -237,18 +238,17 @@ class BlockAsking(Asking):
         place = Placement(
             operation_id=trial_id, arm=arm, step=index, pair_id=f"{trial_id}-block-{index:04d}-{attempt:03d}"
         )
-        stride = self._each if self._block_s is None else _MOST
         began_s = self._clock.monotonic_s()
 
         def elapsed_s() -> float:
             return self._clock.monotonic_s() - began_s
 
         async def ask(j: int) -> None:
-            question = self._questions[self._position(index, j)]
+            number = index * self._stride + j
+            question = self._question(number)
             if j < self._warmup_requests or elapsed_s() < self._warmup_s:
                 await self._warm_up(question, version)
                 return
-            number = index * stride + j
             self._asked.attempts[number] = attempt
             await self._send(trial_id, number, question, f"question-{number}", version=version, placement=place)
 
@@ -260,8 +260,13 @@ class BlockAsking(Asking):
     def _of_a_block(self) -> Iterator[int]:
         return iter(range(self._each)) if self._block_s is None else iter(count())
 
-    def _position(self, index: int, j: int) -> int:
-        return index * self._each + j if self._block_s is None else j % len(self._questions)
+    @property
+    def _stride(self) -> int:
+        """Numbers of a block's requests begin at its index times this."""
+        return self._each if self._block_s is None else _MOST
+
+    def _question(self, number: int) -> Question:
+        return self._questions[number if self._block_s is None else number % _MOST % len(self._questions)]
 
     async def _warm_up(self, question: Question, version: str) -> None:
         """A request that takes part in no comparison."""

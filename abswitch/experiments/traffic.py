@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abswitch.engine import SwitchingEngine
-from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.chart import WIDE_IN, Chart
 from abswitch.experiments.palette import FAILED, GRID, INK, colors_of_versions
+from abswitch.experiments.subject import Result, Subject, subject_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,27 +35,30 @@ FROM routes WHERE model_id = $model AND committed_at_s >= $since GROUP BY epoch,
 """
 _IDLE_S = 2.0
 _BINS = 70
+_MOST_POINTS = 250
+"""Of a distribution's curve; more cannot be told apart, and make a page heavy."""
 
 
-def latency_chart(engine: SwitchingEngine, result: ABTestResult, *, width_in: float = WIDE_IN) -> Chart:
+def latency_chart(engine: SwitchingEngine, result: Result | Subject, *, width_in: float = WIDE_IN) -> Chart:
     """How many of each version's answers came within how many milliseconds, from request to last token.
 
     Only what the comparison counts: answered requests of the test, without fallbacks.
     """
-    until_s = result.started_at_s + result.elapsed_s  # what is asked after the verdict is not part of the test
-    rows = engine.query(_LATENCY, {"operation": result.operation_id, "until": until_s})
-    versions = (result.plan.baseline, result.plan.candidate)
+    subject = result if isinstance(result, Subject) else subject_of(result)
+    # What is asked after the verdict is not part of the test.
+    rows = engine.query(_LATENCY, {"operation": subject.operation_id, "until": subject.ended_at_s})
+    versions = subject.versions
     samples = {v: np.sort(rows.loc[rows["version"] == v, "latency_ms"].to_numpy(dtype=float)) for v in versions}
     samples = {version: values for version, values in samples.items() if values.size}
     what = "Share of answers complete within a time, in milliseconds from request to last token; dots: 50 % and 95 %"
     chart = Chart(_latency_finding(samples), what, plot_in=2.6, width_in=width_in)
     axes = chart.plot_area(left_in=0.45, bottom_in=0.36)
-    colors = colors_of_versions(*versions)
+    colors = colors_of_versions(subject.baseline, subject.candidate, versions)
     for version, values in samples.items():
         _draw_distribution(axes, version, values, colors[version])
     axes.set_ylim(0.0, 1.03)
     axes.set_yticks([0.0, 0.25, 0.5, 0.75, 0.95], ["0 %", "25 %", "50 %", "75 %", "95 %"])
-    axes.set_xlabel("milliseconds")
+    axes.set_xlabel("milliseconds", labelpad=1)
     if samples:
         slowest = max(values[-1] for values in samples.values())
         fastest = min(values[0] for values in samples.values())
@@ -79,7 +82,9 @@ def _ms(values: Floats) -> str:
 
 def _draw_distribution(axes: Axes, version: str, values: Floats, color: str) -> None:
     shares = np.arange(1, values.size + 1) / values.size
-    axes.step(values, shares, where="post", color=color, linewidth=1.8, label=f"{version} ({values.size:,} answers)")
+    shown = np.unique(np.linspace(0, values.size - 1, min(values.size, _MOST_POINTS)).round().astype(int))
+    label = f"{version} ({values.size:,} answers)"
+    axes.step(values[shown], shares[shown], where="post", color=color, linewidth=1.8, label=label)
     marks = [0.5, 0.95]
     axes.plot(np.quantile(values, marks, method="inverted_cdf"), marks, "o", color=color, markersize=5)
 
@@ -125,14 +130,15 @@ class BusyTime:
         return elapsed
 
 
-def traffic_chart(engine: SwitchingEngine, result: ABTestResult, *, width_in: float = WIDE_IN) -> Chart:
+def traffic_chart(engine: SwitchingEngine, result: Result | Subject, *, width_in: float = WIDE_IN) -> Chart:
     """Requests per second by the version that served them, from the first request of the test until now.
 
     Lines mark every change of the routes; pauses without requests are left out and marked.
     """
-    since = {"model": result.handle.status.model_id, "since": result.started_at_s}
+    subject = result if isinstance(result, Subject) else subject_of(result)
+    since = {"model": subject.model_id, "since": subject.started_at_s}
     rows, routes = engine.query(_TRAFFIC, since), engine.query(_ROUTES, since)
-    baseline, candidate = result.plan.baseline, result.plan.candidate
+    baseline, candidate = subject.baseline, subject.candidate
     failed = int(rows["failed"].sum())
     what = "Requests per second by the version that served them; dashed: the routes change; pauses are cut out"
     chart = Chart(_traffic_finding(rows["version"].tolist(), failed), what, plot_in=2.4, width_in=width_in)
@@ -173,7 +179,7 @@ def _draw_rates(axes: Axes, series: Sequence[tuple[str, str, Floats]], total_s: 
     base = np.zeros(_BINS)
     for label, color, instants in series:
         rates = np.histogram(instants, edges)[0] / width
-        axes.bar(edges[:-1], rates, width, bottom=base, align="edge", color=color, label=label, linewidth=0)
+        axes.stairs(base + rates, edges, baseline=base, fill=True, color=color, label=label, linewidth=0)
         base += rates
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(0.0, max(float(base.max()), 1.0) * 1.04)

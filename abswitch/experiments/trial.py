@@ -100,7 +100,7 @@ class Trial:
         if version not in (None, self.plan.candidate):
             raise InvalidInput("version", version, f"this trial's candidate: {self.plan.candidate}")
         wanted = self.versions[promote]
-        self.moved_by = await serve(self.engine, self.model_id, wanted, reason=reason)
+        self.moved_by = await serve(self.engine, self.model_id, wanted, reason=reason, experiment=self.trial_id)
         self.phase, self.since_mono_s = Phase.SUCCEEDED, time.monotonic()
         self.winner, self.reason = wanted if promote else None, reason
 
@@ -179,7 +179,13 @@ async def fit_together(engine: SwitchingEngine, model_id: str, candidate: str) -
 
 
 async def serve(
-    engine: SwitchingEngine, model_id: str, version: str, *, reason: str, in_place: bool = False
+    engine: SwitchingEngine,
+    model_id: str,
+    version: str,
+    *,
+    reason: str,
+    in_place: bool = False,
+    experiment: str | None = None,
 ) -> str | None:
     """Have a version serve alone; returns the id of the switch, None where it does already.
 
@@ -191,7 +197,8 @@ async def serve(
         return None
     together = not in_place and await fit_together(engine, model_id, version)
     way = ImmediateStrategy(in_place=in_place, drain_first=not together and not in_place)
-    handle = await engine.start_switch(version, way.type, way, model_id=model_id, reason=reason)
+    behind = {} if experiment is None else {"experiment": experiment}
+    handle = await engine.start_switch(version, way.type, way, model_id=model_id, reason=reason, metadata=behind)
     await handle.serving()
     await handle.done()
     return handle.operation_id

@@ -5,21 +5,38 @@ from __future__ import annotations
 import json
 import logging
 import os
-import urllib.error
-import urllib.request
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from abswitch.experiments.ab_test import ABTestResult
+from abswitch.errors import InvalidInput
 from abswitch.experiments.runs import RunResult
 from abswitch.experiments.spec_parts import WatchSpec
-from abswitch.stats import MarginOutcome, MeanSummary, Metric, RateSummary, RatioSummary, Role, harm_test
+from abswitch.experiments.trial import ExperimentResult
+from abswitch.serving.webhook import post
+from abswitch.stats import (
+    CovariateSummary,
+    MarginOutcome,
+    MeanSummary,
+    Metric,
+    MetricSummary,
+    QuantileSummary,
+    RateSummary,
+    RatioCovariateSummary,
+    RatioSummary,
+    Role,
+    harm_test,
+)
 from abswitch.stats.comparison import finite
+from abswitch.stats.kinds import observations
 
 log = logging.getLogger(__name__)
-_KINDS: Mapping[str, Any] = {cls.__name__: cls for cls in (MeanSummary, RateSummary, RatioSummary)}
+_FLAT: Mapping[str, Any] = {cls.__name__: cls for cls in (MeanSummary, RateSummary, RatioSummary, CovariateSummary)}
+_KINDS = frozenset({*_FLAT, QuantileSummary.__name__, RatioCovariateSummary.__name__})
 _POST_TIMEOUT_S = 10.0
+_ATTEMPTS = 4
+_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +60,31 @@ class Regression:
     against: str
 
     def __str__(self) -> str:
+        more = f"worse by more than {self.margin:g}" if self.margin else "worse"
         return (
             f"{self.metric} of the {self.arm} ({self.version}) is {self.now:.4g}, it was {self.before:.4g} in run "
-            f"{self.against}: worse by more than {self.margin:g} (difference {self.low:+.4g} to {self.high:+.4g})"
+            f"{self.against}: {more} (difference {self.low:+.4g} to {self.high:+.4g})"
         )
 
 
-def watched(result: ABTestResult) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """One metric of one arm that has no values any more."""
+
+    arm: str
+    version: str
+    metric: str
+    had: int
+    against: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} of the {self.arm} ({self.version}) has no values; "
+            f"in run {self.against} it was of {self.had:,}"
+        )
+
+
+def watched(result: ExperimentResult) -> dict[str, Any]:
     """What a later run is compared with: the summaries of both arms, as JSON values."""
     return {
         role: {
@@ -66,83 +101,131 @@ def watched(result: ABTestResult) -> dict[str, Any]:
 
 def regressions(
     now: Mapping[str, Any], good: RunResult, metrics: Sequence[Metric], watch: WatchSpec
-) -> tuple[Regression, ...]:
-    """Every watched metric that is worse than in the good run, by more than its margin, beyond chance.
+) -> tuple[Regression | Lost, ...]:
+    """Every watched metric that is worse than in the good run, by more than its margin, beyond chance; or that lost all
+    its values, which is never a success.
+
+    Both runs count as independent samples, which is careful where they asked the same prompts.
 
     Args:
         now: `watched` of the new run.
-        good: the last good run.
+        good: the run to compare with.
         metrics: the spec's.
 
     Returns:
-        In the order of arms and metrics. Metrics that either run has no values of are left out: an empty sample says
-        nothing, and the new run's verdict is `invalid` then.
+        In the order of arms and metrics. A metric that the good run did not have, or had as another kind, is left out,
+        and logged.
     """
-    found = []
+    found: list[Regression | Lost] = []
     for arm in watch.arms:
         before = (good.watched or {}).get(arm, {}).get("summaries", {})
-        for metric in _chosen(metrics, watch):
-            pair = before.get(metric.name), now[arm]["summaries"].get(metric.name)
-            if pair[0] is not None and pair[1] is not None and pair[0]["kind"] == pair[1]["kind"]:
-                found += _compared(arm, now[arm]["version"], metric, pair[0], pair[1], watch.alpha, good.run_id)
+        for metric in watched_metrics(metrics, watch):
+            finding = _held_against(metric, arm, before.get(metric.name), now[arm], watch.alpha, good.run_id)
+            found += [] if finding is None else [finding]
     return tuple(found)
 
 
-def _chosen(metrics: Sequence[Metric], watch: WatchSpec) -> list[Metric]:
-    if watch.metrics is None:
-        return [metric for metric in metrics if metric.role != Role.SECONDARY]
-    return [metric for metric in metrics if metric.name in watch.metrics]
+def watched_metrics(metrics: Sequence[Metric], watch: WatchSpec) -> list[Metric]:
+    """Those that are watched: the ones named, or else the primary and the guardrails. `Paired` ones have values of both
+    versions together only, which another run cannot be compared with."""
+    if watch.metrics is not None:
+        return [metric for metric in metrics if metric.name in watch.metrics]
+    return [metric for metric in metrics if metric.role != Role.SECONDARY and metric.kind != "paired"]
 
 
-def _compared(
-    arm: str, version: str, metric: Metric, before: Any, now: Any, alpha: float, against: str
-) -> list[Regression]:
-    comparison = metric.compare(_summary(before), _summary(now), alpha=alpha)
+def _held_against(
+    metric: Metric, arm: str, before: Mapping[str, Any] | None, now: Mapping[str, Any], alpha: float, against: str
+) -> Regression | Lost | None:
+    told = now["summaries"].get(metric.name)
+    try:
+        had = 0 if before is None else _count(before)
+        if before is None or not had:
+            log.info("%s of the %s is not watched yet: run %s had no values of it", metric.name, arm, against)
+            return None
+        if told is None or not _count(told):
+            return Lost(arm=arm, version=now["version"], metric=metric.name, had=had, against=against)
+        comparison = metric.compare(_summary(before), _summary(told), alpha=alpha)
+    except (InvalidInput, TypeError, KeyError) as error:  # the metric is another one by now, or the file is damaged
+        log.warning("%s of the %s cannot be compared with run %s: %s", metric.name, arm, against, error)
+        return None
+    if not comparison.attainable:
+        log.warning("%s of the %s cannot be compared with run %s: %s", metric.name, arm, against, comparison.why_not)
+        return None
     margin = metric.margin or 0.0
     if harm_test(comparison, direction=metric.direction, margin=margin).outcome is not MarginOutcome.SHOWN:
-        return []
-    return [
-        Regression(
-            arm=arm,
-            version=version,
-            metric=metric.name,
-            before=comparison.baseline.value,
-            now=comparison.candidate.value,
-            low=comparison.low,
-            high=comparison.high,
-            margin=margin,
-            against=against,
-        )
-    ]
+        return None
+    return Regression(
+        arm=arm,
+        version=now["version"],
+        metric=metric.name,
+        before=comparison.baseline.value,
+        now=comparison.candidate.value,
+        low=comparison.low,
+        high=comparison.high,
+        margin=margin,
+        against=against,
+    )
 
 
-def _summary(plain: Mapping[str, Any]) -> Any:
-    values = {name: float("nan") if value is None else value for name, value in plain.items() if name != "kind"}
-    return _KINDS[plain["kind"]](**values)
+def _count(plain: Mapping[str, Any]) -> int:
+    return observations(_summary(plain))
 
 
-def send_alerts(experiment: str, run_id: str, alerts: Sequence[str], watch: WatchSpec) -> bool:
-    """Log each alert, and post them to the webhook where the spec names one.
+def _summary(plain: Mapping[str, Any]) -> MetricSummary:
+    fields = {name: value for name, value in plain.items() if name != "kind"}
+    if plain["kind"] == QuantileSummary.__name__:
+        shares = fields.pop("shares")
+        sides = None if shares is None else tuple(RatioSummary(**_numbers(one)) for one in shares)
+        fields |= {name: tuple(fields[name]) for name in ("values", "counts")}
+        return QuantileSummary(**fields, shares=sides)  # type: ignore[arg-type]  # both sides, as they were written
+    if plain["kind"] == RatioCovariateSummary.__name__:
+        ratio = RatioSummary(**_numbers(fields.pop("ratio")))
+        return RatioCovariateSummary(ratio, **_numbers(fields))
+    summary: MetricSummary = _FLAT[plain["kind"]](**_numbers(fields))
+    return summary
+
+
+def _numbers(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: float("nan") if value is None else value for name, value in plain.items()}
+
+
+def send_alerts(
+    experiment: str, alerts: Sequence[str], watch: WatchSpec, *, run_id: str = "", headline: str = ""
+) -> str | None:
+    """Log each alert, and post them to the webhook where the spec names one; try again where that can help.
 
     The body is `{"text": …, "experiment": …, "run_id": …, "alerts": […]}`; `text` is what chat services show.
 
+    Args:
+        headline: in place of "… is worse than its last good run".
+
     Returns:
-        Whether everybody who was to be told was. A webhook that cannot be reached never fails the run.
+        Why they were not posted, None where they were or nobody is to be told. A webhook never fails a run.
     """
     for alert in alerts:
-        log.warning("regression in %s, run %s: %s", experiment, run_id, alert)
+        log.warning("%s %s: %s", experiment, run_id, alert)
     if watch.webhook_env is None or not alerts:
-        return True
+        return None
     address = os.environ.get(watch.webhook_env, "")
     if not address.startswith(("http://", "https://")):
-        log.error("the alerts of %s were not posted: %s holds no http address", experiment, watch.webhook_env)
-        return False
-    text = f"abswitch: {experiment} is worse than its last good run\n" + "\n".join(f"• {alert}" for alert in alerts)
-    body = {"text": text, "experiment": experiment, "run_id": run_id, "alerts": list(alerts)}
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=_POST_TIMEOUT_S):
-            return True
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        log.error("the alerts of %s were not posted: %s", experiment, error)
-        return False
+        problem: str | None = f"the environment has no http address in {watch.webhook_env}"
+    else:
+        first = headline or f"{experiment} is worse than its last good run"
+        text = f"abswitch: {first}\n" + "\n".join(f"• {alert}" for alert in alerts)
+        body = {"text": text, "experiment": experiment, "run_id": run_id, "alerts": list(alerts)}
+        problem = _posted(address, json.dumps(body).encode())
+    if problem is not None:
+        log.error("the alerts of %s were not posted: %s", experiment, problem)
+    return problem
+
+
+def _posted(address: str, content: bytes) -> str | None:
+    """Why it was not, after some attempts; an address may be secret, so it is not told."""
+    problem: str | None = None
+    for attempt in range(_ATTEMPTS):
+        problem, again = post(address, content, {}, timeout_s=_POST_TIMEOUT_S)
+        if problem is None or not again:
+            break
+        if attempt < _ATTEMPTS - 1:
+            threading.Event().wait(_PAUSE_S * 2.0**attempt)
+    return problem

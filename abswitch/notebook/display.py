@@ -101,21 +101,28 @@ class _ResultContent:
     result: ABTestResult
 
     def to_text(self) -> str:
-        return f"{self.result.verdict.in_words()}\n{self._counts}"
+        return f"{self.result.in_words()}\n{self._counts}"
 
     def to_html(self) -> str:
-        result = self.result
+        cards = "".join(map(self._candidate, self.result.verdicts.values()))
+        if len(self.result.verdicts) == 1:
+            return cards
+        winner = self.result.winner
+        told = "No candidate wins." if winner is None else f"{winner} wins."
+        return f'<div style="font-size:1.25em;font-weight:600;{_FONT}">{escape(told)}</div>{cards}'
+
+    def _candidate(self, verdict: Verdict) -> str:
         heads = (
             "metric",
-            f'<span style="color:{BASELINE}">●</span> {escape(result.plan.baseline)}',
-            f'<span style="color:{CANDIDATE}">●</span> {escape(result.plan.candidate)}',
+            f'<span style="color:{BASELINE}">●</span> {escape(verdict.baseline)}',
+            f'<span style="color:{CANDIDATE}">●</span> {escape(verdict.candidate)}',
             "difference",
             "margin",
             "finding",
         )
-        rows = "".join(map(_metric_row, readings_of(result.plan, result.verdict)))
+        rows = "".join(map(_metric_row, readings_of(self.result.plan, verdict)))
         return (
-            f"{_opening(result.verdict)}<div>{escape(result.verdict.reasons[0])}</div>"
+            f"{_opening(verdict)}<div>{escape(verdict.reasons[0])}</div>"
             f'<table style="border-collapse:collapse;margin:8px 0;{_FONT}"><thead><tr>'
             + "".join(f'<th style="{_CELL};font-weight:500">{head}</th>' for head in heads)
             + f"</tr></thead><tbody>{rows}</tbody></table><div>{escape(self._counts)}</div></div>"

@@ -11,6 +11,7 @@ from typing import Protocol, TextIO
 from abswitch.experiments.asking import Progress
 from abswitch.experiments.palette import BASELINE, FAILED, color_of_arm
 from abswitch.notebook.output import LiveOutput, Renderable, in_notebook
+from abswitch.stats import Verdict
 
 _MIN_INTERVAL_S = 0.1
 _LOG_STEPS = 10
@@ -72,13 +73,21 @@ class ProgressState:
         parts = [(self.names.get(arm, arm), self.progress.by_arm[arm], color_of_arm(arm)) for arm in arms]
         return parts + ([("failed", self.progress.failed, FAILED)] if self.progress.failed else [])
 
+    @property
+    def findings(self) -> list[str]:
+        """What the latest look found of each candidate's primary metric, with an interval that holds at all looks."""
+        verdicts = self.progress.verdicts
+        return [_finding(verdict, named=len(verdicts) > 1) for verdict in verdicts.values()]
+
     def to_text(self) -> str:
         """One line."""
         split = ", ".join(f"{label} {count:,}" for label, count, _ in self.parts)
-        return f"{self.progress.phase}: {self._counts}" + (f" · {split}" if split else "") + f" · {self._pace}"
+        found = "".join(f" · {finding}" for finding in self.findings)
+        return f"{self.progress.phase}: {self._counts}" + (f" · {split}" if split else "") + f" · {self._pace}{found}"
 
     def to_html(self) -> str:
         """A bar, split by arm, over a line of figures."""
+        found = "".join(f"<div>{escape(finding)}</div>" for finding in self.findings)
         legend = "".join(
             f'<span style="white-space:nowrap"><span style="color:{color}">■</span> {escape(label)} {count:,}</span>'
             for label, count, color in self.parts
@@ -88,7 +97,8 @@ class ProgressState:
             f'<div style="display:flex;justify-content:space-between;gap:1em"><strong>{escape(self.progress.phase)}'
             f"</strong><span>{self._counts}</span></div>{self._bar()}"
             '<div style="display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 1em">'
-            f'<span style="display:flex;flex-wrap:wrap;gap:0 1em">{legend}</span><span>{self._pace}</span></div></div>'
+            f'<span style="display:flex;flex-wrap:wrap;gap:0 1em">{legend}</span><span>{self._pace}</span></div>'
+            f"{found}</div>"
         )
 
     def _bar(self) -> str:
@@ -104,6 +114,17 @@ class ProgressState:
         pace = [] if self.rate_per_s is None else [f"{self.rate_per_s:,.0f} requests/s"]
         left = [] if self.remaining_s is None else [f"{duration(self.remaining_s)} left"]
         return " · ".join([*pace, *left, f"{duration(self.progress.elapsed_s)} elapsed"])
+
+
+def _finding(verdict: Verdict, *, named: bool) -> str:
+    found = verdict.comparisons.get(verdict.primary)
+    whose = f"{verdict.candidate}: " if named else ""
+    if found is None or not found.attainable:
+        return f"{whose}look {verdict.look}: nothing to tell yet"
+    return (
+        f"{whose}{verdict.primary} {found.estimate:+.3g} [{found.low:+.3g}, {found.high:+.3g}] at look {verdict.look}, "
+        f"{100 * (1 - found.alpha):.4g}% at all looks"
+    )
 
 
 def _bar(parts: Sequence[tuple[float, str]], done: float) -> str:
@@ -170,7 +191,7 @@ class ProgressView:
         if shown is None or progress.phase != shown.phase:
             return True
         if progress.done == progress.total:
-            return shown.done != progress.done
+            return shown.done != progress.done or shown.verdicts != progress.verdicts
         return progress.elapsed_s - shown.elapsed_s >= _MIN_INTERVAL_S
 
     def _rate(self, progress: Progress) -> float | None:

@@ -1,7 +1,7 @@
 """`simulate`: a strategy played over a world whose truth is known, on time that costs nothing. Pure.
 
 The machine is the one that switches real traffic; here its effects are answered at once, and the judge is given what
-arms of known error rate and latency would have shown by then.
+arms of known error rate and latency would have shown by then. `play` does the same with any other source of evidence.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from abswitch import checks
 from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import ArmMeasures, Judge, Judgement, Ruling, StepEvidence
 from abswitch.rollout.machine import step
 from abswitch.rollout.operation import Event, Operation
+from abswitch.rollout.seen import SeenArm
 from abswitch.rollout.strategies import Strategy
 
-_QUANTILES = {"latency_p50_s": 0.5, "latency_p95_s": 0.95}
 _ENOUGH = 100_000  # events of one operation; more means that it turns in a circle
 
 
@@ -86,62 +86,58 @@ class Simulated:
         hours: from its first exposure to its end.
         looks: judgements asked for.
         largest_share: that the candidate ever had, before a promotion, fraction 0–1.
+        ruling: the last judgement's; None where nobody was asked.
     """
 
     operation: Operation
     hours: float
     looks: int
     largest_share: float
+    ruling: Ruling | None = None
+
+
+class Arms(Protocol):
+    """Where the evidence of a played switch comes from."""
+
+    def begin(self, now_s: float) -> None:
+        """A stage begins: what is seen from now on belongs to it."""
+        ...
+
+    def look(self, now_s: float, share: float) -> tuple[ArmMeasures, ArmMeasures]:
+        """What `v1` and `v2` showed since the stage began, the candidate `v2` having this share.
+
+        Raises:
+            ArithmeticError: it cannot be had.
+        """
+        ...
 
 
 def simulate(
     strategy: Strategy, world: World, judge: Judge, rng: np.random.Generator, *, limit_s: float = 7 * 86_400.0
 ) -> Simulated:
     """Play one switch from `v1` to `v2` to its end, or for `limit_s` of its time."""
-    return _Play(strategy, world, judge, rng).run(limit_s)
+    return play(strategy, _WorldArms(world, rng), judge, limit_s=limit_s)
 
 
-@dataclass(slots=True)
-class _Seen:
-    """What an arm showed in a stage; latencies in ascending order."""
-
-    requests: int = 0
-    errors: int = 0
-    latencies_s: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-
-    def add(self, requests: int, errors: int, latencies_s: NDArray[np.float64]) -> None:
-        self.requests, self.errors = self.requests + requests, self.errors + errors
-        new = np.sort(latencies_s)
-        self.latencies_s = np.insert(self.latencies_s, np.searchsorted(self.latencies_s, new), new)
-
-    def measures(self, version: str) -> ArmMeasures:
-        if not self.requests:
-            return ArmMeasures(version=version)
-        n, latencies = len(self.latencies_s), self.latencies_s
-        return ArmMeasures(
-            version=version,
-            requests=self.requests,
-            errors=self.errors,
-            values={name: float(latencies[math.ceil(q * n) - 1]) for name, q in _QUANTILES.items()},
-            counts=dict.fromkeys(_QUANTILES, self.requests),
-            samples={name: (q, latencies) for name, q in _QUANTILES.items()},
-        )
+def play(strategy: Strategy, arms: Arms, judge: Judge, *, limit_s: float) -> Simulated:
+    """Play one switch from `v1` to `v2` to its end, or for `limit_s` of its time, over any evidence."""
+    return _Play(strategy, arms, judge).run(limit_s)
 
 
 class _Play:
-    def __init__(self, strategy: Strategy, world: World, judge: Judge, rng: np.random.Generator) -> None:
-        self._world, self._judge, self._rng = world, judge, rng
+    def __init__(self, strategy: Strategy, arms: Arms, judge: Judge) -> None:
+        self._arms, self._judge = arms, judge
         self._operation = Operation(operation_id="op", model_id="m", stable="v1", candidate="v2", strategy=strategy)
         self._events: list[tuple[float, int, Event]] = []
         self._order = count()
         self._now_s = 0.0
-        self._stage_began_s = 0.0
+        self._routed_s = self._stage_began_s = 0.0
         self._stage = -1
-        self._arms = {"v1": _Seen(), "v2": _Seen()}
+        self._seen = ArmMeasures(version="v1"), ArmMeasures(version="v2")
         self._earlier: list[tuple[float, ArmMeasures, tuple[ArmMeasures, ...]]] = []
         self._share = 0.0
-        self._seen_s = 0.0
         self._looks, self._largest = 0, 0.0
+        self._ruling: Ruling | None = None
 
     def run(self, limit_s: float) -> Simulated:
         self._put(0.0, ops.Start())
@@ -150,12 +146,17 @@ class _Play:
                 break
             self._now_s, _, event = heapq.heappop(self._events)
             if self._now_s > limit_s:
+                self._now_s = limit_s
                 break
             self._operation, effects = step(self._operation, event, self._now_s)
             for effect in effects:
                 self._carry_out(effect)
         return Simulated(
-            operation=self._operation, hours=self._now_s / 3600.0, looks=self._looks, largest_share=self._largest
+            operation=self._operation,
+            hours=self._now_s / 3600.0,
+            looks=self._looks,
+            largest_share=self._largest,
+            ruling=self._ruling,
         )
 
     def _put(self, delay_s: float, event: Event) -> None:
@@ -171,6 +172,7 @@ class _Play:
             case ops.Route(share=share, active=active):
                 if active == "v1":
                     self._largest = max(self._largest, share)
+                    self._routed_s = self._now_s
                 self._put(0.0, ops.Routed(epoch=epoch))
             case ops.Drain():
                 self._put(0.0, ops.Drained(epoch=epoch))
@@ -180,9 +182,9 @@ class _Play:
                 self._put(delay_s, ops.DeadlineElapsed())
             case ops.AskJudge():
                 self._looks += 1
-                self._put(0.0, ops.Judged(epoch=epoch, judgement=self._asked()))
-
-    # --- evidence ---------------------------------------------------------------------------------------------------
+                judgement = self._asked()
+                self._ruling = judgement.ruling
+                self._put(0.0, ops.Judged(epoch=epoch, judgement=judgement))
 
     def _asked(self) -> Judgement:
         """As the engine does it: a judge that cannot answer makes the step hold."""
@@ -195,9 +197,8 @@ class _Play:
         operation = self._operation
         if operation.stage != self._stage:
             self._begin(operation)
-        stable = self._arm("v1", self._world.stable, 1.0 - operation.share)
-        candidate = self._arm("v2", self._world.candidate, operation.share)
-        self._seen_s = self._now_s
+        self._seen = self._arms.look(self._now_s, operation.share)
+        stable, candidate = self._seen
         return StepEvidence(
             operation_id=operation.operation_id,
             stage=operation.stage,
@@ -205,25 +206,44 @@ class _Play:
             evaluation=operation.evaluation + 1,
             elapsed_s=self._now_s - self._stage_began_s,
             stable=stable,
-            candidates=(self._spoilt(candidate),),
+            candidates=(candidate,),
             earlier=tuple(self._earlier),
         )
 
     def _begin(self, operation: Operation) -> None:
         if self._stage >= 0:
-            stable, candidate = (seen.measures(version) for version, seen in self._arms.items())
+            stable, candidate = self._seen
             self._earlier.append((self._share, stable, (candidate,)))
-        self._stage, self._stage_began_s, self._share = operation.stage, operation.phase_since_s, operation.share
-        self._seen_s, self._arms = operation.phase_since_s, {"v1": _Seen(), "v2": _Seen()}
+        self._stage, self._stage_began_s, self._share = operation.stage, self._routed_s, operation.share
+        self._seen = ArmMeasures(version="v1"), ArmMeasures(version="v2")
+        self._arms.begin(self._routed_s)
 
-    def _arm(self, version: str, truth: Truth, share: float) -> ArmMeasures:
+
+class _WorldArms:
+    """Arms of a world whose truth is known."""
+
+    def __init__(self, world: World, rng: np.random.Generator) -> None:
+        self._world, self._rng = world, rng
+        self._arms = SeenArm(), SeenArm()
+        self._seen_s = 0.0
+
+    def begin(self, now_s: float) -> None:
+        self._arms, self._seen_s = (SeenArm(), SeenArm()), now_s
+
+    def look(self, now_s: float, share: float) -> tuple[ArmMeasures, ArmMeasures]:
+        truths = (self._world.stable, 1.0 - share), (self._world.candidate, share)
+        for arm, (truth, part) in zip(self._arms, truths, strict=True):
+            self._see(arm, truth, part, now_s)
+        self._seen_s = now_s
+        return self._arms[0].measures("v1"), self._spoilt(self._arms[1].measures("v2"))
+
+    def _see(self, arm: SeenArm, truth: Truth, share: float, now_s: float) -> None:
         """What the arm showed since the last look, on top of what it had shown in this stage before."""
-        seen = self._arms[version]
-        new = int(self._rng.poisson(self._world.requests_per_s * share * (self._now_s - self._seen_s)))
-        day = 1.0 + self._world.drift * (0.5 + 0.5 * math.sin(self._now_s * 2 * math.pi / 86_400.0))
-        seen.add(new, int(self._rng.binomial(new, truth.error_rate)),
-                 truth.latency_s * day * np.exp(truth.latency_sigma * self._rng.normal(size=new)))  # fmt: skip
-        return seen.measures(version)
+        new = int(self._rng.poisson(self._world.requests_per_s * share * (now_s - self._seen_s)))
+        day = 1.0 + self._world.drift * (0.5 + 0.5 * math.sin(now_s * 2 * math.pi / 86_400.0))
+        errors = int(self._rng.binomial(new, truth.error_rate))
+        latencies_s = truth.latency_s * day * np.exp(truth.latency_sigma * self._rng.normal(size=new))
+        arm.add(new, errors, {"latency": latencies_s})
 
     def _spoilt(self, arm: ArmMeasures) -> ArmMeasures:
         match self._world.outage:

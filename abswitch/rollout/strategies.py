@@ -233,7 +233,8 @@ class ABTestStrategy(_Strategy):
             `promote` or `keep`.
         arms: several candidates at once: version → share in percent; the stable version takes the rest. The switch's
             target must be one of them.
-        evaluation_period_minutes: how often a judge given to `start_switch` looks; None (the default) never.
+        evaluation_period_minutes: how often the judge given to `start_switch` looks, or without one the test's plan is
+            applied, and ends it with its verdict; None (the default) never.
 
     Raises:
         InvalidInput: a field is outside its range, or the shares exceed 100 %.

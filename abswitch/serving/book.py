@@ -152,7 +152,7 @@ class Book:
             lineage = self._models[model_id]
             every = [(version, True) for version in lineage.versions.values()]
             every += [(version, False) for version in lineage.gone.values()]
-            verdicts = {entry.version: entry.reason for entry in lineage.activations}
+            activated = {entry.version: entry for entry in lineage.activations}
             return ModelSnapshot(
                 model_id=model_id,
                 revision=len(lineage.entries),
@@ -161,7 +161,8 @@ class Book:
                         version=one,
                         tags=dict(lineage.tags.get(one.version, {})),
                         registered=registered,
-                        verdict=verdicts.get(one.version),
+                        verdict=activated[one.version].reason if one.version in activated else None,
+                        operation_id=activated[one.version].operation_id if one.version in activated else None,
                     )
                     for one, registered in sorted(every, key=lambda pair: pair[0].registered_at_s)
                 ),

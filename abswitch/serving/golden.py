@@ -27,14 +27,14 @@ TOKENS = 3
 an answer says little after the first token in which it differs."""
 _SAMPLING = Sampling(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
 MIN_AGREEMENT = 0.5
-"""Share of greedy tokens, up to the first that differs, below which answers count as another model's.
+"""Share of the greedy answers' text, up to the first difference, below which answers count as another model's.
 
 Batches of another size round differently, so that a near-tie may fall the other way and the rest of that answer with
 it; garbage agrees in next to nothing.
 """
 
 Answers = tuple[tuple[str, ...], ...]
-"""For each prompt the pieces of text, one per token."""
+"""For each prompt the pieces of text as they came."""
 ReferenceKey = tuple[str, str, str]
 """(model_id, version, weights digest or an empty text)."""
 
@@ -73,12 +73,12 @@ class GoldenPrompts:
         if agreed < MIN_AGREEMENT:
             raise LoadFailed(
                 f"{version} came back ({cached.path}) with other answers than its own: {agreed:.0%} of the golden "
-                f"prompts' tokens agree, at least {MIN_AGREEMENT:.0%} must; "
+                f"prompts' text agrees, at least {MIN_AGREEMENT:.0%} must; "
                 f"first {_shown(reference)}, now {_shown(answers)}"
             )
         if agreed < 1.0:
             log.info(
-                "%s came back (%s): %.0f %% of the golden prompts' tokens agree", version, cached.path, 100 * agreed
+                "%s came back (%s): %.0f %% of the golden prompts' text agrees", version, cached.path, 100 * agreed
             )
 
     def _first(self, version: ModelVersion, cached: CachedVersion, key: ReferenceKey, answers: Answers) -> None:
@@ -104,13 +104,18 @@ class GoldenPrompts:
 
 
 def agreement(reference: Answers, answers: Answers) -> float:
-    """Share of the reference's pieces that come again, each answer counted up to its first difference; 0–1."""
-    total = sum(map(len, reference))
-    agreed = sum(_common(was, now) for was, now in zip(reference, answers, strict=False))
+    """Share of the reference's text that comes again, each answer counted up to its first difference; 0–1.
+
+    By characters: under load an engine hands over several tokens as one piece, and the same answer in other pieces is
+    the same answer.
+    """
+    texts = [("".join(was), "".join(now)) for was, now in zip(reference, answers, strict=False)]
+    total = sum(max(len(was), 1) for was, _ in texts)
+    agreed = sum(max(len(was), 1) if was == now else _common(was, now) for was, now in texts)
     return agreed / total if total else 1.0
 
 
-def _common(was: tuple[str, ...], now: tuple[str, ...]) -> int:
+def _common(was: str, now: str) -> int:
     for index, (a, b) in enumerate(zip(was, now, strict=False)):
         if a != b:
             return index

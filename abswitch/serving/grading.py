@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from abswitch.clock import Clock
@@ -34,19 +34,30 @@ class Grader:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="abswitch-scorer") if self._threaded else None
         self.names = tuple(scorer.name for scorer in scorers)
 
-    def submit(self, sample: Sample) -> None:
-        """Score a sample; fast scorers at once, the others soon."""
+    def submit(self, sample: Sample, names: Collection[str] | None = None) -> None:
+        """Score a sample; fast scorers at once, the others soon.
+
+        Args:
+            names: of the scorers, all by default.
+        """
+        wanted = self.names if names is None else names
         for scorer in self._inline:
-            self._score(scorer, sample)
-        if self._threaded or self._awaited:
-            task = asyncio.get_running_loop().create_task(self._score_slowly(sample))
+            if scorer.name in wanted:
+                self._score(scorer, sample)
+        if any(scorer.name in wanted for scorer in (*self._threaded, *self._awaited)):
+            task = asyncio.get_running_loop().create_task(self._score_slowly(sample, wanted))
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
 
     async def idle(self) -> None:
-        """Wait until every sample submitted so far is scored."""
+        """Wait until nothing is left to score."""
         while self._waiting:
             await asyncio.wait(tuple(self._waiting))
+
+    async def caught_up(self) -> None:
+        """Wait until what was submitted before this call is scored, whatever comes meanwhile."""
+        if waiting := tuple(self._waiting):
+            await asyncio.wait(waiting)
 
     async def close(self) -> None:
         """Finish what was submitted."""
@@ -62,13 +73,15 @@ class Grader:
         else:
             self._scored(scorer, sample, value)
 
-    async def _score_slowly(self, sample: Sample) -> None:
+    async def _score_slowly(self, sample: Sample, wanted: Collection[str]) -> None:
         loop = asyncio.get_running_loop()
         for scorer in self._threaded:
-            await loop.run_in_executor(self._pool, self._score, scorer, sample)
+            if scorer.name in wanted:
+                await loop.run_in_executor(self._pool, self._score, scorer, sample)
         for scorer in self._awaited:
-            async with self._slots:
-                await self._score_awaited(scorer, sample)
+            if scorer.name in wanted:
+                async with self._slots:
+                    await self._score_awaited(scorer, sample)
 
     async def _score_awaited(self, scorer: Scorer, sample: Sample) -> None:
         try:

@@ -42,8 +42,10 @@ def default_judge(strategy: Strategy) -> SequentialJudge | ThresholdJudge | Band
     )
 
 
-def judgement_on(tally: StepTally) -> Callable[[Operation, Judge | None], Awaitable[Judgement]]:
-    """Ask the operation's judge, or its strategy's default one, about the step under way.
+def judgement_on(
+    tally: StepTally, by_plan: Callable[[Operation], Awaitable[Judgement]] | None = None
+) -> Callable[[Operation, Judge | None], Awaitable[Judgement]]:
+    """Ask the operation's judge, or its strategy's default one, about the step under way; else judge by its plan.
 
     A judge of the user's runs on a thread of its own and has `JUDGE_TIMEOUT_S`; whatever it raises, or anything but a
     `Judgement` as its answer, is an error, which makes the step hold.
@@ -51,6 +53,9 @@ def judgement_on(tally: StepTally) -> Callable[[Operation, Judge | None], Awaita
 
     async def ask(operation: Operation, given: Judge | None) -> Judgement:
         judge = given or default_judge(operation.strategy)
+        if judge is None and by_plan is not None:
+            async with asyncio.timeout(JUDGE_TIMEOUT_S):
+                return await by_plan(operation)
         if judge is None:
             raise InvalidInput("judge", None, "a judge, given to start_switch(judge=…); it is not kept over a restart")
         evidence = tally.evidence(operation)

@@ -8,7 +8,9 @@ import json
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from http.client import HTTPException
 from typing import Any
 
 from abswitch import checks
@@ -76,23 +78,34 @@ class WebhookSink:
                 raise WebhookFailed(f"{self._url}: {problem} ({attempt} attempt(s))")
 
     def _post(self, content: bytes) -> tuple[str | None, bool]:
-        """What went wrong, if anything, and whether another attempt could help."""
-        headers = {"Content-Type": "application/json", "User-Agent": "abswitch"}
+        headers = {}
         if self._secret is not None:
             headers[SIGNATURE_HEADER] = signature(self._secret, content, self._clock.wall_s())
-        request = urllib.request.Request(self._url, content, headers, method="POST")
-        try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s):
-                return None, False
-        except urllib.error.HTTPError as refused:
-            with refused:
-                return f"HTTP {refused.code}", refused.code >= 500 or refused.code in _RETRIED
-        except OSError as error:  # not reached, reset, timed out
-            return str(getattr(error, "reason", error)) or type(error).__name__, True
+        return post(self._url, content, headers, timeout_s=self._timeout_s)
 
     def close(self) -> None:
         """End a pause between attempts."""
         self._closed.set()
+
+
+def post(url: str, content: bytes, headers: Mapping[str, str], *, timeout_s: float) -> tuple[str | None, bool]:
+    """Post JSON, once.
+
+    Returns:
+        What went wrong, if anything, and whether another attempt could help.
+    """
+    sent = {"Content-Type": "application/json", "User-Agent": "abswitch", **headers}
+    try:
+        request = urllib.request.Request(url, content, sent, method="POST")
+        with urllib.request.urlopen(request, timeout=timeout_s):
+            return None, False
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return f"HTTP {refused.code}", refused.code >= 500 or refused.code in _RETRIED
+    except OSError as error:  # not reached, reset, timed out
+        return str(getattr(error, "reason", error)) or type(error).__name__, True
+    except (ValueError, HTTPException) as error:  # no address, or what answered speaks no HTTP
+        return str(error) or type(error).__name__, False
 
 
 def body(alert: Alert) -> dict[str, Any]:

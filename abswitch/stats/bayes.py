@@ -18,7 +18,7 @@ from scipy import optimize, special
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
-from abswitch.stats.comparison import finite
+from abswitch.stats.comparison import Comparison, finite
 from abswitch.stats.components import error_rate
 from abswitch.stats.means import Estimate, why_no_t
 from abswitch.stats.summaries import MeanSummary, RateSummary
@@ -66,6 +66,15 @@ class BayesianComparison:
         """Whether there is a result at all."""
         return self.why_not is None
 
+    def in_words(self) -> str:
+        """Chance to win and expected losses in one clause, with the label."""
+        if not self.attainable:
+            return f"{self.why_not} ({self.label})"
+        return (
+            f"chance to win {self.chance_to_win:.1%}, expected loss {self.loss_if_candidate:.2g} if the candidate is "
+            f"shipped and {self.loss_if_baseline:.2g} if the baseline is kept ({self.method}; {self.label})"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values; NaN and infinity become None."""
         plain: dict[str, Any] = finite(asdict(self) | {"attainable": self.attainable})
@@ -80,6 +89,7 @@ def beta_binomial(
     prior_successes: float = 1.0,
     prior_failures: float = 1.0,
     alpha: float = 0.05,
+    interval: bool = True,
 ) -> BayesianComparison:
     """Two rates with a beta prior on each: chance to win and expected loss, by quadrature, without chance.
 
@@ -87,6 +97,7 @@ def beta_binomial(
         direction: `increase` or `decrease`, whichever is better.
         prior_successes, prior_failures: of the beta prior, each above 0; 1 and 1, the default, are Bayes' uniform one.
         alpha: the credible interval has probability 1 − alpha; in (0, 0.5].
+        interval: False leaves the interval out (NaN), which takes nine tenths of the time.
 
     Returns:
         A `BayesianComparison`. An arm without trials counts with its prior, as Bayes has it, unless both are empty.
@@ -111,7 +122,7 @@ def beta_binomial(
     if not baseline.n and not candidate.n:
         return _nothing(BETA_BINOMIAL, alpha, baseline.n, candidate.n, "not attainable: neither arm has a trial")
     a, b = (_Beta(prior[0] + one.successes, prior[1] + one.n - one.successes) for one in (baseline, candidate))
-    low, high = (_difference_quantile(a, b, p) for p in (alpha / 2, 1 - alpha / 2))
+    low, high = (_difference_quantile(a, b, p) if interval else math.nan for p in (alpha / 2, 1 - alpha / 2))
     above, below = _excess(b, a), _excess(a, b)  # of the candidate over the baseline, and the other way round
     wins = _chance_above(b, [a])
     return BayesianComparison(
@@ -182,6 +193,31 @@ def normal_posterior(
         chance_to_win=float(special.ndtr(sign * centre / spread)),
         loss_if_candidate=_normal_loss(sign * centre, spread),
         loss_if_baseline=_normal_loss(-sign * centre, spread),
+    )
+
+
+def posterior_of(found: Comparison, *, direction: str = "increase") -> BayesianComparison:
+    """What a flat prior makes of any comparison for a single look with a standard error: normal, as above.
+
+    Args:
+        direction: `increase` or `decrease`, whichever is better.
+    """
+    sign, spread = _sign(direction), found.standard_error
+    n, m = found.baseline.n, found.candidate.n
+    if not found.attainable or not 0 < spread < math.inf:
+        return _nothing(NORMAL, found.alpha, n, m, found.why_not or "not attainable: no standard error")
+    half = float(special.ndtri(1 - found.alpha / 2)) * spread
+    return BayesianComparison(
+        method=NORMAL,
+        alpha=found.alpha,
+        n_baseline=n,
+        n_candidate=m,
+        estimate=found.estimate,
+        low=found.estimate - half,
+        high=found.estimate + half,
+        chance_to_win=float(special.ndtr(sign * found.estimate / spread)),
+        loss_if_candidate=_normal_loss(sign * found.estimate, spread),
+        loss_if_baseline=_normal_loss(-sign * found.estimate, spread),
     )
 
 

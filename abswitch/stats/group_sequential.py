@@ -206,6 +206,23 @@ def group_sequential_test(
     return at_boundary(found, bound, method=method, look=len(fractions), p_value=p_value)
 
 
+def repeated_p(
+    p_value: float, fractions: Sequence[float], design: GroupSequentialDesign, *, final: bool = False
+) -> float:
+    """The least alpha whose boundary a statistic with this two-sided single-look p-value passes now.
+
+    Args:
+        fractions, final: as for `group_sequential_test`.
+
+    >>> round(repeated_p(0.05, [1.0], GroupSequentialDesign(), final=True), 3)
+    0.05
+    """
+    if math.isnan(p_value):
+        return math.nan
+    z = -float(special.ndtri(max(p_value, float(np.finfo(np.float64).tiny)) / 2))
+    return _repeated_p(z, tuple(fractions), design, final)
+
+
 def exit_probabilities(boundaries: ArrayLike, fractions: Sequence[float], noncentrality: float = 0.0) -> Exits:
     """Chance of first leaving (−boundary, boundary) at each look, above and below.
 

@@ -115,7 +115,11 @@ def geometric_lift(baseline: MeanSummary, candidate: MeanSummary, *, alpha: floa
 
 def _linear(method: str, alpha: float, a: Estimate, b: Estimate) -> RelativeLift:
     size, ratio = abs(a.value), b.value / a.value
-    error, df = satterthwaite(_scaled(a, ratio / size), _scaled(b, 1 / size))
+    parts = _scaled(a, ratio / size), _scaled(b, 1 / size)
+    if not sum(one.squared_error for one in parts) > 0:  # a candidate that is 0 throughout, or too near to it to tell
+        why_not = "not attainable: the candidate is 0 without variation, so nothing can be said about chance"
+        return RelativeLift(method=method, alpha=alpha, why_not=why_not)
+    error, df = satterthwaite(*parts)
     lift = (b.value - a.value) / size
     half = t_quantile(1 - alpha / 2, df) * error
     p_value = two_sided_p(lift / error, df)

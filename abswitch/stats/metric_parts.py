@@ -11,7 +11,8 @@ from abswitch import checks
 from abswitch.errors import InvalidInput
 from abswitch.stats.selection import AT_ADMISSION, Segments, Where, known_before
 
-LESS_IS_BETTER = frozenset({"error", "fallback", "truncated", "latency_s", "first_token_s", "queue_s", "generation_s"})
+_DURATIONS = ("latency_s", "first_token_s", "queue_s", "generation_s")
+LESS_IS_BETTER = frozenset({"error", "fallback", "truncated", *_DURATIONS, *(f"log_{name}" for name in _DURATIONS)})
 """Quantities of a request of which nobody wants more; their direction is `decrease` unless said otherwise."""
 OF_ASSIGNED = frozenset({"error", "fallback"})
 """Quantities of every assigned request; all others are of answers."""

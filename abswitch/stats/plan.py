@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
+from abswitch.stats.group_sequential import OBRIEN_FLEMING, SPENDING
 from abswitch.stats.metrics import Metric, Role, metric_of, metric_to_dict
 
 RANDOMISED, PAIRED, SWITCHBACK, BANDIT = "randomised", "paired", "switchback", "bandit"
+FIXED, SEQUENTIAL, GROUP_SEQUENTIAL = "fixed", "sequential", "group_sequential"
+EVALUATIONS = (SEQUENTIAL, GROUP_SEQUENTIAL, FIXED)
+"""When results are read: at any time, at a few planned looks, or once, at the end."""
 FIXED_HORIZON = "fixed horizon: one look, when the planned number of units is reached"
+ANY_TIME = "sequential: a look every {} requests, every interval valid at all looks together"
+PLANNED_LOOKS = "group sequential: {} looks, {} spending"
+_WORDS = tuple(words.split(":")[0] + ":" for words in (FIXED_HORIZON, ANY_TIME, PLANNED_LOOKS))
+LOOKS = 5
+"""Planned looks of a group sequential test; more of them gain little (Jennison & Turnbull 2000, § 2.7)."""
+_LEAST_BETWEEN, _ABOUT = 20, 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +35,23 @@ class AnalysisPlan:
         baseline, candidate: versions.
         metrics: exactly one primary; names must differ.
         expected_share: the candidate's share of units, fraction in (0, 1]; a half where every unit meets both.
-        planned_n: units in both arms together; the verdict is taken when they are reached, once.
-        alpha: two-sided error rate of every comparison. Guardrails need none split off, as all must pass.
+        planned_n: units in both arms together, the budget. One look is taken when they are reached, once; a sequential
+            test is sharpest there, and ends there at the latest.
+        alpha: two-sided error rate of every comparison, over all looks. Guardrails need none split off, as all must
+            pass.
         srm_alpha: error rate of the sample-ratio check.
         min_units: an arm with fewer analysed units decides nothing.
         max_score_failures: share of answers of an arm whose scorer may raise before the test is void.
         design: `randomised` (units split between the arms), `paired` (every unit to both) or `switchback` (blocks of
             time in turn; a block is a unit) or `bandit` (units drawn with shares that follow the outcomes).
         blocks: of a switchback: the arm of each block, in order.
+        evaluation: when results are read, and by what: `fixed` (the default) once, at the end; `sequential` at any
+            time, by methods that hold at all looks together; `group_sequential` at a few planned looks.
+        look_every: of `sequential`: requests between two looks; a fiftieth of `planned_n` by default, and 20 at least.
+        look_count: of `group_sequential`: how many looks, evenly spread over `planned_n`; 5 by default.
+        spending: of `group_sequential`: `obrien-fleming` (default), `pocock` or `power`.
+        looks: the same in words; follows from the others.
+        part_of: of one comparison of several candidates: the digest of the plan that holds them all.
 
     Raises:
         InvalidInput: a field is outside its range, or the metrics do not add up.
@@ -48,7 +68,12 @@ class AnalysisPlan:
     max_score_failures: float = 0.01
     design: str = RANDOMISED
     blocks: tuple[str, ...] = ()
-    looks: str = FIXED_HORIZON
+    evaluation: str = FIXED
+    look_every: int | None = None
+    look_count: int | None = None
+    spending: str | None = None
+    looks: str = ""
+    part_of: str = ""
 
     def __post_init__(self) -> None:
         checks.name("plan.baseline", self.baseline)
@@ -65,7 +90,40 @@ class AnalysisPlan:
         checks.integer("plan.min_units", self.min_units, low=2)
         checks.one_of("plan.design", self.design, (RANDOMISED, PAIRED, SWITCHBACK, BANDIT))
         object.__setattr__(self, "blocks", _blocks(self.design, self.blocks))
-        checks.one_of("plan.looks", self.looks, (FIXED_HORIZON,))
+        self._check_looks()
+
+    def _check_looks(self) -> None:
+        checks.one_of("plan.evaluation", self.evaluation, EVALUATIONS)
+        if self.evaluation != FIXED and self.design != RANDOMISED:
+            raise InvalidInput("plan.evaluation", self.evaluation, f"{FIXED}, as the design is {self.design}")
+        if self.evaluation != FIXED and self.expected_share == 1.0:
+            raise InvalidInput("plan.expected_share", self.expected_share, "below 1: both arms need units")
+        belongs = {"look_every": SEQUENTIAL, "look_count": GROUP_SEQUENTIAL, "spending": GROUP_SEQUENTIAL}
+        for name, evaluation in belongs.items():
+            if self.evaluation != evaluation and getattr(self, name) is not None:
+                raise InvalidInput(f"plan.{name}", getattr(self, name), f"none, as evaluation is {self.evaluation}")
+        words = FIXED_HORIZON
+        if self.evaluation == SEQUENTIAL:
+            every = max(_LEAST_BETWEEN, math.ceil(self.planned_n / _ABOUT))
+            every = checks.integer("plan.look_every", every if self.look_every is None else self.look_every, low=1)
+            object.__setattr__(self, "look_every", every)
+            words = ANY_TIME.format(every)
+        elif self.evaluation == GROUP_SEQUENTIAL:
+            number = LOOKS if self.look_count is None else self.look_count
+            object.__setattr__(self, "look_count", checks.integer("plan.look_count", number, low=2, high=100))
+            object.__setattr__(self, "spending", OBRIEN_FLEMING if self.spending is None else self.spending)
+            checks.one_of("plan.spending", self.spending, SPENDING)
+            words = PLANNED_LOOKS.format(number, self.spending)
+        if self.looks and not self.looks.startswith(
+            _WORDS
+        ):  # those of another evaluation were copied along with the plan
+            checks.one_of("plan.looks", self.looks, (words,))
+        object.__setattr__(self, "looks", words)
+
+    @property
+    def committed(self) -> str:
+        """Digest of what was stored before the first exposure."""
+        return self.part_of or self.digest()
 
     @property
     def primary(self) -> Metric:
@@ -81,9 +139,11 @@ class AnalysisPlan:
         """JSON values; `of` reads them back."""
         plain = {name: getattr(self, name) for name in self.__slots__}
         plain |= {"metrics": [metric_to_dict(metric) for metric in self.metrics], "blocks": list(self.blocks)}
-        if not self.blocks:  # plans of other designs keep the digest they always had
-            del plain["blocks"]
-        return plain
+        # Plans of other designs and evaluations keep the digests they always had.
+        unset = [name for name in ("look_every", "look_count", "spending") if plain[name] is None]
+        unset += ["evaluation"] if self.evaluation == FIXED else []
+        unset += [name for name in ("blocks", "part_of") if not plain[name]]
+        return {name: value for name, value in plain.items() if name not in unset}
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> AnalysisPlan:

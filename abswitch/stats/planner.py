@@ -14,6 +14,7 @@ from abswitch import checks
 from abswitch.errors import InvalidInput
 from abswitch.stats.comparison import finite
 from abswitch.stats.crossing import anytime_expected_share, anytime_noncentrality, anytime_power
+from abswitch.stats.group_sequential import GroupSequentialDesign
 from abswitch.stats.power import POWER, design_effect, required_n_mean, required_n_rate, two_sided_power
 
 FIXED, GROUP_SEQUENTIAL, ANYTIME = HORIZONS = ("fixed", "group-sequential", "anytime")
@@ -22,6 +23,7 @@ FIXED, GROUP_SEQUENTIAL, ANYTIME = HORIZONS = ("fixed", "group-sequential", "any
 Floats = NDArray[np.float64]
 _CURVE_POINTS = 41
 _CURVE_REACH = 2.0
+_MOST_LOOKS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,7 +60,7 @@ class ExperimentPlan:
         design_effect: how many times more because those of a unit resemble each other.
         variance_left: share of the variance that a covariate (CUPED) leaves.
         expected_n: mean number of requests spent if the effect is there, stopping when it is found; None where
-            the horizon does not tell.
+            only an inflation was given.
         duration_s: at the observed request rate; None without one.
         still_needed: requests to come, after those already spent.
         curve: for plotting.
@@ -99,6 +101,8 @@ class Traffic:
         unit_size_cv: standard deviation of the units' numbers of requests over their mean.
         correlation: of two requests of one unit, 0–1.
         spent: requests already observed in both arms.
+        measured_design_effect: how many times more requests it takes as those of a unit resemble each other, where that
+            was measured, in place of what follows from the three above; at least 1.
     """
 
     share: float = 0.5
@@ -107,6 +111,7 @@ class Traffic:
     unit_size_cv: float = 0.0
     correlation: float = 0.0
     spent: int = 0
+    measured_design_effect: float | None = None
 
     def __post_init__(self) -> None:
         checks.number("share", self.share, low=0.0, high=1.0, above=True)
@@ -115,11 +120,17 @@ class Traffic:
         if self.requests_per_s is not None:
             checks.number("requests_per_s", self.requests_per_s, low=0.0, above=True)
         checks.integer("spent", self.spent, low=0)
-        _ = self.design_effect
+        if self.measured_design_effect is not None:
+            checks.number("measured_design_effect", self.measured_design_effect, low=1.0)
+        _ = self._formula
 
     @property
     def design_effect(self) -> float:
         """How many times more requests it takes as those of a unit resemble each other."""
+        return self._formula if self.measured_design_effect is None else self.measured_design_effect
+
+    @property
+    def _formula(self) -> float:
         return design_effect(self.requests_per_unit, self.correlation, size_cv=self.unit_size_cv)
 
 
@@ -134,6 +145,7 @@ def plan_experiment(
     traffic: Traffic = EVEN_TRAFFIC,
     horizon: str = ANYTIME,
     inflation: float | None = None,
+    looks: int | None = None,
     covariate_correlation: float = 0.0,
     alpha: float = 0.05,
     power: float = POWER,
@@ -147,7 +159,9 @@ def plan_experiment(
         traffic: how requests come.
         horizon: `fixed` (one look), `group-sequential` or `anytime` (the normal-mixture confidence sequence tuned to
             the planned number: the default, as decisions here may be looked at any time).
-        inflation: for `group-sequential`, from its boundaries, at least 1; required there, and refused elsewhere.
+        looks: of `group-sequential`: how many, evenly spread, 2 to 20; the error rate is spent by O'Brien and Fleming.
+        inflation: of `group-sequential`, in place of `looks`, for boundaries of one's own: how many times the requests
+            of one look its last look needs, at least 1. One of the two is required there, and refused elsewhere.
         covariate_correlation: of the metric with a covariate known before (CUPED), in (−1, 1).
         alpha: two-sided error rate, in (0, 0.5]. 0.05 by convention.
         power: chance to find the effect, in [0.5, 0.9999]. 0.8 by convention.
@@ -170,7 +184,7 @@ def plan_experiment(
     1193
     """
     one_look = _one_look(effect, std, baseline_rate, traffic.share, alpha, power)
-    method = _Horizon(checks.one_of("horizon", horizon, HORIZONS), inflation, alpha)
+    method = _Horizon(checks.one_of("horizon", horizon, HORIZONS), inflation, looks, alpha)
     left = 1 - checks.number("covariate_correlation", covariate_correlation, low=-0.9999, high=0.9999) ** 2
     n = math.ceil(one_look * method.factor(power) * traffic.design_effect * left)
     candidate = round(n * traffic.share)
@@ -203,7 +217,7 @@ def anytime_inflation(*, alpha: float = 0.05, power: float = POWER) -> float:
     >>> round(anytime_inflation(), 2)
     1.67
     """
-    return _Horizon(ANYTIME, None, alpha).factor(power)
+    return _Horizon(ANYTIME, None, None, alpha).factor(power)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,36 +226,62 @@ class _Horizon:
 
     name: str
     inflation: float | None
+    looks: int | None
     alpha: float
 
     def __post_init__(self) -> None:
-        if self.name == GROUP_SEQUENTIAL:
-            if self.inflation is None:
-                raise InvalidInput("inflation", None, "a number of at least 1, from the boundaries that are planned")
-            checks.number("inflation", self.inflation, low=1.0)
+        given = {"inflation": self.inflation, "looks": self.looks}
+        if self.name != GROUP_SEQUENTIAL:
+            for field, value in given.items():
+                if value is not None:
+                    raise InvalidInput(field, value, f"none; only '{GROUP_SEQUENTIAL}' takes one")
+        elif (self.inflation is None) == (self.looks is None):
+            allowed = (
+                "either looks, 2 or more, or inflation, a number of at least 1 from the boundaries that are planned"
+            )
+            raise InvalidInput("inflation", given, allowed)
         elif self.inflation is not None:
-            raise InvalidInput("inflation", self.inflation, f"none; only '{GROUP_SEQUENTIAL}' takes one")
+            checks.number("inflation", self.inflation, low=1.0)
+        else:
+            checks.integer("looks", self.looks, low=2, high=_MOST_LOOKS)
+
+    @property
+    def _fractions(self) -> tuple[float, ...]:
+        return tuple((i + 1) / self.looks for i in range(self.looks)) if self.looks else ()
+
+    @property
+    def _design(self) -> GroupSequentialDesign:
+        return GroupSequentialDesign(alpha=self.alpha)
+
+    def _factor_of_looks(self, power: float) -> float:
+        if self.looks:
+            return self._design.inflation(self._fractions, power=power)
+        return self.inflation or 1.0
 
     def noncentrality(self, power: float) -> float:
         """What finds with this power."""
         if self.name == ANYTIME:
             return anytime_noncentrality(power, alpha=self.alpha)
-        return _noncentrality(self.alpha, power) * math.sqrt(self.inflation or 1.0)
+        return _noncentrality(self.alpha, power) * math.sqrt(self._factor_of_looks(power))
 
     def factor(self, power: float) -> float:
         """Requests as a multiple of those of one look."""
         return (self.noncentrality(power) / _noncentrality(self.alpha, power)) ** 2
 
     def power(self, noncentrality: Floats) -> Floats:
-        """Chance to find; for few looks as if one look lost as much as they do."""
+        """Chance to find; where only the inflation is known, as if one look lost as much as the looks do."""
         if self.name == ANYTIME:
             return anytime_power(noncentrality, alpha=self.alpha)
+        if self.looks:
+            return np.array([self._design.power(self._fractions, float(far)) for far in noncentrality])
         return two_sided_power(noncentrality / math.sqrt(self.inflation or 1.0), alpha=self.alpha)
 
     def expected_share(self, power: float) -> float | None:
         """Mean fraction of the planned number spent if the effect is there."""
         if self.name == ANYTIME:
             return anytime_expected_share(self.noncentrality(power), alpha=self.alpha)
+        if self.looks:
+            return self._design.expected_fraction(self._fractions, self.noncentrality(power))
         return 1.0 if self.name == FIXED else None
 
 

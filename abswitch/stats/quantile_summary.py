@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import operator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
+from abswitch.stats.quantile_sequences import sequential_quantile_ranks
 from abswitch.stats.quantiles import (
     QuantileInterval,
     QuantileRanks,
@@ -60,13 +62,19 @@ class QuantileSummary:
         checks.integer("below", self.below, low=0, high=self.n)
         if len(self.values) != len(self.counts):
             raise InvalidInput("counts", len(self.counts), f"one for each value ({len(self.values)})")
-        for value in self.values:
-            checks.number("values", value)
-        if any(a >= b for a, b in itertools.pairwise(self.values)):
-            raise InvalidInput("values", "values out of order", "rising values")
-        for count in self.counts:
-            checks.integer("counts", count, low=1)
+        self._check_kept()
         checks.integer("n", self.n, low=self.below + sum(self.counts))
+
+    def _check_kept(self) -> None:
+        """All at once, as there may be thousands; one by one only to name the one that is wrong."""
+        plain = {type(value) for value in self.values} <= {int, float} and {type(c) for c in self.counts} <= {int}
+        if not (plain and all(map(math.isfinite, self.values)) and min(self.counts, default=1) >= 1):
+            for value in self.values:
+                checks.number("values", value)
+            for count in self.counts:
+                checks.integer("counts", count, low=1)
+        if any(map(operator.ge, self.values, itertools.islice(self.values, 1, None))):
+            raise InvalidInput("values", "values out of order", "rising values")
 
     @classmethod
     def of(cls, values: ArrayLike, q: float, *, units: ArrayLike | None = None) -> Self:
@@ -88,7 +96,37 @@ class QuantileSummary:
 
     def interval(self, *, alpha: float = 0.05) -> QuantileInterval:
         """The quantile with its interval of confidence 1 − alpha; `why_not` where it is not attainable."""
-        ranks = self._ranks(alpha)
+        return self._at_ranks(self._ranks(alpha))
+
+    def sequence(self, *, planned_n: int, alpha: float = 0.05) -> QuantileInterval:
+        """The quantile with an interval that holds at all looks together, see `sequential_quantile_ranks`.
+
+        Values of units are taken as so many independent ones as their design effect says they are worth.
+
+        Args:
+            planned_n: values of this arm at which it is to be narrowest; fixed beforehand.
+        """
+        if self.shares is None or not self.n:
+            return self._at_ranks(sequential_quantile_ranks(self.n, self.q, planned_n=planned_n, alpha=alpha))
+        single = self._ranks(alpha)
+        if single.why_not is not None:
+            return self._at_ranks(single)
+        effect = max(single.design_effect, 1.0)
+        worth = sequential_quantile_ranks(
+            max(1, math.floor(self.n / effect)), self.q, planned_n=max(2, round(planned_n / effect)), alpha=alpha
+        )
+        low, high = (None if rank is None else rank * effect for rank in (worth.low, worth.high))
+        kept = low is not None and high is not None and math.floor(low) > 1 and math.ceil(high) < self.n
+        why_not = worth.why_not or f"not attainable: {self.n} values of {single.units} units are too few at all looks"
+        ranks = replace(
+            single,
+            low=math.floor(low) if kept and low is not None else None,
+            high=math.ceil(high) if kept and high is not None else None,
+            why_not=None if kept else why_not,
+        )
+        return self._at_ranks(ranks)
+
+    def _at_ranks(self, ranks: QuantileRanks) -> QuantileInterval:
         found = [self._at(rank) for rank in ranks.needed]
         if None not in found:
             return ranks.interval(*(value for value in found if value is not None))

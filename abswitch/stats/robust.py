@@ -183,9 +183,10 @@ def _null_statistics(
     """|t| of every split (the observed one among them), and of the observed one."""
     batch = max(1, _BATCH_VALUES // (a.size + b.size))
     rng = np.random.default_rng(seed)
-    result = stats.permutation_test(
-        (a, b), _absolute_t, n_resamples=resamples, vectorized=True, batch=batch, alternative="greater", rng=rng
-    )
+    with np.errstate(invalid="ignore"):  # of an infinite statistic SciPy's own p-value is none; it is not used
+        result = stats.permutation_test(
+            (a, b), _absolute_t, n_resamples=resamples, vectorized=True, batch=batch, alternative="greater", rng=rng
+        )
     null, observed = np.asarray(result.null_distribution, dtype=np.float64), float(result.statistic)
     every_split = math.comb(a.size + b.size, a.size) <= resamples
     return (null if every_split else np.append(null, observed)), observed

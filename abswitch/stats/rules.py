@@ -9,18 +9,25 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from abswitch.stats.comparison import Comparison
 from abswitch.stats.evidence import ArmEvidence, Evidence
+from abswitch.stats.looks import ONLY_LOOK, Look
 from abswitch.stats.margins import MarginOutcome, non_inferiority, tost_equivalence
 from abswitch.stats.metrics import Metric, Role
-from abswitch.stats.plan import SWITCHBACK, AnalysisPlan
-from abswitch.stats.power import detectable_effect, units_needed
+from abswitch.stats.plan import FIXED, SWITCHBACK, AnalysisPlan
+from abswitch.stats.power import POWER, detectable_effect
+from abswitch.stats.rate_sequences import beta_binomial_difference, beta_binomial_sequence
 from abswitch.stats.srm import SampleRatio
+from abswitch.stats.summaries import RateSummary
 
 _OUT_OF_REACH = 30.0
 """An effect so many times smaller than the detectable one takes 900 times the units: no number worth naming."""
+
+
+CONTINUE = "continue"
+"""Rule of a look that decides nothing and is not the last."""
 
 
 class Decision(StrEnum):
@@ -49,6 +56,17 @@ class Case:
     evidence: Evidence
     comparisons: Mapping[str, Comparison]
     sample_ratio: SampleRatio
+    look: Look = ONLY_LOOK
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the plan has several looks, so that every check must hold at all of them together."""
+        return self.plan.evaluation != FIXED
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a later look may still decide."""
+        return self.repeated and not self.look.last
 
     @property
     def primary(self) -> Comparison | None:
@@ -68,11 +86,18 @@ class Case:
 
 def first_finding(case: Case) -> Finding:
     """What the first rule that applies decides."""
-    for rule in RULES:
+    for rule in REPEATED_RULES if case.repeated else RULES:
         found = rule(case)
         if found is not None:
             return found
     return _primary_decides(case)
+
+
+def detectable(case: Case, found: Comparison) -> float:
+    """The true difference whose interval, as wide as this one's, would exclude 0 four times in five."""
+    if not case.repeated:
+        return detectable_effect(found.standard_error, alpha=case.plan.alpha)
+    return (found.high - found.low) / 2 + float(special.ndtri(POWER)) * found.standard_error
 
 
 def describe(metric: Metric, found: Comparison) -> str:
@@ -81,9 +106,11 @@ def describe(metric: Metric, found: Comparison) -> str:
         return f"{metric.name}: {found.why_not}"
     a, b = found.baseline, found.candidate
     margin = f", margin {metric.margin:g}" if metric.margin is not None else ""
+    at_all_looks = "" if found.look is None else f" at all looks, look {found.look}"
     return (
         f"{metric.name} {a.value:.4g} → {b.value:.4g}, difference {found.estimate:+.4g} "
-        f"[{found.low:+.4g}, {found.high:+.4g}] ({found.method}, {100 * (1 - found.alpha):.4g}% interval, "
+        f"[{found.low:+.4g}, {found.high:+.4g}] ({found.method}, {100 * (1 - found.alpha):.4g}% "
+        f"interval{at_all_looks}, "
         f"p = {found.p_value:.2g}, n = {a.n} + {b.n}{margin})"
     )
 
@@ -96,7 +123,7 @@ def _invalid(rule: str, reason: str) -> Finding:
 
 
 def _plan_changed(case: Case) -> Finding | None:
-    stored, given = case.evidence.plan_digest, case.plan.digest()
+    stored, given = case.evidence.plan_digest, case.plan.committed
     if stored is None:
         return _invalid("plan-missing", "no plan was stored before the first exposure.")
     if stored == given:
@@ -132,9 +159,17 @@ def _scores_missing(case: Case) -> Finding | None:
         answers = max(0, arm.requests - arm.failed)
         for scorer, failures in arm.score_failures.items():
             if failures > case.plan.max_score_failures * answers:
+                if case.goes_on and not _surely_above(answers, failures, case):
+                    continue
                 reason = f"scorer {scorer!r} raised on {failures} of {answers} answers of the {name}."
                 return _invalid("scores-missing", reason)
     return None
+
+
+def _surely_above(answers: int, failures: int, case: Case) -> bool:
+    """Whether more than the allowed share will be missing in the end, too; a first failed score says little."""
+    low, _ = beta_binomial_sequence(RateSummary(max(answers, failures), failures), alpha=case.plan.srm_alpha)
+    return low > case.plan.max_score_failures
 
 
 def _too_early(case: Case) -> Finding | None:
@@ -153,30 +188,44 @@ def _too_few(case: Case) -> Finding | None:
     least = case.plan.min_units
     for name, arm in case.evidence.arms:
         if arm.analysed < least:
-            return _invalid(
-                "too-few-units", f"the {name} has {arm.analysed} analysed unit(s); at least {least} decide."
+            return _invalid_in_the_end(
+                case, "too-few-units", f"the {name} has {arm.analysed} analysed unit(s); at least {least} decide."
             )
     return None
+
+
+def _invalid_in_the_end(case: Case, rule: str, reason: str) -> Finding:
+    """What voids a test that is over, and only delays one that goes on."""
+    return _continue(reason) if case.goes_on else _invalid(rule, reason)
+
+
+def _continue(reason: str) -> Finding:
+    return Finding(Decision.INCONCLUSIVE, CONTINUE, f"Not decided yet: {reason}")
 
 
 def _metric_missing(case: Case) -> Finding | None:
     for metric in case.plan.metrics:
         found = case.comparisons.get(metric.name)
         if found is None or not found.baseline.n or not found.candidate.n:
-            return _invalid("metric-missing", f"metric {metric.name!r} has no values in at least one arm.")
+            reason = f"metric {metric.name!r} has no values in at least one arm."
+            return _invalid_in_the_end(case, "metric-missing", reason)
         if metric.role == Role.SECONDARY:
             continue
         fewest = min(found.baseline.n, found.candidate.n)
         if fewest < case.plan.min_units:
             reason = f"metric {metric.name!r} has {fewest} value(s) in an arm; at least {case.plan.min_units} decide."
-            return _invalid("too-few-units", reason)
+            return _invalid_in_the_end(case, "too-few-units", reason)
         if not found.attainable or not all(map(math.isfinite, (found.estimate, found.low, found.high))):
-            return _invalid("not-attainable", f"{metric.name}: {found.why_not or 'the interval is not finite'}.")
+            reason = f"{metric.name}: {found.why_not or 'the interval is not finite'}."
+            return _invalid_in_the_end(case, "not-attainable", reason)
     return None
 
 
 def _guardrail_harmed(case: Case) -> Finding | None:
     for metric in case.plan.guardrails:
+        found = case.comparisons.get(metric.name)
+        if found is None or min(found.baseline.n, found.candidate.n) < case.plan.min_units:
+            continue  # of a test for one look, refused before
         if case.guardrail(metric) is MarginOutcome.REFUTED:
             reason = f"Guardrail harmed: {case.describe(metric)}; worse than its margin."
             return Finding(Decision.KEEP, "guardrail-harmed", reason)
@@ -186,21 +235,31 @@ def _guardrail_harmed(case: Case) -> Finding | None:
 def _answers_lost(case: Case) -> Finding | None:
     """An arm whose hard cases end in errors looks good on the answers that are left.
 
-    Fisher's exact test, at the error rate of the sample-ratio check: this is the same question, one step later.
+    Fisher's exact test, at the error rate of the sample-ratio check: this is the same question, one step later. At
+    every look, the beta-binomial sequence.
     """
     a, b = case.evidence.baseline, case.evidence.candidate
     if case.plan.design == SWITCHBACK:  # its units are blocks; it is requests that get lost
         a, b = (replace(arm, assigned=arm.requests, analysed=_answers(arm)) for arm in (a, b))
-    table = np.array([[arm.analysed, arm.assigned - arm.analysed] for arm in (a, b)])
-    p_value = float(stats.fisher_exact(table).pvalue)
-    if p_value >= case.plan.srm_alpha:
+    method, p_value = _lost_alike(case, a, b)
+    if not p_value < case.plan.srm_alpha:
         return None
     return _invalid(
         "answers-lost-unevenly",
         f"{b.assigned - b.analysed} of {b.assigned} candidate units and {a.assigned - a.analysed} of {a.assigned} "
-        f"baseline units have no answer to compare, so those that do are not alike (Fisher exact, "
+        f"baseline units have no answer to compare, so those that do are not alike ({method}, "
         f"p = {p_value:.2g} < {case.plan.srm_alpha:g}).",
     )
+
+
+def _lost_alike(case: Case, a: ArmEvidence, b: ArmEvidence) -> tuple[str, float]:
+    """The test that was made, and its p-value."""
+    if case.repeated:
+        arms = (RateSummary(arm.assigned, arm.assigned - arm.analysed) for arm in (a, b))
+        found = beta_binomial_difference(*arms, alpha=case.plan.srm_alpha)
+        return found.method, found.p_value
+    table = np.array([[arm.analysed, arm.assigned - arm.analysed] for arm in (a, b)])
+    return "Fisher exact", float(stats.fisher_exact(table).pvalue)
 
 
 def _answers(arm: ArmEvidence) -> int:
@@ -220,6 +279,18 @@ RULES: tuple[Callable[[Case], Finding | None], ...] = (
     _answers_lost,
 )
 """Each answers or passes; when all pass, the primary metric decides."""
+REPEATED_RULES: tuple[Callable[[Case], Finding | None], ...] = (
+    _plan_changed,
+    _rows_dropped,
+    _split_off,
+    _units_crossed,
+    _scores_missing,
+    _guardrail_harmed,
+    _answers_lost,
+    _too_few,
+    _metric_missing,
+)
+"""The same for plans with several looks: harm stops a test whatever is still missing."""
 
 
 # --- deciding ---------------------------------------------------------------------------------------------------------
@@ -235,6 +306,8 @@ def _primary_decides(case: Case) -> Finding:
     if high < 0:
         return Finding(Decision.KEEP, "primary-worse", f"{sentence}; worse, the interval excludes 0.")
     if not low > 0:  # written so that NaN lands here, not at a winner
+        if case.goes_on:
+            return _continue(f"{sentence}; includes 0.")
         reason = f"{sentence}; includes 0. {_outlook(case, metric, found)}"
         return Finding(Decision.INCONCLUSIVE, "interval-includes-zero", reason)
     return _better(case, f"{sentence}; better")
@@ -245,6 +318,8 @@ def _better(case: Case, sentence: str) -> Finding:
     unsure = [case.describe(g) for g in case.plan.guardrails if case.guardrail(g) is not MarginOutcome.SHOWN]
     if unsure:
         reason = f"{sentence}, but guardrail not shown to hold: {'; '.join(unsure)}."
+        if case.goes_on:
+            return _continue(reason)
         return Finding(Decision.INCONCLUSIVE, "guardrail-unsure", reason)
     held = " and every guardrail holds" if case.plan.guardrails else ""
     return Finding(Decision.SHIP, "primary-better", f"{sentence}, the interval excludes 0{held}.")
@@ -259,10 +334,10 @@ def _negligible(metric: Metric, found: Comparison) -> bool:
 def _outlook(case: Case, metric: Metric, found: Comparison) -> str:
     """What the test could have seen, and how many units would tell."""
     n = found.baseline.n + found.candidate.n
-    seen = detectable_effect(found.standard_error, alpha=case.plan.alpha)
+    seen = detectable(case, found)
     text = f"A difference of {seen:.3g} would have been found four times in five."
     effect = metric.margin if metric.margin is not None else abs(found.estimate)
     if effect * _OUT_OF_REACH > seen:
-        units = units_needed(n, found.standard_error, effect, alpha=case.plan.alpha)
+        units = math.ceil(n * (seen / effect) ** 2)
         text += f" To find {effect:.3g} takes about {units:,} units in all ({n:,} were analysed)."
     return text

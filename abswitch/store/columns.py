@@ -8,11 +8,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 from abswitch.errors import InvalidInput
 from abswitch.stats.selection import Segments, Where
 from abswitch.store.conditions import condition_sql, segment_sql
-from abswitch.store.recorder import Recorder
+from abswitch.store.reading import RowSource
 
 CANCELLED = "Cancelled"
 """The recorded error of requests whose caller went away: neither an answer nor the version's fault."""
@@ -29,9 +30,13 @@ ANSWER_COLUMNS: Mapping[str, str] = MappingProxyType(
         "output_tokens": "output_tokens",
         "prompt_tokens": "prompt_tokens",
         "truncated": "finish_reason = 'length'",
+        "log_latency_s": "CASE WHEN total_s > 0 THEN ln(total_s) END",
+        "log_first_token_s": "CASE WHEN first_token_s > 0 THEN ln(first_token_s) END",
+        "log_generation_s": "CASE WHEN total_s > first_token_s THEN ln(total_s - first_token_s) END",
     }
 )
-"""Values of requests that the assigned version answered; fallbacks and errors have none."""
+"""Values of requests that the assigned version answered; fallbacks and errors have none. Logarithms are natural ones,
+for heavy tails: their difference is the logarithm of how many times as long."""
 
 ASSIGNED_COLUMNS: Mapping[str, str] = MappingProxyType({"error": _ERROR, "fallback": "fallback"})
 """Values of every assigned request. A version that dies before its first token has fallbacks where it has no errors."""
@@ -44,9 +49,19 @@ ADMISSION_COLUMNS: Mapping[str, str] = MappingProxyType(
 
 LARGEST = 1e100
 """Numbers beyond this cannot be squared and summed: failed measurements, as what is not finite."""
-_EXPOSED = """arm IN ('stable', 'candidate') AND (model_id, route_epoch) IN (
+ARMS = ("stable", "candidate")
+"""The arms of a comparison; of several candidates the others are `candidate-2` and so on."""
+_EXPOSED = """arm IN ({}) AND (model_id, route_epoch) IN (
     SELECT (model_id, epoch) FROM routes WHERE operation_id = $operation_id AND arm = 'candidate' AND share > 0
   )"""
+
+
+class Batch(NamedTuple):
+    """Some rows of the tables, by row number: requests above `after` up to `until`, scores above `scores_after`."""
+
+    after: int
+    until: int
+    scores_after: int
 
 
 class ValueColumns:
@@ -56,7 +71,7 @@ class ValueColumns:
 
     Args:
         recorder: the store.
-        operation_id: whose requests.
+        operation_id: whose requests; None: those that `rows` says, of whatever operation or none.
         names: values that metrics ask for; scorers, or the columns above.
         where: conditions that requests must fulfil.
         segments: gives each row the name of its segment; without them it has the segment ''.
@@ -65,6 +80,9 @@ class ValueColumns:
             candidate had a share. An operation's last snapshot, which sends everybody to one version, belongs to it,
             too, but compares nothing.
         keys: columns of `requests` that the rows keep, beside the arm and the unit.
+        params: what `rows` refers to by `$name`.
+        arms: whose requests; of two, the second is called `candidate` whichever it is.
+        batch: of those requests only these. Whether the scorers have scored at all is not asked then.
 
     Raises:
         InvalidInput: a name that is neither; lists what there is.
@@ -72,8 +90,8 @@ class ValueColumns:
 
     def __init__(
         self,
-        recorder: Recorder,
-        operation_id: str,
+        recorder: RowSource,
+        operation_id: str | None,
         names: Iterable[str],
         *,
         where: Sequence[Where] = (),
@@ -81,19 +99,31 @@ class ValueColumns:
         largest: Sequence[str] = (),
         rows: str | None = None,
         keys: Sequence[str] = (),
+        params: Mapping[str, object] = MappingProxyType({}),
+        arms: Sequence[str] = ARMS,
+        batch: Batch | None = None,
     ) -> None:
-        self._rows, self._keys = rows or _EXPOSED, tuple(keys)
+        whose = rows or "TRUE" if operation_id is None else "operation_id = $operation_id"
+        named: dict[str, object] = dict(params) if operation_id is None else {"operation_id": operation_id}
+        exposed = _EXPOSED.format(", ".join(f"'{arm}'" for arm in arms))
+        self._rows = whose if operation_id is None else f"{whose} AND {rows or exposed}"
+        self._keys, self._batch = tuple(keys), batch
+        renamed = len(arms) == len(ARMS) and tuple(arms) != ARMS
+        self._arm = f"CASE arm WHEN '{arms[1]}' THEN 'candidate' ELSE arm END AS arm" if renamed else "arm"
         self.names = tuple(dict.fromkeys(names))
         selectors = [*(one.column for one in where), *([segments.column] if segments else [])]
         known = {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS, *ADMISSION_COLUMNS}
         self.scorers = tuple(name for name in dict.fromkeys((*self.names, *selectors)) if name not in known)
-        self._check_scorers(recorder, operation_id)
+        if batch is None:
+            self._check_scorers(recorder, whose, named)
         self._condition, conditions = condition_sql(where, self._source)
         self._segment, labels = segment_sql(segments, self._source, largest) if segments else ("''", {})
-        self._params = {"operation_id": operation_id} | conditions | labels
+        self._params = {**named, **params} | conditions | labels
 
-    def _check_scorers(self, recorder: Recorder, operation_id: str) -> None:
-        scored, answered = _scorers(recorder, operation_id)
+    def _check_scorers(self, recorder: RowSource, whose: str, params: Mapping[str, object]) -> None:
+        if not self.scorers:
+            return
+        scored, answered = _scorers(recorder, whose, params)
         for name in self.scorers:
             if answered and name not in scored:  # with no answer at all a scorer had nothing to score: that is no data
                 raise InvalidInput("metric", name, allowed_columns(name, scored))
@@ -117,12 +147,14 @@ class ValueColumns:
         """`WITH …`, whose last table is `value_rows`: arm, unit_id, segment, what became of the request, the values."""
         values = "".join(f",\n    {_finite(self._value(name))} AS {self.column(name)}" for name in self.names)
         values += "".join(f",\n    {extra}" for extra in (*map(self.failures, self.scorers), *self._keys))
+        one = self._batch
+        batch = "" if one is None else f" AND requests.rowid > {one.after:d} AND requests.rowid <= {one.until:d}"
         return f"""{self._scores}value_rows AS (
-  SELECT arm, unit_id, {self._segment} AS segment, fallback,
+  SELECT {self._arm}, unit_id, {self._segment} AS segment, fallback,
     {_ANSWERED} AS answered, coalesce({_ERROR}, FALSE) AS errored,
     coalesce(error_type = '{CANCELLED}', FALSE) AS cancelled{values}
   FROM requests {"LEFT JOIN scored USING (request_id)" if self.scorers else ""}
-  WHERE operation_id = $operation_id AND {self._rows}{self._condition}
+  WHERE {self._rows}{batch}{self._condition}
 )"""
 
     @property
@@ -136,7 +168,8 @@ class ValueColumns:
             f"      AS failures_{i}"
             for i in range(len(self.scorers))
         )
-        return f"WITH scored AS (\n  SELECT request_id, {latest}\n  FROM scores GROUP BY request_id\n),\n"
+        batch = "" if self._batch is None else f"WHERE rowid > {self._batch.scores_after:d} "
+        return f"WITH scored AS (\n  SELECT request_id, {latest}\n  FROM scores {batch}GROUP BY request_id\n),\n"
 
     def _value(self, name: str) -> str:
         if name in ASSIGNED_COLUMNS:
@@ -155,13 +188,13 @@ def _finite(sql: str) -> str:
     return f"CASE WHEN abs({sql}) <= {LARGEST} THEN {sql} END"
 
 
-def _scorers(recorder: Recorder, operation_id: str) -> tuple[list[str], bool]:
-    """The scorers that scored an answer of the operation (or raised), and whether there was an answer."""
-    mine = f"SELECT request_id FROM requests WHERE operation_id = ? AND {_ANSWERED}"
+def _scorers(recorder: RowSource, whose: str, params: Mapping[str, object]) -> tuple[list[str], bool]:
+    """The scorers that scored an answer of these requests (or raised), and whether there was an answer."""
+    mine = f"SELECT request_id FROM requests WHERE {whose} AND {_ANSWERED}"
     rows = recorder.rows(
-        f"SELECT DISTINCT scorer FROM scores SEMI JOIN ({mine}) USING (request_id) ORDER BY scorer", (operation_id,)
+        f"SELECT DISTINCT scorer FROM scores SEMI JOIN ({mine}) USING (request_id) ORDER BY scorer", params
     )
-    return [row[0] for row in rows], bool(recorder.rows(f"{mine} LIMIT 1", (operation_id,)))
+    return [row[0] for row in rows], bool(recorder.rows(f"{mine} LIMIT 1", params))
 
 
 def allowed_columns(name: str, scorers: Sequence[str]) -> str:

@@ -16,7 +16,9 @@ from abswitch.store.moments import ArmCounts, arm_counts, crossed_units
 from abswitch.store.recorder import Recorder
 
 
-def collect_evidence(recorder: Recorder, operation_id: str, plan: AnalysisPlan) -> Evidence:
+def collect_evidence(
+    recorder: Recorder, operation_id: str, plan: AnalysisPlan, *, candidate_arm: str = "candidate"
+) -> Evidence:
     """Everything recorded so far about an operation, as the plan's metrics need it.
 
     Metrics may name a scorer or one of `latency_s`, `first_token_s`, `queue_s`, `generation_s`, `output_tokens`,
@@ -28,24 +30,28 @@ def collect_evidence(recorder: Recorder, operation_id: str, plan: AnalysisPlan) 
     Args:
         recorder: read after a flush.
         operation_id: whose requests; those outside the comparison (pinned, or after its end) are left out.
+        candidate_arm: of several candidates, the arm that is compared with the stable one.
 
     Raises:
         InvalidInput: a metric names nothing that was recorded, a `Rate` a column that holds more than 0 and 1, or a
             metric is `Paired`.
         StoreError: the store cannot be read.
     """
-    counts = arm_counts(recorder, operation_id, [name for metric in plan.metrics for name in metric.columns])
+    arms = ("stable", candidate_arm)
+    counts = arm_counts(recorder, operation_id, [name for metric in plan.metrics for name in metric.columns], arms=arms)
     repeated = sum(arm.repeated_units for arm in counts.values())
     requests = sum(arm.requests for arm in counts.values())
     units = min((arm.units for arm in counts.values()), default=0)
-    found = measure(recorder, operation_id, plan.metrics, by_unit=repeated > 0, requests=requests, units=units)
+    found = measure(
+        recorder, operation_id, plan.metrics, by_unit=repeated > 0, requests=requests, units=units, arms=arms
+    )
     return Evidence(
         baseline=_arm(plan.baseline, counts.get("stable"), {name: one.baseline for name, one in found.items()}),
         candidate=_arm(plan.candidate, counts.get("candidate"), {name: one.candidate for name, one in found.items()}),
-        plan_digest=_digest(recorder, operation_id),
+        plan_digest=stored_digest(recorder, operation_id),
         dropped_rows=recorder.missing_since(_began_at_s(recorder, operation_id)),
         repeated_units=repeated,
-        crossed_units=crossed_units(recorder, operation_id),
+        crossed_units=crossed_units(recorder, operation_id, arms=arms),
         segments={name: one.segments for name, one in found.items() if one.segments is not None},
     )
 
@@ -84,7 +90,8 @@ def _arm(version: str, arm: ArmCounts | None, summaries: Mapping[str, MetricSumm
     )
 
 
-def _digest(recorder: Recorder, operation_id: str) -> str | None:
+def stored_digest(recorder: Recorder, operation_id: str) -> str | None:
+    """Of the plan that was stored before the first exposure; None without one."""
     rows = recorder.rows("SELECT digest FROM plans WHERE operation_id = ?", (operation_id,))
     return rows[0][0] if rows else None
 

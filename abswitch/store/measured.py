@@ -14,7 +14,7 @@ from abswitch.stats.kinds import MetricSummary, observations
 from abswitch.stats.metrics import Metric, Paired, Quantile, check_design
 from abswitch.stats.quantile_summary import QuantileSummary
 from abswitch.stats.selection import NO_SEGMENT, OTHERS, Segments, Where
-from abswitch.store.columns import ValueColumns
+from abswitch.store.columns import ARMS, ValueColumns
 from abswitch.store.metric_moments import NOTHING, Cell, joint_moments, summary_of
 from abswitch.store.order_statistics import SortedValues
 from abswitch.store.panel_evidence import panel_summaries
@@ -24,7 +24,6 @@ FAST_FROM = 1_000_000
 """Requests from which the fast path is worth its looser digits (1e-9 of a value) and its groups of units."""
 MOST_SEGMENTS = 50
 """Smaller ones are taken together as `OTHERS`."""
-_ARMS = ("stable", "candidate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +43,7 @@ def measure(
     by_unit: bool,
     requests: int = 0,
     units: int = 0,
+    arms: Sequence[str] = ARMS,
 ) -> dict[str, Measured]:
     """Each metric's evidence, by name.
 
@@ -51,6 +51,7 @@ def measure(
         by_unit: units have several requests; evidence is then by unit.
         requests: how many there are, which decides whether the fast path is taken.
         units: how many each arm has at least, the same.
+        arms: whose requests, of several candidates.
 
     Raises:
         InvalidInput: a metric names nothing that was recorded, or a `Rate` a column that holds more than 0 and 1; or a
@@ -58,19 +59,28 @@ def measure(
         StoreError: the store cannot be read.
     """
     check_design(metrics, "randomised")
-    whole = _whole(recorder, operation_id, metrics, by_unit=by_unit, requests=requests, units=units)
+    if tuple(arms) != ARMS:
+        requests = 0  # the fast path knows one candidate
+    whole = _whole(recorder, operation_id, metrics, by_unit=by_unit, requests=requests, units=units, arms=arms)
     return {
         metric.name: Measured(
             baseline=whole[metric.name]["stable"],
             candidate=whole[metric.name]["candidate"],
-            segments=_segments(recorder, operation_id, metric, by_unit=by_unit),
+            segments=_segments(recorder, operation_id, metric, by_unit=by_unit, arms=arms),
         )
         for metric in metrics
     }
 
 
 def _whole(
-    recorder: Recorder, operation_id: str, metrics: Sequence[Metric], *, by_unit: bool, requests: int, units: int
+    recorder: Recorder,
+    operation_id: str,
+    metrics: Sequence[Metric],
+    *,
+    by_unit: bool,
+    requests: int,
+    units: int,
+    arms: Sequence[str],
 ) -> dict[str, dict[str, MetricSummary]]:
     """By metric and arm, over all segments."""
     found = (
@@ -81,20 +91,26 @@ def _whole(
         if metric.name not in found:
             groups.setdefault(metric.where, []).append(metric)
     for where, several in groups.items():
-        columns = ValueColumns(recorder, operation_id, _columns(several), where=where)
+        columns = ValueColumns(recorder, operation_id, _columns(several), where=where, arms=arms)
         for metric, cells in _cells(recorder, columns, several, by_unit=by_unit):
-            found[metric.name] = {arm: cells.get((arm, "")) or _nothing(metric, by_unit=by_unit) for arm in _ARMS}
+            found[metric.name] = {arm: cells.get((arm, "")) or _nothing(metric, by_unit=by_unit) for arm in ARMS}
     return found
 
 
 def _segments(
-    recorder: Recorder, operation_id: str, metric: Metric, *, by_unit: bool
+    recorder: Recorder, operation_id: str, metric: Metric, *, by_unit: bool, arms: Sequence[str]
 ) -> dict[str, SegmentEvidence] | None:
     if metric.segments is None:
         return None
-    largest = _largest(recorder, operation_id, metric, metric.segments)
+    largest = _largest(recorder, operation_id, metric, metric.segments, arms)
     columns = ValueColumns(
-        recorder, operation_id, _columns([metric]), where=metric.where, segments=metric.segments, largest=largest
+        recorder,
+        operation_id,
+        _columns([metric]),
+        where=metric.where,
+        segments=metric.segments,
+        largest=largest,
+        arms=arms,
     )
     ((_, cells),) = _cells(recorder, columns, [metric], by_unit=by_unit)
     units = _units(recorder, columns)
@@ -138,9 +154,11 @@ def _columns(metrics: Iterable[Metric]) -> list[str]:
     return [name for metric in metrics for name in (*metric.columns, *([metric.covariate] if metric.covariate else []))]
 
 
-def _largest(recorder: Recorder, operation_id: str, metric: Metric, segments: Segments) -> list[str]:
+def _largest(
+    recorder: Recorder, operation_id: str, metric: Metric, segments: Segments, arms: Sequence[str]
+) -> list[str]:
     """The segments that keep their names; none where all can."""
-    columns = ValueColumns(recorder, operation_id, (), where=metric.where, segments=segments)
+    columns = ValueColumns(recorder, operation_id, (), where=metric.where, segments=segments, arms=arms)
     rows = recorder.rows(
         f"{columns.with_clause} SELECT segment FROM value_rows GROUP BY segment ORDER BY count(*) DESC, segment "
         f"LIMIT {MOST_SEGMENTS + 1}",

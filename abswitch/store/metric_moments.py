@@ -18,7 +18,7 @@ from abswitch.stats.metric_parts import Unit
 from abswitch.stats.metrics import Mean, Rate, Ratio
 from abswitch.stats.summaries import MeanSummary, RateSummary, RatioSummary
 from abswitch.store.columns import ValueColumns
-from abswitch.store.recorder import Recorder
+from abswitch.store.reading import RowSource
 
 Cell = tuple[str, str]
 """An arm and a segment."""
@@ -106,8 +106,18 @@ class _Part:
         return NOTHING._replace(**{name: value for name, value in found.items() if value is not None})
 
 
+def request_values(columns: ValueColumns, metrics: Sequence[Additive]) -> list[str]:
+    """The SQL of each request's x, y, z and whether it is neither 0 nor 1, four columns for each metric, in order."""
+    parts = [_Part(metric, index, False) for index, metric in enumerate(metrics)]
+    found = []
+    for part in parts:
+        named = {name: sql for sql, name in (one.rsplit(" AS ", 1) for one in part.observed(columns))}
+        found += [named.get(f"{letter}{part.index}", "NULL") for letter in ("x", "y", "z", "other")]
+    return found
+
+
 def joint_moments(
-    recorder: Recorder, columns: ValueColumns, metrics: Sequence[Additive], *, by_unit: bool
+    recorder: RowSource, columns: ValueColumns, metrics: Sequence[Additive], *, by_unit: bool
 ) -> dict[Cell, list[Joint]]:
     """Moments of each metric, in their order, by arm and segment.
 

@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from abswitch.registries import ExportStatus, ExternalModel, ModelSnapshot
 from abswitch.store.mlflow_import import model_of
 from abswitch.store.mlflow_server import FOR_GOOD, MlflowServer, checked_uri
 from abswitch.store.outbox import Outbox, OutboxFlusher, Refused, Unreachable
+from abswitch.store.promotions import TAGS as VERDICT_TAGS
+from abswitch.store.promotions import verdict_behind
 from abswitch.store.recorder import Recorder, json_text
 from abswitch.store.tracking import legal_name
 
@@ -48,6 +51,7 @@ class MlflowRegistry:
     """
 
     def __init__(self, recorder: Recorder, default_uri: str | None = None) -> None:
+        self._recorder = recorder
         self._outbox = Outbox(recorder, _SINK)
         self._default_uri = default_uri
         self._servers: dict[str, MlflowServer] = {}
@@ -159,7 +163,7 @@ class MlflowRegistry:
         from mlflow.exceptions import MlflowException
 
         try:
-            return {"versions": _Telling(client, body).run()}
+            return {"versions": _Telling(client, body, partial(verdict_behind, self._recorder)).run()}
         except MlflowException as error:
             if error.error_code in FOR_GOOD:
                 raise Refused(str(error)) from error
@@ -170,8 +174,11 @@ class MlflowRegistry:
 class _Telling:
     """One job on its way into MLflow. Every step finds what an earlier attempt left, so that a replay adds nothing."""
 
-    def __init__(self, client: MlflowClient, body: Mapping[str, Any]) -> None:
+    def __init__(
+        self, client: MlflowClient, body: Mapping[str, Any], verdict: Callable[[str], Mapping[str, str]]
+    ) -> None:
         self._client = client
+        self._verdict = verdict
         self._name: str = body["name"]
         self._model: Mapping[str, Any] = body["model"]
 
@@ -208,6 +215,8 @@ class _Telling:
 
     def _version(self, told: Mapping[str, Any], found: MlflowVersion | None) -> str | None:
         tags = _tags(told)
+        if (operation_id := told.get("operation_id")) is not None:
+            tags |= {key: value[:_LONGEST_TAG] for key, value in self._verdict(operation_id).items()}
         if found is not None:
             self._retag(found, tags)
             return str(found.version)
@@ -220,7 +229,7 @@ class _Telling:
 
     def _retag(self, found: MlflowVersion, tags: Mapping[str, str]) -> None:
         """Tags as they are here; those that somebody else set there stay."""
-        ours = set(json.loads(found.tags.get("abswitch.tags", "[]")))
+        ours = VERDICT_TAGS | set(json.loads(found.tags.get("abswitch.tags", "[]")))
         for key in ours - set(tags) & set(found.tags):
             self._client.delete_model_version_tag(self._name, found.version, key)
         for key, value in tags.items():

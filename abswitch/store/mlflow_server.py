@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+_PRINTING = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 FOR_GOOD = frozenset(
     {"INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED", "INVALID_STATE", "BAD_REQUEST"}
 )
@@ -74,6 +79,25 @@ class MlflowServer:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """MLflow prints a link for every run that ends, and tells of prompts that it waits for: from a thread in the
+    background that lands in whatever cell of the notebook runs just then."""
+    said = os.environ.get(_PRINTING)
+    telling = logging.getLogger("mlflow.store.model_registry.abstract_store")
+    level = telling.level
+    os.environ[_PRINTING] = "true"
+    telling.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        telling.setLevel(level)
+        if said is None:
+            os.environ.pop(_PRINTING, None)
+        else:
+            os.environ[_PRINTING] = said
 
 
 def checked_uri(uri: object) -> str:

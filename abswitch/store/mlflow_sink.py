@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from abswitch.store.mlflow_server import FOR_GOOD, MlflowServer
-from abswitch.store.outbox import Outbox, OutboxFlusher, Refused, Unreachable
+from abswitch.store.mlflow_lineage import link_template, log_dataset, log_traces
+from abswitch.store.mlflow_server import FOR_GOOD, MlflowServer, quietly
+from abswitch.store.mlflow_view import TAG, VIEW, saved_view
+from abswitch.store.outbox import Refused, Unreachable
 from abswitch.store.recorder import Recorder
-from abswitch.store.tracking import WINDOW_PREFIX, TrackedExperiment, TrackingLinks, TrackingStatus
+from abswitch.store.sinks import OutboxSink
+from abswitch.store.tracking import LOOK_PREFIX, WINDOW_PREFIX, TrackingLinks
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,11 +27,12 @@ T = TypeVar("T")
 
 DEFAULT_UI_URL = "http://127.0.0.1:5000"
 _RUN_KEY = "abswitch.run_key"
+_REPORT = "report"
 _METRICS_PER_CALL, _WORDS_PER_CALL = 1000, 100  # MLflow's own limits of one log_batch
 _LONGEST_VALUE = 6000
 
 
-class MlflowSink:
+class MlflowSink(OutboxSink):
     """Publishes experiments to MLflow: one flat run per arm, the verdict as tags, the report as artifact.
 
     Args:
@@ -52,51 +56,28 @@ class MlflowSink:
     ) -> None:
         self._server = MlflowServer(tracking_uri, probe_timeout_s=probe_timeout_s)
         self._ui_url = (ui_url or (self._server.uri if self._server.is_remote else DEFAULT_UI_URL)).rstrip("/")
-        self._outbox = Outbox(recorder, "mlflow")
-        self._flusher = OutboxFlusher(self._outbox, self._deliver, target=f"MLflow at {self._server.uri}")
+        super().__init__(recorder, name="mlflow", target=f"MLflow at {self._server.uri}")
 
     @property
     def tracking_uri(self) -> str:
         """The address in use; a SQLite path is absolute."""
         return self._server.uri
 
-    def publish(self, experiment: TrackedExperiment) -> str:
-        """Queue an experiment durably; published in the background. The same content again is published once.
-
-        Raises:
-            InvalidInput: two keys become the same under MLflow's rules for names.
-            StoreError: the store is closed.
-        """
-        job_id = experiment.job_id()
-        self._flusher.add(job_id, experiment.to_dict())
-        return job_id
-
-    def links(self, operation_id: str) -> TrackingLinks | None:
-        """Where the operation's runs are compared; None until they are published."""
-        result = self._outbox.result(operation_id)
-        return None if result is None else TrackingLinks.of(result)
-
-    def flush(self, timeout_s: float = 30.0) -> bool:
-        """Wait until nothing is pending; False as soon as MLflow fails, or after `timeout_s`."""
-        return self._flusher.flush(timeout_s)
-
-    def status(self) -> TrackingStatus:
-        """Counts over all processes that used this store."""
-        return self._flusher.status()
-
-    def close(self, timeout_s: float = 30.0) -> None:
-        """Flush and stop; to be called before the recorder is closed. Idempotent."""
-        self._flusher.close(timeout_s)
-
     # --- the flusher's thread ---------------------------------------------------------------------------------------
 
-    def _deliver(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    def deliver(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Publish a job; what an earlier attempt left is found and kept."""
         self._server.probe()
         client = self._server.client()
         from mlflow.exceptions import MlflowException
 
         try:
-            return _Publication(client, body, self._artifact_location).run(self._ui_url)
+            published = _Publication(client, body, self._artifact_location)
+            with quietly():
+                links = published.run(self._ui_url)
+            traces = body.get("traces") or ()
+            log_traces(self._server.uri, published.experiment_id, body["operation_id"], links["runs"], traces)
+            return links
         except MlflowException as error:
             if error.error_code in FOR_GOOD:
                 raise Refused(str(error)) from error
@@ -119,12 +100,20 @@ class _Publication:
         self._start_ms = round(body["started_at_s"] * 1000)
         end_s = body["ended_at_s"]
         self._end_ms = None if end_s is None else round(end_s * 1000)
+        self.experiment_id = ""
 
     def run(self, ui_url: str) -> Mapping[str, Any]:
         """Publish and return links and run ids."""
-        experiment_id = self._experiment()
+        self.experiment_id = experiment_id = self._experiment()
         runs = {arm["arm"]: self._arm(experiment_id, arm) for arm in self._body["arms"]}
+        self._design(experiment_id)
         return _links(ui_url, experiment_id, runs).to_dict()
+
+    def _design(self, experiment_id: str) -> None:
+        """The view that the links open, with the metrics of this job."""
+        view = saved_view(self._body)
+        if view is not None and self._client.get_experiment(experiment_id).tags.get(TAG) != view:
+            self._client.set_experiment_tag(experiment_id, TAG, view)
 
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -150,9 +139,12 @@ class _Publication:
     def _arm(self, experiment_id: str, arm: Mapping[str, Any]) -> str:
         run_id = self._run_of(experiment_id, arm)
         self._log(run_id, arm)
-        report = self._body["report"]
-        if report is not None:
-            self._keep_report(run_id, Path(report))
+        if self._body.get("dataset") is not None:
+            log_dataset(self._client, run_id, self._body["dataset"])
+        link_template(self._client, run_id, arm)
+        for path in (self._body["report"], *(self._body.get("attachments") or ())):
+            if path is not None:
+                self._keep(run_id, Path(path))
         if self._end_ms is not None:
             self._client.set_terminated(run_id, status="FINISHED", end_time=self._end_ms)
         return run_id
@@ -202,6 +194,11 @@ class _Publication:
             at_ms = self._start_ms + (step + 1) * window_ms
             for key, value in window.items():
                 yield Metric(WINDOW_PREFIX + key, _number(value), at_ms, step)
+        looks = arm.get("looks") or ()
+        for number, look in enumerate(looks, start=1):
+            at_ms = self._start_ms + round((total_ms - self._start_ms) * number / len(looks))
+            for key, value in look.items():
+                yield Metric(LOOK_PREFIX + key, _number(value), at_ms, number)
 
     def _tags(self, arm: Mapping[str, Any]) -> dict[str, str]:
         body = self._body
@@ -216,22 +213,24 @@ class _Publication:
         own = {"abswitch.arm": arm["arm"], "abswitch.version": arm["version"]}
         return {**body["tags"], **arm["tags"], **told, **own, "abswitch.operation_id": body["operation_id"]}
 
-    def _keep_report(self, run_id: str, report: Path) -> None:
-        if report.is_dir():
-            self._client.log_artifacts(run_id, str(report), "report")
-        elif report.is_file():
-            self._client.log_artifact(run_id, str(report), "report")
+    def _keep(self, run_id: str, path: Path) -> None:
+        if path.is_dir():
+            self._client.log_artifacts(run_id, str(path), _REPORT)
+        elif path.is_file():
+            self._client.log_artifact(run_id, str(path), _REPORT)
         else:  # removed before MLflow could be reached; the numbers are worth publishing all the same
-            self._client.set_tag(run_id, "abswitch.report", f"missing when published: {report}")
+            self._client.set_tag(run_id, "abswitch.report", f"missing when published: {path}")
 
 
 def _links(ui_url: str, experiment_id: str, runs: Mapping[str, str]) -> TrackingLinks:
     run_ids = quote(json.dumps(list(runs.values()), separators=(",", ":")))
     experiments = quote(json.dumps([experiment_id]))
+    here = f"{ui_url}/#/experiments/{experiment_id}/runs"
     return TrackingLinks(
-        experiment=f"{ui_url}/#/experiments/{experiment_id}/runs?compareRunsMode=CHART",
+        experiment=f"{here}?compareRunsMode=CHART&viewStateShareKey={VIEW}",
         compare=f"{ui_url}/#/compare-runs?runs={run_ids}&experiments={experiments}",
         runs=dict(runs),
+        run_urls={arm: f"{here}/{run_id}" for arm, run_id in runs.items()},
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from abswitch.store.columns import ANSWER_COLUMNS, ASSIGNED_COLUMNS, ValueColumns
+from abswitch.store.columns import ANSWER_COLUMNS, ARMS, ASSIGNED_COLUMNS, ValueColumns
 from abswitch.store.recorder import Recorder
 
 Pair = tuple[str, str]
@@ -59,7 +59,9 @@ class ArmCounts:
     scorer_failures: Mapping[str, int]
 
 
-def arm_counts(recorder: Recorder, operation_id: str, names: Sequence[str] = ()) -> dict[str, ArmCounts]:
+def arm_counts(
+    recorder: Recorder, operation_id: str, names: Sequence[str] = (), *, arms: Sequence[str] = ARMS
+) -> dict[str, ArmCounts]:
     """Counts of every arm that was assigned a request while both arms were being compared.
 
     Args:
@@ -70,7 +72,7 @@ def arm_counts(recorder: Recorder, operation_id: str, names: Sequence[str] = ())
         StoreError: the store cannot be read.
     """
     scorers = [name for name in names if name not in {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS}]
-    columns = ValueColumns(recorder, operation_id, scorers)
+    columns = ValueColumns(recorder, operation_id, scorers, arms=arms)
     failures = [columns.failures(scorer) for scorer in columns.scorers]
     kinds = ("answered", "errored", "cancelled", "fallback")
     per_unit = [f"count(*) FILTER ({kind}) AS {kind}" for kind in kinds]
@@ -87,9 +89,9 @@ SELECT arm, {", ".join(asked)} FROM unit_rows GROUP BY arm ORDER BY arm""",
     return {str(arm): _arm([int(cell) for cell in cells], columns.scorers) for arm, *cells in rows}
 
 
-def crossed_units(recorder: Recorder, operation_id: str) -> int:
+def crossed_units(recorder: Recorder, operation_id: str, *, arms: Sequence[str] = ARMS) -> int:
     """Units that were assigned to both arms."""
-    columns = ValueColumns(recorder, operation_id, ())
+    columns = ValueColumns(recorder, operation_id, (), arms=arms)
     per_unit = "SELECT unit_id FROM value_rows GROUP BY unit_id HAVING count(DISTINCT arm) > 1"
     return int(recorder.rows(f"{columns.with_clause} SELECT count(*) FROM ({per_unit})", columns.params)[0][0])
 

@@ -12,7 +12,7 @@ from abswitch.stats.quantiles import quantile_rank
 from abswitch.stats.summaries import RatioSummary
 from abswitch.store.columns import ValueColumns
 from abswitch.store.metric_moments import Cell
-from abswitch.store.recorder import Recorder
+from abswitch.store.reading import RowSource
 
 Shares = tuple[RatioSummary, RatioSummary]
 
@@ -25,7 +25,7 @@ class SortedValues:
         by_unit: units have several requests.
     """
 
-    def __init__(self, recorder: Recorder, columns: ValueColumns, metric: Quantile, *, by_unit: bool) -> None:
+    def __init__(self, recorder: RowSource, columns: ValueColumns, metric: Quantile, *, by_unit: bool) -> None:
         self._recorder, self._params = recorder, columns.params
         self._clustered = by_unit and metric.unit == Unit.REQUEST
         x = columns.column(metric.column)

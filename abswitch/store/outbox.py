@@ -64,8 +64,11 @@ class Outbox:
         return _Job(rows[0][0], json.loads(rows[0][1])) if rows else None
 
     def done(self, job_id: str, result: Mapping[str, Any]) -> None:
-        """Commit that a job is dealt with, and how."""
-        sql = "UPDATE outbox SET published_at_s = ?, result = ? WHERE sink = ? AND job_id = ?"
+        """Commit that a job is dealt with, and how. Its copies of requests go: they must not outlive the requests."""
+        sql = (
+            "UPDATE outbox SET published_at_s = ?, result = ?, body = json_merge_patch(body, '{\"traces\": null}') "
+            "WHERE sink = ? AND job_id = ?"
+        )
         row = (time.time(), json_text("result", result), self._sink, job_id)
         self._recorder.execute((sql, row)).result()
 

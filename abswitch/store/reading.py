@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from abswitch import checks
 from abswitch.errors import InvalidInput, StoreError
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 Params = Sequence[Any] | Mapping[str, Any] | None
 """Fill `?` (a sequence) or `$name` (a mapping)."""
+
+
+class RowSource(Protocol):
+    """What evidence is read from: a recorder, or a reader of its store in another process."""
+
+    def rows(self, sql: str, params: Params = None) -> list[tuple[Any, ...]]:
+        """What one reading statement selects."""
+        ...
+
 
 TABLES = (
     "model_versions",
@@ -36,6 +45,7 @@ TABLES = (
     "artifacts",
     "provenance",
     "outbox",
+    "tracking_links",
     "gaps",
     "writers",
     "meta",

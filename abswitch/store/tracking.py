@@ -22,7 +22,8 @@ from abswitch.store.recorder import json_text
 
 _ILLEGAL = re.compile(r"[^A-Za-z0-9_.\-/: ]")
 _LONGEST_KEY = 250
-WINDOW_PREFIX = "window/"
+WINDOW_PREFIX, LOOK_PREFIX = "window/", "look/"
+_OWN_FORM = frozenset({"arms", "report", "attachments", "first_metrics", "tags", "dataset", "traces"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class ArmRun:
         params: what was fixed beforehand, see `version_params`; the same keys in every arm.
         metrics: totals of the whole experiment by metric name; None or NaN where there is nothing to tell.
         windows: the same metrics by window, oldest first; published as steps 0, 1, 2, … under `window/…`.
+        looks: what each look at the evidence found, oldest first; published as steps 1, 2, 3, … under `look/…`.
         tags: further words, e.g. the arm's role.
     """
 
@@ -42,15 +44,59 @@ class ArmRun:
     params: Mapping[str, str | float | bool | None] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     windows: tuple[Mapping[str, float | None], ...] = ()
+    looks: tuple[Mapping[str, float | None], ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checks.name("arm", self.arm)
         checks.name("version", self.version)
-        for mapping in (self.metrics, *self.windows):
+        for mapping in (self.metrics, *self.windows, *self.looks):
             for key, value in mapping.items():
                 if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                     raise InvalidInput(f"metrics.{key}", value, "a number, or None")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedDataset:
+    """The prompts that were asked.
+
+    Attributes:
+        source: where they come from, as the experiment's file says it.
+        digest: changes with any of them.
+        rows: how many there are.
+    """
+
+    name: str
+    source: Mapping[str, Any]
+    digest: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedTrace:
+    """One request, as an example of its arm.
+
+    Attributes:
+        arm: the name of its run.
+        at_s: when it was admitted, seconds since the epoch.
+        queue_s, took_s: waiting, and all of it.
+        prompt, output: None where text is not recorded.
+        error: None when it was answered.
+        scores: by scorer.
+    """
+
+    request_id: str
+    arm: str
+    version: str
+    at_s: float
+    queue_s: float
+    took_s: float
+    first_token_s: float | None
+    output_tokens: int
+    prompt: str | None
+    output: str | None
+    error: str | None
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +115,11 @@ class TrackedExperiment:
         decision, rule, reason: of the verdict; None before there is one.
         plan_digest: of the plan it was committed to.
         note: Markdown shown on top of the runs.
+        first_metrics: names of those that are to be looked at first, the most important one first.
         report: a file, or a folder, kept as artifact of every run.
+        attachments: further files kept beside it, e.g. its figures.
+        dataset: the prompts; None where nobody said what they are.
+        traces: a sample of its requests.
     """
 
     name: str
@@ -84,7 +134,11 @@ class TrackedExperiment:
     reason: str | None = None
     plan_digest: str | None = None
     note: str | None = None
+    first_metrics: tuple[str, ...] = ()
     report: Path | str | None = None
+    attachments: tuple[Path | str, ...] = ()
+    dataset: TrackedDataset | None = None
+    traces: tuple[TrackedTrace, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,12 +150,17 @@ class TrackedExperiment:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, keys legal and metric keys identical in all arms."""
-        plain = {name: getattr(self, name) for name in self.__slots__ if name not in {"arms", "report", "tags"}}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in _OWN_FORM}
         totals = _union(arm.metrics for arm in self.arms)
         windowed = _union(window for arm in self.arms for window in arm.windows)
-        report = None if self.report is None else str(Path(self.report).expanduser().resolve())
-        arms = [_arm_dict(arm, totals, windowed) for arm in self.arms]
-        return plain | {"report": report, "tags": legal_keys("tags", self.tags), "arms": arms}
+        looked = _union(look for arm in self.arms for look in arm.looks)
+        report = None if self.report is None else _absolute(self.report)
+        arms = [_arm_dict(arm, totals, windowed, looked) for arm in self.arms]
+        own: dict[str, Any] = {"report": report, "tags": legal_keys("tags", self.tags), "arms": arms}
+        own |= {"attachments": [_absolute(path) for path in self.attachments]}
+        own |= {"first_metrics": [legal_name(name) for name in self.first_metrics]}
+        own |= {"dataset": None if self.dataset is None else asdict(self.dataset)}
+        return plain | own | {"traces": [asdict(trace) for trace in self.traces]}
 
     def job_id(self) -> str:
         """The same for the same content."""
@@ -118,15 +177,19 @@ class TrackingLinks:
         experiment: its runs, as charts.
         compare: its arms side by side.
         runs: run id by arm.
+        run_urls: address of the run by arm.
+        sink: whose they are, as people call it.
     """
 
     experiment: str
     compare: str
     runs: Mapping[str, str]
+    run_urls: Mapping[str, str] = field(default_factory=dict)
+    sink: str = "MLflow"
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Self:
-        return cls(experiment=result["experiment"], compare=result["compare"], runs=result["runs"])
+        return cls(**{name: result[name] for name in cls.__slots__ if name in result})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -150,7 +213,14 @@ class TrackingStatus:
 
 
 class TrackingSink(Protocol):
-    """A place where experiments are compared. Nothing here is on the request path."""
+    """A place where experiments are compared. Nothing here is on the request path.
+
+    `tests/store/sink_contract.py` is what every sink has to fulfil.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called in the table `outbox`, e.g. `mlflow`; several where it is several."""
 
     def publish(self, experiment: TrackedExperiment) -> str:
         """Queue an experiment durably and return the job's id; the sink being unreachable is not an error."""
@@ -199,7 +269,8 @@ def legal_name(name: str) -> str:
     return "/".join(parts)[:_LONGEST_KEY] or "_"
 
 
-def _arm_dict(arm: ArmRun, totals: list[str], windowed: list[str]) -> dict[str, Any]:
+def _arm_dict(arm: ArmRun, totals: list[str], windowed: list[str], looked: list[str]) -> dict[str, Any]:
+    looks = [{key: _finite(look.get(key)) for key in looked} for look in arm.looks]
     windows = [{key: _finite(window.get(key)) for key in windowed} for window in arm.windows]
     return {
         "arm": arm.arm,
@@ -207,8 +278,13 @@ def _arm_dict(arm: ArmRun, totals: list[str], windowed: list[str]) -> dict[str, 
         "params": legal_keys("params", arm.params),
         "metrics": legal_keys("metrics", {key: _finite(arm.metrics.get(key)) for key in totals}),
         "windows": [legal_keys("windows", window) for window in windows],
+        "looks": [legal_keys("looks", look) for look in looks],
         "tags": legal_keys("tags", arm.tags),
     }
+
+
+def _absolute(path: Path | str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -34,3 +34,22 @@ FROM requests r
 LEFT JOIN routes t ON t.model_id = r.model_id AND t.epoch = r.route_epoch AND t.arm = r.arm
 LEFT JOIN operations o ON o.operation_id = r.operation_id
 LEFT JOIN plans p ON p.operation_id = r.operation_id;
+
+-- Where an operation's runs are in each tracking sink, by the latest publication: the way from evidence to MLflow.
+CREATE OR REPLACE VIEW tracking_links AS
+WITH latest AS (
+    SELECT sink, body->>'operation_id' AS operation_id, body->>'name' AS experiment, result, published_at_s
+    FROM outbox
+    WHERE published_at_s IS NOT NULL AND json_exists(result, '$.runs')
+    QUALIFY row_number() OVER (PARTITION BY sink, body->>'operation_id' ORDER BY sequence DESC) = 1
+), arms AS (
+    SELECT *, unnest(json_keys(result, '$.runs')) AS arm FROM latest
+)
+SELECT
+    operation_id, sink, experiment, arm,
+    (result->'runs')->>arm AS run_id,
+    (result->'run_urls')->>arm AS run_url,
+    result->>'compare' AS compare_url,
+    result->>'experiment' AS experiment_url,
+    published_at_s
+FROM arms;

@@ -4,92 +4,88 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import subprocess
-import sys
-import urllib.request
-from collections.abc import AsyncIterator, Iterator
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Page
+from playwright.async_api import Browser, Page, ViewportSize
 
 from abswitch.experiments import publish
 from abswitch.experiments.report import write_report
 from abswitch.store.tracking import TrackingLinks
-from tests.experiments.scripted import ab_test
+from tests.experiments.scripted import METRICS, ab_test
+from tests.store.live_mlflow import Server
 
 pytestmark = pytest.mark.browser
+SIZE = ViewportSize(width=1360, height=900)
+ANSWERED_MS = 90_000
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path / "a")]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, *stores], env=environment, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path
-        )
-        try:
-            _wait_until_it_answers(address, process, tmp_path / "server.log")
-            yield address
-        finally:
-            process.terminate()
-            process.wait(20)
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One experiment on a server that all tests here look at."""
+
+    server: Server
+    links: TrackingLinks
 
 
-def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline_s = monotonic() + 120
-    while True:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
-                return
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            assert monotonic() < deadline_s, log.read_text()
-            try:
-                process.wait(0.2)
-            except subprocess.TimeoutExpired:
-                continue
+@pytest.fixture(scope="module")
+def published(fresh_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    folder = tmp_path_factory.mktemp("server")
+    server = Server(Path(shutil.copy(fresh_database, folder / "mlflow.db")))
+    try:
+        server.start()
+        yield Published(server, asyncio.run(_publish(server.url, folder)))
+    finally:
+        server.kill()
 
 
-@pytest_asyncio.fixture
-async def links(server: str, tmp_path: Path) -> AsyncIterator[TrackingLinks]:
-    async with ab_test(mlflow=server) as (engine, result):
-        publish(engine, result, report=write_report(engine, result, tmp_path / "report"))
+async def _publish(address: str, folder: Path) -> TrackingLinks:
+    async with ab_test(store=folder / "s.duckdb", mlflow=address) as (engine, result):
+        page = await asyncio.to_thread(write_report, engine, result, folder / "report")
+        publish(engine, result, report=page)
         assert engine.tracking is not None
         assert await asyncio.to_thread(engine.tracking.flush, 120.0), engine.tracking.status()
         found = engine.tracking.links(result.operation_id)
         assert found is not None
-        yield found
+        return found
 
 
-async def test_both_arms_are_side_by_side(browser: Browser, links: TrackingLinks) -> None:
-    page = await browser.new_page(viewport={"width": 1360, "height": 900})
-    await page.goto(links.compare)
-    await page.get_by_text("Comparing 2 Runs").first.wait_for(timeout=60_000)
-    await page.get_by_text("exact_match", exact=True).first.wait_for(timeout=60_000)
+async def test_both_arms_are_side_by_side(browser: Browser, published: Published) -> None:
+    page = await browser.new_page(viewport=SIZE)
+    await page.goto(published.links.compare)
+    await page.get_by_text("Comparing 2 Runs").first.wait_for(timeout=ANSWERED_MS)
+    await page.get_by_text("exact_match", exact=True).first.wait_for(timeout=ANSWERED_MS)
     text = await page.inner_text("body")
     for words in ("baseline", "candidate", "v1", "v2", "exact_match", "latency_s", "sampling.temperature"):
         assert words in text
     await _keep_picture(page, "compare")
 
 
-async def test_the_experiment_opens_on_charts_that_overlay_the_arms(browser: Browser, links: TrackingLinks) -> None:
-    page = await browser.new_page(viewport={"width": 1360, "height": 900})
-    await page.goto(links.experiment)
-    await page.get_by_text("window/exact_match").first.wait_for(timeout=60_000)
+async def test_the_experiment_opens_on_the_charts_that_were_chosen(browser: Browser, published: Published) -> None:
+    page = await browser.new_page(viewport=SIZE)
+    await page.goto(published.links.experiment)
+    await page.get_by_text("By window of time").first.wait_for(timeout=ANSWERED_MS)
+    await page.get_by_text("window/exact_match").first.wait_for(timeout=ANSWERED_MS)
     text = await page.inner_text("body")
-    assert "baseline (v1)" in text
-    assert "candidate (v2)" in text
+    assert "baseline (v1)" in text and "candidate (v2)" in text
+    places = [text.index(words) for words in ("Totals", METRICS[0].name, METRICS[1].name, "By window of time")]
+    assert places == sorted(places), "the plan's metrics come first, in its order"
     await _keep_picture(page, "charts")
+
+
+async def test_a_run_leads_to_its_report_and_to_its_requests(browser: Browser, published: Published) -> None:
+    page = await browser.new_page(viewport=SIZE)
+    await page.goto(f"{published.links.run_urls['candidate']}/artifacts")
+    for name in ("report", "index.html", "summary.json"):
+        await page.get_by_text(name).first.wait_for(timeout=ANSWERED_MS)
+        if name == "report":
+            await page.get_by_text(name, exact=True).first.click()
+    await page.goto(f"{published.links.run_urls['candidate']}/traces")
+    await page.get_by_text("generate").first.wait_for(timeout=ANSWERED_MS)
+    await _keep_picture(page, "traces")
 
 
 async def _keep_picture(page: Page, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page
 
 from abswitch.experiments import switch_timing
+from abswitch.experiments.overview import write_overview
 from abswitch.experiments.report import write_report
 from tests.experiments.scripted import ab_test
 
@@ -26,7 +28,7 @@ async def report(tmp_path: Path) -> Path:
         await engine.generate("1+1=")
         await result.handle.done()
         timing = switch_timing(engine, result.operation_id)
-        return write_report(engine, result, tmp_path, switch=timing, extra={LONG: LONG * 3})
+        return write_report(engine, result, tmp_path / "sums" / "run", switch=timing, extra={LONG: LONG * 3})
 
 
 @asynccontextmanager
@@ -54,6 +56,21 @@ async def test_it_fits_every_width_and_asks_nobody(browser: Browser, report: Pat
     assert wrong == []
 
 
+@pytest.mark.parametrize("width", [320, 1280])
+async def test_the_page_over_all_runs(browser: Browser, report: Path, width: int) -> None:
+    for number in range(3):
+        shutil.copytree(report.parent, report.parents[1] / f"{LONG}-{number}")
+    overview = write_overview(report.parents[2]).page
+    async with opened(browser, overview, viewport={"width": width, "height": 844}) as (page, wrong):
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        assert await page.get_by_role("img").count() == 2
+        worst = await page.evaluate(CONTRAST)
+        assert worst["ratio"] >= 4.5, worst
+        await page.locator("a[href$='run/index.html']").first.click()
+        assert await page.get_by_role("heading", level=1).inner_text() == "SHIP v2: it is better than v1."
+    assert wrong == []
+
+
 async def test_the_verdict_is_seen_without_scrolling(browser: Browser, report: Path) -> None:
     async with opened(browser, report, viewport={"width": 390, "height": 700}) as (page, _):
         box = await page.locator(".decision").bounding_box()
@@ -61,14 +78,12 @@ async def test_the_verdict_is_seen_without_scrolling(browser: Browser, report: P
         assert box["y"] + box["height"] < 700
 
 
-async def test_narrow_screens_get_figures_drawn_for_them(browser: Browser, report: Path) -> None:
-    ratios = []
-    for width in (390, 1280):
+async def test_text_in_figures_stays_readable(browser: Browser, report: Path) -> None:
+    for width in (320, 390, 1280):
         async with opened(browser, report, viewport={"width": width, "height": 800}) as (page, _):
-            ratios.append(await page.evaluate("document.images[0].naturalWidth"))
-            shown = await page.evaluate("document.images[0].clientWidth")
-            assert shown >= 0.85 * ratios[-1]  # text in it stays readable
-    assert ratios[0] < 0.7 * ratios[1]
+            scales = await page.evaluate("[...document.images].map(i => i.clientWidth / i.naturalWidth)")
+        assert len(scales) == 4
+        assert min(scales) >= 0.62, "9 points are 7 pixels then"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

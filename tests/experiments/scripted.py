@@ -65,16 +65,42 @@ async def ab_test(
     n: int = 400,
     metrics: Sequence[Metric] = METRICS,
     suffix: str = EVIL,
+    evaluation: str = "fixed",
     **options: Any,
 ) -> AsyncIterator[tuple[SwitchingEngine, ABTestResult]]:
     """An engine and a finished test of `v2` against `v1` on it; the switch is not concluded."""
     async with engine_for({"v1": baseline, "v2": candidate}, **options) as engine:
         await engine.deploy("v1")
         # A name of its own, so that the split is the same in every run.
-        result = await run_ab_test(engine, "v2", problems(n, suffix=suffix), metrics=metrics, experiment="sums")
+        result = await run_ab_test(
+            engine, "v2", problems(n, suffix=suffix), metrics=metrics, experiment="sums", evaluation=evaluation
+        )
         yield engine, result
 
 
 def adders() -> ScriptedBackend:
     """Versions that add right as often as their names say: `v58` in 58 % of all cases."""
-    return ScriptedBackend(answers={f"v{percent}": adder(percent / 100, f"v{percent}") for percent in (20, 58, 95)})
+    return ScriptedBackend(answers=_adders())
+
+
+def _adders() -> dict[str, Answer]:
+    return {f"v{percent}": adder(percent / 100, f"v{percent}") for percent in (20, 58, 95)}
+
+
+def judged_adders() -> ScriptedBackend:
+    """The same, and a `judge` that compares the answer with the reference, and does not understand sums above 150."""
+
+    def grade(prompt: Any) -> Sequence[str]:
+        parts = prompt_text(prompt).split("\n")
+        if "Answer to grade:" not in parts:
+            return ("0",)  # the engine's own, when a version comes up
+        reference, output = (parts[parts.index(title) + 1] for title in ("Reference answer:", "Answer to grade:"))
+        return ("no", " idea") if int(reference) > 150 else ("Grade: ", "1" if output == reference else "0")
+
+    return ScriptedBackend(answers={**_adders(), "judge": grade})
+
+
+def armed_adders() -> ScriptedBackend:
+    """Versions, and two arms of `v95`: the first adds right in 95 % of all cases, the second in 58 %."""
+    arms = {"v95-1": adder(0.95, "v95-1"), "v95-2": adder(0.58, "v95-2")}
+    return ScriptedBackend(answers={**_adders(), **arms})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest_asyncio
 from abswitch import ExactMatch, Function, SwitchingEngine
 from abswitch.domain import Prompt
 from abswitch.errors import InvalidInput, SwitchRefused
-from abswitch.experiments import Progress, publish, run_ab_test, switch_timing
+from abswitch.experiments import Progress, publish, run_ab_test, switch_timing, write_report
 from abswitch.serving.scripted import ScriptedBackend
 from abswitch.stats import Mean, Rate
 
@@ -39,7 +41,8 @@ def raising(sample: Any) -> float:
 
 
 @pytest_asyncio.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[SwitchingEngine]:
+async def engine(tmp_path: Path, fresh_database: Path) -> AsyncIterator[SwitchingEngine]:
+    database = shutil.copy(fresh_database, tmp_path / "mlflow.db")
     answers = {
         "baseline": adder(0.58, 1),
         "better": adder(0.91, 2),
@@ -49,7 +52,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[SwitchingEngine]:
     async with SwitchingEngine(
         store=tmp_path / "s.duckdb",
         scorers=[ExactMatch(), Function(raising, "broken")],
-        mlflow=f"sqlite:///{tmp_path}/mlflow.db",
+        mlflow=f"sqlite:///{database}",
         backends={"scripted": ScriptedBackend(lambda _: ("1",), answers=answers)},
     ) as made:
         for version in answers:
@@ -70,8 +73,8 @@ async def test_the_verdict_is_right(engine: SwitchingEngine, candidate: str, dec
     result = await run_ab_test(engine, candidate, PROBLEMS[:600], metrics=METRICS, experiment="known")
     assert result.verdict.decision in decisions
     assert result.verdict.rule == rule
-    assert (result.requests.sent, result.requests.answered, result.requests.lost) == (600, 600, 0)
-    assert result.evidence.baseline.analysed + result.evidence.candidate.analysed == 600
+    assert result.requests.lost == result.requests.failed == 0
+    assert result.evidence.baseline.analysed + result.evidence.candidate.analysed <= result.requests.sent <= 600
 
 
 async def test_the_plan_is_stored_before_the_first_exposure(engine: SwitchingEngine) -> None:
@@ -81,8 +84,12 @@ async def test_the_plan_is_stored_before_the_first_exposure(engine: SwitchingEng
     first = engine.query("SELECT min(admitted_at_s) AS at_s FROM requests WHERE arm = 'candidate'")["at_s"][0]
     assert plan["digest"] == result.plan.digest() == result.verdict.plan_digest
     assert plan["at_s"] <= first
-    stored = engine.query("SELECT decision, rule FROM verdicts WHERE operation_id = ?", [result.operation_id])
-    assert list(stored["rule"]) == [result.verdict.rule]
+    stored = engine.query(
+        "SELECT look, decision, rule FROM verdicts WHERE operation_id = ? ORDER BY look", [result.operation_id]
+    )
+    assert list(stored["look"]) == list(range(1, len(stored) + 1))
+    assert list(stored["rule"])[-1] == result.verdict.rule
+    assert set(list(stored["rule"])[:-1]) <= {"continue", result.verdict.rule}
 
 
 async def test_promoting_the_winner_moves_traffic_and_is_timed(engine: SwitchingEngine) -> None:
@@ -96,6 +103,88 @@ async def test_promoting_the_winner_moves_traffic_and_is_timed(engine: Switching
     assert timing.first_token_s is not None
     assert timing.drained_s is not None
     assert 0 <= timing.routed_s <= timing.first_token_s
+
+
+async def test_a_test_for_one_look_asks_everything_and_looks_once(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    result = await run_ab_test(engine, "better", PROBLEMS[:300], metrics=METRICS, evaluation="fixed")
+    assert (result.requests.sent, result.requests.answered, result.requests.lost) == (300, 300, 0)
+    assert (result.verdict.rule, result.verdict.look, result.plan.evaluation) == ("primary-better", 1, "fixed")
+    assert list(engine.query("SELECT look FROM verdicts")["look"]) == [1]
+
+
+async def test_a_sequential_test_stops_by_itself_and_keeps_every_look(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    seen: list[Progress] = []
+    prompts = [PROBLEMS[i % 900] for i in range(5000)]
+    result = await run_ab_test(
+        engine, "better", prompts, metrics=METRICS, concurrency=2, look_every=25, on_progress=seen.append
+    )
+    assert result.verdict.rule == "primary-better" and result.requests.sent < 2500
+    assert result.verdict.bayes is not None and result.verdict.bayes.chance_to_win > 0.99
+    assert any(progress.verdicts for progress in seen if progress.phase == "asking")
+    looks = engine.query("SELECT * FROM looks WHERE operation_id = ? ORDER BY look", [result.operation_id])
+    assert set(looks["metric"]) == {"exact_match", "latency_s", "sample_ratio"}
+    primary = looks[looks["metric"] == "exact_match"]
+    assert list(primary["look"]) == list(range(1, len(primary) + 1))
+    assert primary["n_candidate"].is_monotonic_increasing and primary["decision"].iloc[-1] == "better"
+    assert set(looks["arm"]) == {"candidate"}
+
+
+async def test_planned_looks_spend_their_part_of_alpha(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    result = await run_ab_test(
+        engine, "copy", PROBLEMS[:400], metrics=METRICS, evaluation="group_sequential", looks=3, concurrency=2
+    )
+    assert "3 looks, obrien-fleming" in result.verdict.in_words() and result.requests.sent == 400
+    spent = engine.query("SELECT look, alpha_spent FROM looks WHERE metric = 'exact_match' ORDER BY look")
+    assert list(spent["look"]) in ([1, 2], [1, 2, 3])  # traffic may overtake a planned look: that one is not taken
+    assert spent["alpha_spent"].is_monotonic_increasing
+    assert spent["alpha_spent"].iloc[0] < 0.05 == spent["alpha_spent"].iloc[-1]
+
+
+@pytest.mark.parametrize("evaluation", ["sequential", "fixed"])
+async def test_several_candidates_have_a_verdict_each_and_one_wins(
+    engine: SwitchingEngine, tmp_path: Path, evaluation: str
+) -> None:
+    from mlflow import MlflowClient
+
+    await engine.deploy("baseline")
+    result = await run_ab_test(
+        engine, ["regressed", "better"], PROBLEMS[:900], metrics=METRICS, evaluation=evaluation, experiment="three"
+    )
+    assert {version: one.rule for version, one in result.verdicts.items()} == {
+        "regressed": "primary-worse", "better": "primary-better",
+    }  # fmt: skip
+    assert (result.winner, result.verdict.candidate, result.requests.lost) == ("better", "regressed", 0)
+    assert result.in_words().startswith("better wins.\nKEEP baseline")
+    shares = engine.query("SELECT arm, share FROM routes WHERE operation_id = ?", [result.operation_id])
+    assert set(shares["arm"]) == {"stable", "candidate", "candidate-2"} and set(shares["share"].round(4)) == {0.3333}
+    summary = json.loads((write_report(engine, result, tmp_path / "report").parent / "summary.json").read_text())
+    assert summary["winner"] == "better" and set(summary["verdicts"]) == {"regressed", "better"}
+    name = publish(engine, result)
+    assert engine.tracking is not None and engine.tracking.flush(120)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    values = {
+        run.data.tags["abswitch.arm"]: (run.data.params["version"], run.data.metrics["exact_match"]) for run in runs
+    }
+    assert {arm: version for arm, (version, _) in values.items()} == {
+        "baseline": "baseline", "candidate": "regressed", "candidate-2": "better",
+    }  # fmt: skip
+    assert values["candidate-2"][1] > values["baseline"][1] > values["candidate"][1]
+    await result.promote()
+    assert engine.registry.active_version() == "better"
+
+
+async def test_shares_of_several_candidates_sum_up(engine: SwitchingEngine) -> None:
+    await engine.deploy("baseline")
+    result = await run_ab_test(
+        engine, ["better", "copy"], PROBLEMS[:60], metrics=METRICS, traffic_percentage=40, evaluation="fixed"
+    )
+    shares = engine.query("SELECT arm, share FROM routes WHERE operation_id = ? ORDER BY arm", [result.operation_id])
+    assert list(shares["share"].round(4)) == [0.2, 0.2, 0.6]
+    assert result.plan.expected_share == pytest.approx(0.25)
 
 
 async def test_keeping_the_old_version(engine: SwitchingEngine) -> None:
@@ -123,7 +212,9 @@ async def test_the_same_experiment_name_splits_the_same_way(engine: SwitchingEng
 async def test_progress_reaches_the_total_and_names_the_arms(engine: SwitchingEngine) -> None:
     seen: list[Progress] = []
     await engine.deploy("baseline")
-    await run_ab_test(engine, "better", PROBLEMS[:50], metrics=METRICS, on_progress=seen.append)
+    await run_ab_test(
+        engine, "better", PROBLEMS[:50], metrics=METRICS, evaluation="fixed", on_progress=seen.append
+    )  # fmt: skip
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert (seen[-1].done, seen[-1].total) == (50, 50)
     assert set(seen[-1].by_arm) == {"stable", "candidate"}
@@ -161,7 +252,7 @@ async def test_users_with_several_requests_are_compared_by_user(engine: Switchin
         for i, (prompt, answer) in enumerate(PROBLEMS[:900])
     ]
     result = await run_ab_test(engine, "better", questions, metrics=[Rate("exact_match")])
-    assert result.evidence.repeated_units == 90
+    assert result.evidence.repeated_units > 45
     assert "clustered by unit" in result.verdict.comparisons["exact_match"].method
 
 
@@ -175,6 +266,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"candidate": "nobody"}, "version"),
     ({"metrics": [Rate("exact_mach")]}, "metric.column"),
     ({"temperature": -1}, "sampling.temperature"),
+    ({"evaluation": "now and then"}, "plan.evaluation"),
+    ({"look_every": 0}, "plan.look_every"),
+    ({"looks": 3}, "plan.look_count"),
+    ({"evaluation": "fixed", "look_every": 20}, "plan.look_every"),
+    ({"evaluation": "group_sequential", "spending": "all"}, "plan.spending"),
+    ({"evaluation": "group_sequential", "looks": 1}, "plan.look_count"),
+    ({"traffic_percentage": 100}, "plan.expected_share"),
+    ({"candidate": []}, "candidate"),
+    ({"candidate": ["better", "better"]}, "candidate"),
+    ({"candidate": ["better", "nobody"]}, "version"),
 ]
 
 
@@ -197,7 +298,7 @@ async def test_publishing_makes_one_run_per_arm_with_the_same_metrics(engine: Sw
     from mlflow import MlflowClient
 
     await engine.deploy("baseline")
-    result = await run_ab_test(engine, "better", PROBLEMS[:300], metrics=METRICS)
+    result = await run_ab_test(engine, "better", PROBLEMS[:300], metrics=METRICS, evaluation="fixed")
     await engine.generate("1+1=")  # after the verdict: no part of what is published
     name = publish(engine, result)
     assert engine.tracking is not None

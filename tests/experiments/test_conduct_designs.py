@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from abswitch.errors import InvalidInput
@@ -69,6 +70,12 @@ async def test_a_better_candidate_is_shipped_and_serves(tmp_path: Path, design: 
     assert told.requests["lost"] == 0
     assert (run.path / "index.html").is_file()
     assert (run.path / "summary.json").is_file()
+    with duckdb.connect(str(run.path / "evidence.duckdb"), read_only=True) as store:
+        kept = store.execute("SELECT name, kind, size_bytes, operation_id FROM artifacts ORDER BY name").fetchall()
+    assert ("index.html", "report") in [row[:2] for row in kept]
+    assert all((run.path / name).stat().st_size == size for name, _, size, _ in kept)
+    assert {row[3] for row in kept} == {run.state.operation_id}
+    assert f'href="known/{run.path.name}/index.html"' in (tmp_path / "reports" / "index.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("design", DESIGNS[1:], ids=str)
@@ -116,3 +123,29 @@ async def test_the_same_command_goes_on_after_a_crash(tmp_path: Path, design: di
 def test_a_design_that_makes_no_sense_is_named(design: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput, match=field):
         spec_of(plain(design))
+
+
+CANARY = {
+    "kind": "canary",
+    "initial_percentage": 50.0,
+    "step_percentage": 50.0,
+    "evaluation_period_minutes": 0.003,
+    "min_requests": 40,
+    "guardrails": [{"metric": "exact_match", "min_ratio": 0.85}],
+}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "decision", "status", "active"),
+    [("v95", "promote", ExitStatus.SUCCESS, "v95"), ("v20", "roll back", ExitStatus.KEEP, "v58")],
+)
+async def test_a_canary_has_a_report_like_any_other(
+    tmp_path: Path, candidate: str, decision: str, status: ExitStatus, active: str
+) -> None:
+    load, budget = {"kind": "poisson", "rate_per_s": 500.0}, {"requests": 5000, "time_s": 60.0}
+    run = run_of(tmp_path, plain(CANARY, candidate=candidate, load=load, budget=budget))
+    _, told, serving = await carried_out(run)
+    assert (told.decision, told.exit_status, serving) == (decision, status, active)
+    assert told.report == str(run.path / "index.html")
+    assert told.headline in (run.path / "index.html").read_text("utf-8")
+    assert decision in (tmp_path / "reports" / "index.html").read_text("utf-8")

@@ -12,9 +12,9 @@ import pytest_asyncio
 
 from abswitch import SwitchingEngine
 from abswitch.errors import InvalidInput, SwitchRefused
-from abswitch.experiments import Poisson, bandit_plan, compare_live, run_bandit, switchback_plan
+from abswitch.experiments import Poisson, ab_test_plan, bandit_plan, compare_live, run_bandit, switchback_plan
 from abswitch.experiments.report import write_report
-from abswitch.rollout.strategies import BanditStrategy, SwitchbackStrategy
+from abswitch.rollout.strategies import ABTestStrategy, BanditStrategy, SwitchbackStrategy
 from abswitch.stats import Mean, Quantile, Rate
 from tests.experiments.scripted import engine_for, problems
 
@@ -33,6 +33,28 @@ async def engine(tmp_path: Path) -> AsyncIterator[SwitchingEngine]:
 async def run(engine: SwitchingEngine, candidate: str = "better", **options: Any) -> Any:
     given: dict[str, Any] = {"metrics": METRICS, "strategy": QUICK, "arrivals": Poisson(rate_per_s=300.0)}
     return await run_bandit(engine, candidate, problems(900), **given | options)
+
+
+@pytest.mark.parametrize(("candidate", "ends_with"), [("better", "better"), ("alike", "v1")])
+async def test_an_ab_test_with_a_plan_ends_with_its_verdict(
+    engine: SwitchingEngine, candidate: str, ends_with: str
+) -> None:
+    strategy = ABTestStrategy(evaluation_period_minutes=0.002)
+    plan = ab_test_plan("v1", candidate, METRICS, strategy, units=300)
+    handle = await engine.start_switch(candidate, "ab_test", strategy, plan=plan)
+    await handle.serving()
+    asked = 0
+    async with asyncio.timeout(60):
+        while not handle.status.finished:
+            prompt, answer = problems(900)[asked % 900]
+            await engine.generate(prompt, reference=answer)
+            asked += 1
+    assert engine.registry.active_version() == ends_with
+    assert handle.status.promoted == (ends_with == candidate)
+    rules = engine.query("SELECT rule FROM verdicts ORDER BY look")["rule"]
+    assert list(rules)[-1] == ("primary-better" if candidate == "better" else "interval-includes-zero")
+    result = await compare_live(engine, handle.operation_id)
+    assert result.verdict.rule == list(rules)[-1] and result.requests.lost == 0
 
 
 async def test_a_bandit_finds_the_better_one_and_serves_it_meanwhile(engine: SwitchingEngine, tmp_path: Path) -> None:

@@ -1,56 +1,22 @@
 import json
 import math
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from abswitch.errors import InvalidInput
-from abswitch.experiments import SwitchTiming, switch_timing
+from abswitch.experiments import SwitchTiming, run_ab_test, switch_timing
+from abswitch.experiments.files import write_atomically
 from abswitch.experiments.report import write_report
-from abswitch.experiments.summary import write_atomically
+from abswitch.experiments.summary import schema
 from abswitch.stats import Rate
-from tests.experiments.scripted import EVIL, ab_test
+from tests.experiments.pages import Page
+from tests.experiments.scripted import EVIL, METRICS, ab_test, engine_for, problems
 
+SCHEMA = jsonschema.Draft202012Validator(schema(), format_checker=jsonschema.FormatChecker())
 DOCUMENTED = (Path(__file__).parents[2] / "docs" / "summary.md").read_text(encoding="utf-8")
-VOID = {"meta", "link", "img", "source", "br", "hr"}
-LOADS = {"src", "srcset", "href", "data", "poster", "action", "background"}
-
-
-class Page(HTMLParser):
-    """A page whose tags must balance; keeps its text, tags and what it would load."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.ids: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"</{tag}> closes something else at {self.getpos()}"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text += data
-
-    def loaded(self) -> list[str]:
-        """What a browser fetches by itself: every address but those of links to follow."""
-        return [
-            value or ""
-            for tag, attributes in self.tags
-            for name, value in attributes.items()
-            if name in LOADS and tag != "a"
-        ]
 
 
 def names_in(folder: Path) -> list[str]:
@@ -58,8 +24,11 @@ def names_in(folder: Path) -> list[str]:
 
 
 def read(folder: Path) -> tuple[Page, dict[str, Any]]:
+    """The page, as a strict parser has it, and the summary, held against its schema."""
     page = Page((folder / "index.html").read_text(encoding="utf-8"))
-    return page, json.loads((folder / "summary.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    SCHEMA.validate(summary)
+    return page, summary
 
 
 async def test_a_shipped_experiment(tmp_path: Path) -> None:
@@ -71,7 +40,7 @@ async def test_a_shipped_experiment(tmp_path: Path) -> None:
         written = write_report(engine, result, tmp_path / "report", switch=timing, extra={"seed": 7, "odd": math.nan})
     assert written == tmp_path / "report" / "index.html"
     page, summary = read(tmp_path / "report")
-    assert page.text.index(result.verdict.headline) < page.text.index("Estimates")
+    assert page.text.index(result.verdict.headline) < page.text.index("difference")
     for words in (*result.verdict.reasons, result.plan.digest(), result.operation_id, "400 of 400", "none lost"):
         assert words in page.text
 
@@ -114,52 +83,70 @@ async def test_the_documented_keys_are_the_ones_there_are(tmp_path: Path) -> Non
             value = value[key]
 
 
-async def test_the_page_loads_nothing_and_its_figures_are_inside(tmp_path: Path) -> None:
+async def test_the_page_loads_nothing_and_its_figures_are_inside_once(tmp_path: Path) -> None:
     async with ab_test(n=60) as (engine, result):
         write_report(engine, result, tmp_path)
-    page, _ = read(tmp_path)
+    page, summary = read(tmp_path)
     loaded = page.loaded()
-    assert len(loaded) == 7  # an empty icon, and three figures in two widths
     assert all(address.startswith("data:") for address in loaded)
-    html = (tmp_path / "index.html").read_text()
-    assert "@import" not in html
-    assert "url(" not in html
-    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "content" in a and "http-equiv" in a)
+    assert len([address for address in loaded if address != "data:,"]) == len(page.all("img")) == 4
+    assert len(set(loaded)) == len(loaded)
+    assert len(page.html) < 400_000
+    for sign in ("@import", "<script", "http://", "javascript:"):
+        assert sign not in page.html
+    assert "url(" not in page.all("style")[0].text  # type: ignore[operator]  # a page has its style
+    policy = next(meta.get("content") for meta in page.all("meta") if meta.get("http-equiv"))
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    for tag, attributes in page.tags:
-        if tag == "img":
-            assert len(attributes["alt"] or "") > 10
-    assert names_in(tmp_path) == [
-        "estimates.png", "index.html", "latency.png", "summary.json", "traffic.png",
+    written = [
+        "estimates.png", "index.html", "latency.png", "looks.png", "pull_request.md", "shares.png", "summary.json",
+        "traffic.png",
     ]  # fmt: skip
-    for name in ("estimates", "latency", "traffic"):
+    assert names_in(tmp_path) == summary["files"] == written
+    for name in ("estimates", "latency", "looks", "shares", "traffic"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+NASTY = (
+    f"{EVIL}</pre></script><!-- ]]> &amp; \"' \u202eevil\x00\x1b[31m\x85\ufffe \u05e9\u05dc\u05d5\u05dd\r\n{'w' * 900}"
+)
+
+
 async def test_text_from_outside_is_never_markup(tmp_path: Path) -> None:
-    async with ab_test(n=60, suffix=EVIL) as (engine, result):
-        write_report(engine, result, tmp_path, extra={EVIL: EVIL})
-    page, _ = read(tmp_path)
-    assert not [tag for tag, _ in page.tags if tag in ("script", "iframe", "object")]
-    html = (tmp_path / "index.html").read_text()
-    assert EVIL not in html
+    async with ab_test(n=60, suffix=NASTY) as (engine, result):
+        write_report(engine, result, tmp_path, extra={EVIL: NASTY})
+    page, summary = read(tmp_path)
+    assert not page.all("script", "iframe", "object", "b", "i")
+    assert EVIL not in page.html
     assert page.text.count(EVIL) >= 5  # prompts, prompt template, metadata, extra's name and value
+    assert summary["extra"] == {EVIL: NASTY}
+    shown = page.section("examples")
+    for picture in ("</pre></script><!-- ]]> &amp; \"'", "⟨U+202E⟩evil␀␛[31m", "שלום", "␍"):
+        assert picture in shown
+    for raw in ("\u202e", "\x00", "\x1b", "\x85", "\ufffe"):
+        assert raw not in page.html
+    markdown = (tmp_path / "pull_request.md").read_text(encoding="utf-8")
+    assert "<script" not in markdown
+
+
+async def test_what_was_not_recorded_is_in_no_file(tmp_path: Path) -> None:
+    async with engine_for({"v1": 0.58, "v2": 0.91}, record_text=False) as engine:
+        await engine.deploy("v1")
+        secrets = [(f"{prompt}{EVIL} secret-{i}", answer) for i, (prompt, answer) in enumerate(problems(60))]
+        result = await run_ab_test(engine, "v2", secrets, metrics=METRICS, experiment="sums")
+        write_report(engine, result, tmp_path)
+    page, _ = read(tmp_path)
+    assert "No texts were recorded" in page.section("examples")
+    for name in names_in(tmp_path):
+        assert b"secret-" not in (tmp_path / name).read_bytes()
 
 
 async def test_worst_answers_are_wrong_ones_of_each_arm(tmp_path: Path) -> None:
     async with ab_test(n=200, suffix="") as (engine, result):
         write_report(engine, result, tmp_path)
     page, _ = read(tmp_path)
-    worst = page.text[page.text.index("Worst answers") : page.text.index("What was compared")]
+    worst = page.section("examples")
     assert worst.count("exact_match 0,") == 10
     assert "exact_match 1," not in worst
-
-
-async def test_without_recorded_text_there_are_no_examples(tmp_path: Path) -> None:
-    async with ab_test(n=60, record_text=False) as (engine, result):
-        write_report(engine, result, tmp_path)
-    page, _ = read(tmp_path)
-    assert "Worst answers" not in page.text
 
 
 async def test_no_verdict_for_want_of_data_is_reported_as_such(tmp_path: Path) -> None:
@@ -169,7 +156,9 @@ async def test_no_verdict_for_want_of_data_is_reported_as_such(tmp_path: Path) -
     assert summary["verdict"]["decision"] == "invalid"
     assert "INVALID" in page.text
     assert summary["switch"] is None
-    assert "v2 was not promoted" in page.text
+    assert "v2 was not promoted" in page.section("traffic")
+    assert "one look at the data" in page.section("looks") or summary["looks"]
+    assert "No alert fired" in page.section("health")
 
 
 async def test_a_worse_candidate_and_two_equal_ones(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 import io
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from abswitch.experiments import Progress
 from abswitch.notebook.live import ProgressState, ProgressView, StageState, StageView, duration
+from abswitch.stats import AnalysisPlan, ArmEvidence, Evidence, Look, Rate, RateSummary, Verdict, decide
 
 NAMES = {"stable": "v1", "candidate": "v2"}
 
@@ -111,6 +113,53 @@ def test_html_is_balanced_escaped_and_its_bar_adds_up() -> None:
     bars = [float(attributes["width"] or 0) for tag, attributes in parsed.seen if tag == "rect"]
     assert bars == [600.0, 90.0, 150.0, 60.0]  # track, stable, candidate, failed
     assert "2.5 s left" in html
+
+
+def looked_at(look: int, *, candidate: str = "v2", ok: tuple[int, int] = (100, 130)) -> Verdict:
+    plan = AnalysisPlan(
+        baseline="v1", candidate=candidate, metrics=(Rate("error", role="guardrail", margin=0.1), Rate("exact_match")),
+        expected_share=0.5, planned_n=1000, evaluation="sequential",
+    )  # fmt: skip
+    arms = [
+        ArmEvidence(
+            version=version, assigned=200, analysed=200, requests=200,
+            summaries={"exact_match": RateSummary(200, right), "error": RateSummary(200, 0)},
+        )
+        for version, right in (("v1", ok[0]), (candidate, ok[1]))
+    ]  # fmt: skip
+    evidence = Evidence(baseline=arms[0], candidate=arms[1], plan_digest=plan.digest())
+    return decide(plan, evidence, Look(number=look, last=False))
+
+
+def test_what_a_look_found_is_shown_with_an_interval_that_holds_at_all_looks() -> None:
+    before = progress(40, at_s=2.0)
+    verdict = looked_at(3)
+    after = replace(before, verdicts={"v2": verdict})
+    found = verdict.comparisons["exact_match"]
+    words = f"exact_match +0.15 [{found.low:+.3g}, {found.high:+.3g}] at look 3, 95% at all looks"
+    assert "look" not in ProgressState(before, NAMES, None).to_text()
+    for shown in (ProgressState(after, NAMES, None).to_text(), ProgressState(after, NAMES, None).to_html()):
+        assert words in shown
+
+
+def test_each_of_several_candidates_is_named_and_nothing_is_made_up() -> None:
+    empty = looked_at(1, ok=(0, 0))
+    nothing = replace(empty, comparisons={}, candidate="<v3>")
+    state = ProgressState(replace(progress(9, at_s=1.0), verdicts={"v2": looked_at(1), "<v3>": nothing}), NAMES, None)
+    assert "v2: exact_match +0.15" in state.to_text() and "<v3>: look 1: nothing to tell yet" in state.to_text()
+    html = state.to_html()
+    assert "&lt;v3&gt;: look 1" in html
+    parsed = _Tags()
+    parsed.feed(html)
+    assert not parsed.open
+
+
+def test_a_look_after_the_last_answer_is_shown_too() -> None:
+    stream = Terminal()
+    view = ProgressView(NAMES, stream=stream)
+    view(progress(100, at_s=2.0))
+    view(replace(progress(100, at_s=2.01), verdicts={"v2": looked_at(4)}))
+    assert "at look 4" in stream.getvalue()
 
 
 def test_html_without_any_request_yet() -> None:

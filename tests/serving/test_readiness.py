@@ -93,10 +93,15 @@ async def test_a_reference_outlives_the_process_and_belongs_to_its_weights(shell
         ((("x", "b"), ("c", "d")), 0.5),  # what follows a difference does not count
         ((("x", "x"), ("x", "x")), 0.0),
         ((("a",), ()), 0.25),
+        ((("ab",), ("", "c", "d")), 1.0),  # the same answers in other pieces
     ],
 )
 def test_agreement_counts_up_to_the_first_difference(now: Answers, agreed: float) -> None:
     assert agreement((("a", "b"), ("c", "d")), now) == agreed
+
+
+def test_an_answer_without_text_is_only_like_another_without() -> None:
+    assert agreement(((), ("",)), ((), ("x",))) == 0.5
 
 
 async def test_what_was_swapped_in_is_no_reference_for_what_comes_from_the_files() -> None:

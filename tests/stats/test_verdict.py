@@ -389,7 +389,7 @@ def test_json_has_documented_keys_and_no_nan() -> None:
     plain = json.loads(json.dumps(scored(0.58, 0.91, plan_digest=None).to_dict(), allow_nan=False))
     assert set(plain) == {
         "decision", "rule", "headline", "reasons", "baseline", "candidate", "alpha", "detectable", "comparisons",
-        "sample_ratio", "plan_digest",
+        "sample_ratio", "plan_digest", "evaluation", "look", "alpha_spent", "primary", "bayes",
     }  # fmt: skip
     assert set(plain["comparisons"]["exact_match"]) == {
         "method", "alpha", "baseline", "candidate", "estimate", "low", "high", "p_value", "df", "standard_error",

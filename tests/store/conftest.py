@@ -9,16 +9,6 @@ import pytest
 from tests.store.live_mlflow import Server
 
 
-@pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A laid-out MLflow database to copy; laying one takes MLflow four seconds."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def database(fresh_database: Path, tmp_path: Path) -> Path:
     (tmp_path / "tracking").mkdir()

@@ -13,9 +13,11 @@ import pytest
 from abswitch import SwitchingEngine
 from abswitch.clock import VirtualClock
 from abswitch.errors import BadModelSource, DuplicateVersion, InvalidInput, StoreError, SwitchRefused
+from abswitch.experiments import run_ab_test, run_paired
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.scripted import ScriptedBackend
 from abswitch.store.mlflow_registry import alias_there
+from tests.experiments.scripted import METRICS, engine_for, problems
 from tests.store.live_mlflow import Server, wait_until
 
 if TYPE_CHECKING:
@@ -84,6 +86,36 @@ async def test_versions_tags_metadata_and_aliases_are_there_and_follow(tmp_path:
         await engine.deregister_model("bot", "v1")
         assert engine._parts.link.flush()
         assert versions_there(uri)["v1"].tags["abswitch.registered"] == "false"
+
+
+@pytest.mark.parametrize("run", [run_ab_test, run_paired])
+async def test_the_champion_has_the_verdict_that_made_it_so(run: Any, tmp_path: Path, database: Path) -> None:
+    uri = f"sqlite:///{database}"
+    async with engine_for({"v1": 0.58, "v2": 0.95}, store=tmp_path / "s.duckdb", mlflow=uri) as engine:
+        await engine.deploy("v1")
+        engine.registry.export_to_mlflow("adder")
+        result = await run(engine, "v2", problems(200), metrics=METRICS[:1])
+        await result.promote()
+        assert engine._parts.link.flush()
+        assert aliases_there(uri, "adder") == {"champion": "v2"}
+        tags = versions_there(uri, "adder")["v2"].tags
+        told = {
+            name: tags[f"abswitch.{name}"] for name in ("decision", "rule", "reason", "plan_digest", "operation_id")
+        }
+        verdict = result.verdict
+        assert told == {
+            "decision": "ship",
+            "rule": "primary-better",
+            "reason": verdict.reasons[0],
+            "plan_digest": verdict.plan_digest,
+            "operation_id": result.operation_id,
+        }
+        await engine.deploy("v1")
+        await engine.deploy("v2", model_id="adder")
+        assert engine._parts.link.flush()
+        tags = versions_there(uri, "adder")["v2"].tags
+        assert "abswitch.decision" not in tags, "this time it was nobody's verdict"
+        assert tags["abswitch.operation_id"] != result.operation_id
 
 
 async def test_what_somebody_else_set_there_stays(tmp_path: Path, database: Path) -> None:

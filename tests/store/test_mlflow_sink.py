@@ -2,54 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import InvalidInput
 from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
-from abswitch.store.tracking import ArmRun, TrackedExperiment, legal_name, version_params
+from abswitch.store.tracking import ArmRun, legal_name
 from tests.store.live_mlflow import Server, free_port, wait_until
-
-
-def an_experiment(operation_id: str = "op-1", **changes: Any) -> TrackedExperiment:
-    arms = []
-    for arm, version, exact in (("stable", "v1", 0.58), ("candidate", "v2", 0.91)):
-        config = ModelConfig(model_id="bot", model=f"/models/{version}", engine_args={"max_model_len": 256})
-        arms.append(
-            ArmRun(
-                arm=arm,
-                version=version,
-                params=version_params(ModelVersion(version=version, config=config)),
-                metrics={"exact": exact, "latency_s/mean": 0.05, "requests": 200},
-                windows=tuple({"exact": exact + i / 100, "requests": 20.0} for i in range(5)),
-            )
-        )
-    made = TrackedExperiment(
-        name="abswitch/bot",
-        operation_id=operation_id,
-        arms=tuple(arms),
-        started_at_s=1_700_000_000.0,
-        ended_at_s=1_700_000_300.0,
-        looked_at_s=1_700_000_300.0,
-        window_s=60.0,
-        decision="ship",
-        rule="sequence",
-        reason="exact is better by 0.33",
-        plan_digest="abc123",
-        note="**ship** v2",
-    )
-    return replace(made, **changes)
+from tests.store.tracked import an_experiment, with_lineage
 
 
 @pytest.fixture
@@ -81,6 +52,36 @@ def runs_in(database: Path, name: str = "abswitch/bot") -> dict[str, Any]:
     keys = [run.data.tags["abswitch.run_key"] for run in runs]
     assert len(keys) == len(set(keys))
     return dict(zip(keys, runs, strict=True))
+
+
+def check_lineage(uri: str, runs: Mapping[str, str]) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    for arm, run_id in runs.items():
+        curve = client.get_metric_history(run_id, "look/exact/difference")
+        expected = [0.0] * 3 if arm == "stable" else [0.3, 0.31, 0.32]
+        assert [(m.step, m.value) for m in curve] == [(i + 1, pytest.approx(x)) for i, x in enumerate(expected)]
+        (made_from,) = client.get_run(run_id).inputs.dataset_inputs
+        assert (made_from.dataset.name, made_from.dataset.digest) == ("sums", "d" * 36)
+        assert "sums.jsonl" in made_from.dataset.source and "400" in made_from.dataset.profile
+        (asked_with,) = json.loads(client.get_run(run_id).data.tags["mlflow.linkedPrompts"])
+        version = "v1" if arm == "stable" else "v2"
+        template = client.get_prompt_version(asked_with["name"], asked_with["version"])
+        assert (template.name, template.template) == ("bot-template", f"{version}: {{{{prompt}}}}")
+    assert len(client.search_prompt_versions("bot-template")) == 2, "each text once"
+    experiment = client.get_experiment_by_name("abswitch/bot")
+    traces = {
+        trace.info.client_request_id: trace for trace in client.search_traces(locations=[experiment.experiment_id])
+    }
+    assert traces.keys() == {f"{arm}-{failed}" for arm in runs for failed in (False, True)}
+    good, bad = traces["candidate-False"], traces["candidate-True"]
+    assert [span.name for span in good.data.spans] == ["request", "queue", "generate"]
+    assert good.data.spans[0].inputs == {"prompt": "1+2="} and good.data.spans[0].outputs == {"text": "3"}
+    assert [span.parent_id is None for span in good.data.spans] == [True, False, False]
+    assert good.info.tags["score.exact"] == "1" and good.info.execution_duration == 1500
+    assert good.info.trace_metadata["mlflow.sourceRun"] == runs["candidate"]
+    assert (good.info.state.value, bad.info.state.value) == ("OK", "ERROR")
 
 
 # --- SQLite -----------------------------------------------------------------------------------------------------------
@@ -134,8 +135,22 @@ def test_windows_are_steps_and_artifacts_lie_beside_the_database(
     assert len(kept) == 2
     assert all(links.runs[arm] in "".join(map(str, kept)) for arm in ("stable", "candidate"))
     experiment_id = client.get_experiment_by_name("abswitch/bot").experiment_id
-    assert links.experiment == f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs?compareRunsMode=CHART"
+    here = f"http://127.0.0.1:5000/#/experiments/{experiment_id}/runs"
+    assert links.experiment == f"{here}?compareRunsMode=CHART&viewStateShareKey=abswitch"
+    assert links.run_urls == {arm: f"{here}/{run_id}" for arm, run_id in links.runs.items()}
     assert links.compare.startswith("http://127.0.0.1:5000/#/compare-runs?runs=%5B%22")
+
+
+def test_looks_prompts_and_sampled_requests_lie_with_the_runs_and_once(
+    database: Path, recorder: Recorder, make_sink: Callable[..., MlflowSink]
+) -> None:
+    sink = make_sink(f"sqlite:///{database}", recorder)
+    for note in ("first", "again"):
+        sink.publish(with_lineage(note=note))
+        assert sink.flush(), sink.status()
+    links = sink.links("op-1")
+    assert links is not None
+    check_lineage(f"sqlite:///{database}", links.runs)
 
 
 def test_a_later_look_updates_the_same_runs(
@@ -305,55 +320,67 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_publish(tmp_path
 # --- a server ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_is_down_is_told_once_and_caught_up(
-    server: Server, recorder: Recorder, make_sink: Callable[..., MlflowSink], caplog: pytest.LogCaptureFixture
+def test_a_server_that_is_away_twice_gets_everything_exactly_once(
+    server: Server,
+    recorder: Recorder,
+    make_sink: Callable[..., MlflowSink],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with caplog.at_level(logging.INFO, "abswitch.tracking"):
-        sink = make_sink(server.url, recorder)
-        began_s = time.monotonic()
-        for i in range(3):
-            sink.publish(an_experiment(f"op-{i}"))
-            assert not sink.flush()
-        assert time.monotonic() - began_s < 5.0  # nobody waited for MLflow's own retries
-        status = sink.status()
-        assert (status.published, status.pending) == (0, 3)
-        assert status.last_error is not None
-        (warning,) = caplog.records
-        assert server.url in warning.getMessage()
-        assert "published later" in warning.getMessage()
-
-        server.start()
-        sink.publish(an_experiment("op-3"))
-        wait_until(lambda: sink.status().pending == 0)
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert sink.status().last_error is None
-    assert runs_in(server.database).keys() == {f"op-{i}/{arm}" for i in range(4) for arm in ("stable", "candidate")}
-    links = sink.links("op-3")
-    assert links is not None
-    assert links.compare.startswith(f"{server.url}/#/compare-runs?runs=")
-
-
-def test_a_server_killed_midway_gets_everything_exactly_once(
-    server: Server, recorder: Recorder, make_sink: Callable[..., MlflowSink], tmp_path: Path
-) -> None:
+    """Down at first, and killed in the middle of what it then has to catch up with."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own patience is no part of what is tested
+    caplog.set_level(logging.INFO, "abswitch.tracking")
     report = tmp_path / "index.html"
     report.write_text("<h1>ship</h1>")
-    server.start()
     sink = make_sink(server.url, recorder)
-    jobs = 12
+    jobs, began_s = 5, time.monotonic()
     for i in range(jobs):
-        sink.publish(an_experiment(f"op-{i}", report=report))
+        sink.publish(with_lineage(operation_id=f"op-{i}", report=report))
+        assert not sink.flush()
+    assert time.monotonic() - began_s < 5.0  # nobody waited for MLflow's own retries
+    status = sink.status()
+    assert (status.published, status.pending) == (0, jobs) and status.last_error is not None
+    (warning,) = caplog.records
+    assert server.url in warning.getMessage() and "published later" in warning.getMessage()
+
+    server.start()
     wait_until(lambda: sink.status().published >= 2)
     server.kill()
     assert sink.status().pending > 0
     server.start()
     wait_until(lambda: sink.status().pending == 0, 120.0)
+    told = [record.levelname for record in caplog.records if record.name == "abswitch.tracking"]
+    assert told == ["WARNING", "INFO"] * 2
+    assert sink.status().last_error is None
     runs = runs_in(server.database)
     assert runs.keys() == {f"op-{i}/{arm}" for i in range(jobs) for arm in ("stable", "candidate")}
+    check_runs(server, [run.info.run_id for run in runs.values()])
+    check_traces(server, operations=jobs)
+    links = sink.links("op-3")
+    assert links is not None and links.compare.startswith(f"{server.url}/#/compare-runs?runs=")
+    printed = capfd.readouterr()
+    assert "View run" not in printed.out and "Waiting up to" not in printed.err
+
+
+def check_runs(server: Server, run_ids: list[str]) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=server.url)
-    for run in runs.values():
-        assert run.info.status == "FINISHED"
-        assert len(client.get_metric_history(run.info.run_id, "window/exact")) == 5
-        assert [file.path for file in client.list_artifacts(run.info.run_id, "report")] == ["report/index.html"]
+    for run_id in run_ids:
+        assert client.get_run(run_id).info.status == "FINISHED"
+        assert len(client.get_metric_history(run_id, "window/exact")) == 5
+        assert [file.path for file in client.list_artifacts(run_id, "report")] == ["report/index.html"]
+
+
+def check_traces(server: Server, operations: int) -> None:
+    """Four requests of each operation, each of them once and whole."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=server.url)
+    experiment_id = client.get_experiment_by_name("abswitch/bot").experiment_id
+    found = client.search_traces(locations=[experiment_id], max_results=500)
+    keys = {(trace.info.trace_metadata["mlflow.sourceRun"], trace.info.client_request_id) for trace in found}
+    assert len(found) == len(keys) == 4 * operations
+    assert all([span.name for span in trace.data.spans] == ["request", "queue", "generate"] for trace in found)

@@ -1,0 +1,92 @@
+"""`SeenArm`: what one arm showed in a stage so far, as judges are given it; filled by whole batches. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abswitch.rollout.judging import ArmMeasures
+from abswitch.stats.summaries import MeanSummary
+
+Floats = NDArray[np.float64]
+
+DURATIONS: Mapping[str, str] = {"latency": "latency_s", "first_token": "first_token_s"}
+"""Name of a duration in measured quantities (`latency_p95_s`) → column of evidence."""
+QUANTILES = (0.50, 0.95, 0.99)
+
+
+@dataclass(slots=True)
+class SeenArm:
+    """Counts, sorted durations and moments of scores."""
+
+    requests: int = 0
+    errors: int = 0
+    first_errors: int | None = None
+    durations: dict[str, Floats] = field(default_factory=dict)
+    scores: dict[str, MeanSummary] = field(default_factory=dict)
+    fractions: dict[str, bool] = field(default_factory=dict)
+
+    def add(
+        self,
+        requests: int,
+        errors: int,
+        durations: Mapping[str, Floats],
+        scores: Mapping[str, Floats] | None = None,
+        *,
+        first_errors: int | None = None,
+    ) -> None:
+        """More of the same stage.
+
+        Args:
+            durations: by `DURATIONS`' keys, in seconds; of answered requests.
+            scores: by scorer; of scored answers.
+            first_errors: of `errors`, those that were the first of their unit in this switch; all where not told.
+        """
+        self.requests, self.errors = self.requests + requests, self.errors + errors
+        if first_errors is not None:
+            self.first_errors = (self.first_errors or 0) + first_errors
+        for name, values in durations.items():
+            before, new = self.durations.get(name, np.empty(0)), np.sort(values)
+            self.durations[name] = np.insert(before, np.searchsorted(before, new), new)
+        for name, values in (scores or {}).items():
+            self.scores[name] = self.scores.get(name, MeanSummary.of([])) + MeanSummary.of(values)
+            within = bool(((values >= 0.0) & (values <= 1.0)).all())
+            self.fractions[name] = self.fractions.get(name, True) and within
+
+    def measures(self, version: str) -> ArmMeasures:
+        """As a judge is given it."""
+        if not self.requests:
+            return ArmMeasures(version=version)
+        scored = {name: one for name, one in self.scores.items() if one.n}
+        values = {name: one.mean for name, one in scored.items()}
+        counts = {name: one.n for name, one in scored.items()}
+        samples: dict[str, tuple[float, Floats]] = {}
+        for duration, ordered in self.durations.items():
+            if ordered.size:
+                for q in QUANTILES:
+                    name = f"{duration}_p{100 * q:.0f}_s"
+                    samples[name] = (q, ordered)
+                    values[name], counts[name] = _quantile(ordered, q), ordered.size
+        return ArmMeasures(
+            version=version,
+            requests=self.requests,
+            errors=self.errors,
+            values=values,
+            counts=counts,
+            errors_of_new_units=self.first_errors,
+            variances={name: one.variance for name, one in scored.items()},
+            is_fraction=dict(self.fractions),
+            samples=samples,
+        )
+
+
+def _quantile(ordered: Floats, q: float) -> float:
+    """Of sorted values, by linear interpolation, as engines measure it."""
+    place = q * (ordered.size - 1)
+    low = math.floor(place)
+    high = min(low + 1, ordered.size - 1)
+    return float(ordered[low] + (ordered[high] - ordered[low]) * (place - low))

@@ -1,0 +1,117 @@
+"""Whole verdicts, peeked at: streams of requests through `decide`, with every rule, for `error_rates.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+
+from abswitch.stats import (
+    AnalysisPlan,
+    ArmEvidence,
+    Evidence,
+    Mean,
+    MeanSummary,
+    Rate,
+    RateSummary,
+    Verdict,
+    decide,
+)
+from abswitch.stats.looks import Look
+
+METRICS = (
+    Rate("ok"),
+    Rate("error", role="guardrail", margin=0.02),
+    Mean("latency_s", role="guardrail", margin=0.3),
+)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Shares of tests that ended by a rule, and requests that they took over those planned."""
+
+    by_rule: dict[str, float]
+    mean_n: float
+
+    def share(self, *rules: str) -> float:
+        """That ended by any of these rules."""
+        return sum(self.by_rule.get(rule, 0.0) for rule in rules)
+
+
+def verdicts(
+    rng: Generator,
+    streams: int,
+    *,
+    rates: tuple[float, float] = (0.7, 0.7),
+    errors: tuple[float, float] = (0.01, 0.01),
+    evaluation: str = "sequential",
+    share: float = 0.5,
+    n: int = 1000,
+    looks: int = 40,
+    margin: float | None = None,
+) -> Ends:
+    """How tests of `n` units end.
+
+    Args:
+        rates, errors: of right answers and of errors, baseline and candidate; latencies are lognormal, σ 1, in both.
+        share: of the candidate.
+        looks: evenly spread; of a group sequential test five.
+        margin: of the primary.
+    """
+    metrics = (Rate("ok", margin=margin), *METRICS[1:])
+    plan = AnalysisPlan(
+        baseline="v1", candidate="v2", metrics=metrics, expected_share=share, planned_n=n, evaluation=evaluation
+    )
+    ended: dict[str, int] = {}
+    taken = 0
+    for _ in range(streams):
+        verdict, seen = _one(rng, plan, rates, errors, 5 if evaluation == "group_sequential" else looks)
+        ended[verdict.rule] = ended.get(verdict.rule, 0) + 1
+        taken += seen
+    return Ends({rule: times / streams for rule, times in ended.items()}, taken / streams / n)
+
+
+def _one(
+    rng: Generator, plan: AnalysisPlan, rates: tuple[float, float], errors: tuple[float, float], looks: int
+) -> tuple[Verdict, int]:
+    n = plan.planned_n
+    arm = (rng.random(n) < plan.expected_share).astype(int)
+    ok, error = rng.random(n) < np.array(rates)[arm], rng.random(n) < np.array(errors)[arm]
+    latency = rng.lognormal(0.0, 1.0, n)
+    fractions: tuple[float, ...] = ()
+    for number, size in enumerate(np.linspace(0, n, looks + 1).astype(int)[1:].tolist(), 1):
+        fractions = (*fractions, size / n)
+        look = Look(number=number, last=size == n, fractions=() if plan.evaluation == "sequential" else fractions)
+        arms = list(_arms(size, arm, ok, error, latency))
+        evidence = Evidence(baseline=arms[0], candidate=arms[1], plan_digest=plan.digest())
+        verdict = decide(plan, evidence, look)
+        if verdict.is_final:
+            break
+    return verdict, size
+
+
+def _arms(
+    size: int,
+    arm: np.ndarray[tuple[int], np.dtype[np.int64]],
+    ok: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    error: np.ndarray[tuple[int], np.dtype[np.bool_]],
+    latency: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> Iterator[ArmEvidence]:
+    for index, version in enumerate(("v1", "v2")):
+        mine = arm[:size] == index
+        answered = mine & ~error[:size]
+        units, answers = int(mine.sum()), int(answered.sum())
+        yield ArmEvidence(
+            version=version,
+            assigned=units,
+            analysed=answers,
+            requests=units,
+            failed=units - answers,
+            summaries={
+                "ok": RateSummary(answers, int(ok[:size][answered].sum())),
+                "error": RateSummary(units, units - answers),
+                "latency_s": MeanSummary.of(latency[:size][answered]),
+            },
+        )
