@@ -84,7 +84,7 @@ async def test_the_documented_keys_are_the_ones_there_are(tmp_path: Path) -> Non
 
 
 async def test_the_page_loads_nothing_and_its_figures_are_inside_once(tmp_path: Path) -> None:
-    async with ab_test(n=60) as (engine, result):
+    async with ab_test(n=60, evaluation="sequential") as (engine, result):
         write_report(engine, result, tmp_path)
     page, summary = read(tmp_path)
     loaded = page.loaded()
