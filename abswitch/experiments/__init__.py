@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from abswitch.experiments.planning import ObservedTraffic, PlannedExperiment, plan
     from abswitch.experiments.power_chart import power_chart
     from abswitch.experiments.prompts import Question
-    from abswitch.experiments.publish import publish
+    from abswitch.experiments.publishing import publish
     from abswitch.experiments.replaying import Replayed, ReplayRun, replay
     from abswitch.experiments.report import write_report
     from abswitch.experiments.runs import open_run
@@ -55,7 +55,7 @@ _HOME = {
     "paired_plan": "paired",
     "plan": "planning",
     "power_chart": "power_chart",
-    "publish": "publish",
+    "publish": "publishing",
     "read_spec": "specfile",
     "replay": "replaying",
     "run_ab_test": "ab_test",
@@ -113,7 +113,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'abswitch.experiments' has no attribute {name!r}")
     found = getattr(import_module(f"abswitch.experiments.{_HOME[name]}"), name)
-    globals()[name] = found  # `publish` is also the name of its module, which the import has just set here
+    globals()[name] = found
     return found
 
 

@@ -29,7 +29,7 @@ from abswitch.experiments.overview import refresh
 from abswitch.experiments.paired import run_paired
 from abswitch.experiments.project import folder_or_address, store_uri
 from abswitch.experiments.prompts import Question
-from abswitch.experiments.publish import publish
+from abswitch.experiments.publishing import publish
 from abswitch.experiments.report import write_report
 from abswitch.experiments.report_comparison import headline as headline_of
 from abswitch.experiments.runs import RunFolder, RunResult, last_good, result_of, working_on

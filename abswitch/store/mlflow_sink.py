@@ -211,7 +211,7 @@ class _Publication:
         }
         told = {key: value for key, value in verdict.items() if value is not None}
         own = {"abswitch.arm": arm["arm"], "abswitch.version": arm["version"]}
-        return {**body["tags"], **arm["tags"], **told, **own, "abswitch.operation_id": body["operation_id"]}
+        return {**body["tags"], **told, **arm["tags"], **own, "abswitch.operation_id": body["operation_id"]}
 
     def _keep(self, run_id: str, path: Path) -> None:
         if path.is_dir():

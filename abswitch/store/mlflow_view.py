@@ -22,7 +22,7 @@ _TITLE = "Arms side by side (abswitch)"
 _LONGEST_TAG = 20_000
 _CURVE = ("difference", "low", "high")
 _COLUMNS = ("tags.`abswitch.arm`", "tags.`abswitch.version`", "tags.`abswitch.decision`")
-_SECTIONS = {"totals": "Totals", "windows": "By window of time", "looks": "What each look at the evidence found"}
+_SECTIONS = {"totals": "Totals", "looks": "What each look at the evidence found", "windows": "By window of time"}
 
 
 def saved_view(body: Mapping[str, Any]) -> str | None:
@@ -51,7 +51,9 @@ def saved_view(body: Mapping[str, Any]) -> str | None:
         "datasetsFilter": [],
         "searchFilter": "",
         "compareRunCharts": cards,
-        "compareRunSections": [_section(key, title) for key, title in _SECTIONS.items()],
+        "compareRunSections": [
+            _section(key, title) for key, title in _SECTIONS.items() if any(_is_in(key, card) for card in cards)
+        ],
         "isAccordionReordered": True,
         "hideEmptyCharts": True,
         "useGroupedValuesInCharts": True,
@@ -104,6 +106,10 @@ def _card(section: str, key: str) -> dict[str, Any]:
     return {"uuid": _uuid(f"card/{key}"), "metricSectionId": _uuid(section), "deleted": False, "isGenerated": False}
 
 
+def _is_in(section: str, card: Mapping[str, Any]) -> bool:
+    return bool(card["metricSectionId"] == _uuid(section))
+
+
 def _section(key: str, title: str) -> dict[str, Any]:
     return {
         "uuid": _uuid(key),
@@ -112,6 +118,8 @@ def _section(key: str, title: str) -> dict[str, Any]:
         "isReordered": True,
         "deleted": False,
         "isGenerated": False,
+        "columns": 3,
+        "cardHeight": 280,
     }
 
 

@@ -36,7 +36,7 @@ class ArmRun:
         metrics: totals of the whole experiment by metric name; None or NaN where there is nothing to tell.
         windows: the same metrics by window, oldest first; published as steps 0, 1, 2, … under `window/…`.
         looks: what each look at the evidence found, oldest first; published as steps 1, 2, 3, … under `look/…`.
-        tags: further words, e.g. the arm's role.
+        tags: further words, e.g. the arm's role; `abswitch.decision` and others here go before the experiment's own.
     """
 
     arm: str

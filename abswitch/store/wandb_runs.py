@@ -92,7 +92,8 @@ class _Arm:
         return written
 
     def _tags(self) -> list[str]:
-        told = (self._arm["arm"], self._arm["version"], self._body["decision"])
+        decision = self._arm["tags"].get("abswitch.decision", self._body["decision"])
+        told = (self._arm["arm"], self._arm["version"], decision)
         return sorted({word[:_LONGEST_TAG] for word in told if word})
 
     def _config(self) -> dict[str, Any]:
@@ -100,7 +101,7 @@ class _Arm:
         told = {key: body[key] for key in ("operation_id", "decision", "rule", "reason", "plan_digest", "started_at_s")}
         told |= {"arm": self._arm["arm"], "version": self._arm["version"], "dataset": body["dataset"]}
         own = {f"abswitch.{key}": value for key, value in told.items() if value is not None}
-        return {**body["tags"], **self._arm["tags"], **self._arm["params"], **own}
+        return {**body["tags"], **own, **self._arm["tags"], **self._arm["params"]}
 
     def _log(self, run: Run) -> None:
         for _, step, prefix, _ in _STEPS:

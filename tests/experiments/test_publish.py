@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ import abswitch
 from abswitch import SwitchingEngine
 from abswitch.errors import InvalidInput
 from abswitch.experiments import RequestBudget, run_ab_test, run_canary, run_paired, run_switchback, write_report
-from abswitch.experiments.publish import tracked_experiment
+from abswitch.experiments.publishing import tracked_experiment
 from abswitch.experiments.spec import spec_of
-from abswitch.records import LookRecord
 from abswitch.rollout.strategies import CanaryStrategy
 from abswitch.store.tracking import TrackedExperiment
 from tests.experiments.scripted import METRICS, engine_for, problems
 from tests.experiments.test_conduct_designs import carried_out, plain, run_of
-from tests.store.rows import a_request
 from tests.store.wandb_files import runs_in
 
 
@@ -38,7 +35,7 @@ def check_arms(tracked: TrackedExperiment, versions: dict[str, str]) -> dict[str
     """Flat siblings with the same names everywhere; returns the plain form by arm."""
     assert {arm.arm: arm.version for arm in tracked.arms} == versions
     plain = {arm["arm"]: arm for arm in tracked.to_dict()["arms"]}
-    for key in ("params", "metrics", "tags"):
+    for key in ("params", "metrics"):
         assert len({tuple(arm[key]) for arm in plain.values()}) == 1, key
     assert len({tuple(arm["windows"][0]) for arm in plain.values()}) == 1
     assert all(arm["metrics"]["requests"] > 0 and len(arm["windows"]) == 20 for arm in plain.values())
@@ -80,47 +77,29 @@ async def test_a_canary_is_published_with_what_it_decided(engine: SwitchingEngin
     assert result.headline in str(tracked.note) and tracked.tags["abswitch.design"] == "canary"
 
 
-async def test_looks_and_further_candidates_become_curves_and_arms_of_their_own(engine: SwitchingEngine) -> None:
-    """Rows as a test of two candidates that looks three times writes them."""
-    result = await run_ab_test(engine, "v2", problems(200), metrics=METRICS, experiment="sums", evaluation="fixed")
-    seen_s = result.started_at_s + result.elapsed_s - 1e-3
-    row = {"operation_id": result.operation_id, "model_id": "adder", "arm": "candidate-2", "admitted_at_s": seen_s}
-    for number in range(30):
-        engine.store.request(a_request(f"more-{number}", **row, assigned_version="v3", served_version="v3"))
-    for look in (2, 3, 4):  # the first is its own
-        for arm, estimate in (("candidate", 0.3), ("candidate-2", -0.4)):
-            engine.store.look(_look(result.operation_id, look, arm, estimate))
-        engine.store.look(_look(result.operation_id, look, "candidate", 0.0, metric="split", role="validity"))
-    engine.store.flush()
+async def test_looks_become_curves_and_further_candidates_arms_of_their_own(engine: SwitchingEngine) -> None:
+    result = await run_ab_test(engine, ["v2", "v3"], problems(600), metrics=METRICS, experiment="sums", look_every=60)
     tracked = tracked_experiment(engine, result)
     arms = check_arms(tracked, {"baseline": "v1", "candidate": "v2", "candidate-2": "v3"})
-    curves = {arm: [look["exact_match/difference"] for look in plain["looks"]][-3:] for arm, plain in arms.items()}
-    assert curves == {"baseline": [0.0] * 3, "candidate": [0.3] * 3, "candidate-2": [-0.4] * 3}
-    assert {key for arm in arms.values() for look in arm["looks"] for key in look} >= {
-        f"exact_match/{part}" for part in ("difference", "low", "high")
-    }
-
-
-def _look(operation_id: str, look: int, arm: str, estimate: float, **changes: Any) -> LookRecord:
-    row = LookRecord(
-        operation_id=operation_id,
-        look=look,
-        metric="exact_match",
-        role="primary",
-        method="a sequence",
-        arm=arm,
-        n_baseline=10 * look,
-        n_candidate=10 * look,
-        estimate=estimate,
-        low=estimate - 1 / look,
-        high=estimate + 1 / look,
-        p_value=None,
-        e_value=None,
-        alpha_spent=None,
-        decision="undecided",
-        at_s=time.time(),
+    looks = engine.store.rows(
+        "SELECT arm, list(estimate ORDER BY look) FROM looks WHERE operation_id = ? AND metric = 'exact_match' "
+        "GROUP BY arm ORDER BY arm",
+        (result.operation_id,),
     )
-    return row._replace(**changes)
+    curves = {arm: [look["exact_match/difference"] for look in plain["looks"]] for arm, plain in arms.items()}
+    assert dict(looks) == {arm: curve for arm, curve in curves.items() if arm != "baseline"}
+    assert set(curves["baseline"]) == {0.0} and len(curves["baseline"]) == len(curves["candidate"]) > 1
+    assert curves["candidate"][-1] > 0.1 > -0.1 > curves["candidate-2"][-1]
+    assert not any(key.startswith("split/") for arm in arms.values() for look in arm["looks"] for key in look)
+    own = {arm: plain["tags"].get("abswitch.decision") for arm, plain in arms.items()}
+    assert own == {
+        "baseline": None,
+        "candidate": result.verdicts["v2"].decision.value,
+        "candidate-2": result.verdicts["v3"].decision.value,
+    }
+    for role, version in (("candidate", "v2"), ("candidate-2", "v3")):
+        estimate = result.verdicts[version].comparisons["exact_match"].candidate.value
+        assert arms[role]["metrics"]["exact_match"] == pytest.approx(estimate)
 
 
 async def test_what_lies_beside_a_page_goes_with_it_and_nothing_else(engine: SwitchingEngine, tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ line to hold the candidates against).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import isnan
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from abswitch.errors import InvalidInput
 from abswitch.experiments.ab_test import ABTestResult
 from abswitch.experiments.canary import CanaryResult
 from abswitch.serving.router import candidate_name
+from abswitch.stats import Verdict
 from abswitch.store.tracking import ArmRun, TrackedDataset, TrackedExperiment, TrackedTrace, version_params
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def tracked_experiment(
                 metrics={**totals.get((role, 0), {}), **told.estimates.get(role, {})},
                 windows=tuple(windows.get((role, w), {}) for w in range(WINDOWS)),
                 looks=flat if role == "baseline" else looks.get(role, ()),
-                tags={"abswitch.role": role},
+                tags={"abswitch.role": role} | told.of_its_own.get(role, {}),
             )
             for role, version in versions.items()
         ),
@@ -160,26 +160,35 @@ class _Told:
     plan_digest: str | None = None
     first_metrics: tuple[str, ...] = ()
     estimates: Mapping[str, Numbers]
+    of_its_own: Mapping[str, dict[str, str]] = field(default_factory=dict)
 
 
 def _test(result: ABTestResult) -> _Told:
-    plan, verdict = result.plan, result.verdict
-    roles = {version: candidate_name(index) for index, version in enumerate(result.verdicts)}
-    estimates: dict[str, Numbers] = {
-        roles[version]: {name: found.candidate.value for name, found in one.comparisons.items()}
-        for version, one in result.verdicts.items()
-    }
+    plan = result.plan
+    told = result.verdict if result.winner is None else result.verdicts[result.winner]
+    roles = {candidate_name(i): verdict for i, verdict in enumerate(result.verdicts.values())}
+    headline, *lines = result.in_words().split("\n")
+    estimates: dict[str, Numbers] = {"baseline": {name: one.baseline.value for name, one in told.comparisons.items()}}
+    for role, verdict in roles.items():
+        estimates[role] = {name: one.candidate.value for name, one in verdict.comparisons.items()}
     return _Told(
         design=plan.design,
-        versions={"baseline": plan.baseline, **{role: version for version, role in roles.items()}},
-        decision=verdict.decision.value,
-        rule=verdict.rule,
-        headline=verdict.headline,
-        reasons=tuple(reason for one in result.verdicts.values() for reason in one.reasons),
-        plan_digest=verdict.plan_digest,
+        versions={"baseline": plan.baseline} | {role: verdict.candidate for role, verdict in roles.items()},
+        decision=told.decision.value,
+        rule=told.rule,
+        headline=headline,
+        reasons=told.reasons if len(roles) == 1 else (told.reasons[0], *(line.strip(" -") for line in lines)),
+        plan_digest=told.plan_digest,
         first_metrics=(plan.primary.name, *(metric.name for metric in plan.metrics if metric is not plan.primary)),
-        estimates={"baseline": {name: one.baseline.value for name, one in verdict.comparisons.items()}, **estimates},
+        estimates=estimates,
+        of_its_own={role: _verdict_tags(verdict) for role, verdict in roles.items()} if len(roles) > 1 else {},
     )
+
+
+def _verdict_tags(verdict: Verdict) -> dict[str, str]:
+    """Of several candidates each has its own verdict."""
+    told = {"decision": verdict.decision.value, "rule": verdict.rule, "reason": verdict.reasons[0]}
+    return {f"abswitch.{name}": value for name, value in told.items()}
 
 
 def _canary(result: CanaryResult) -> _Told:
@@ -202,18 +211,17 @@ def _beside(report: Path | str | None) -> tuple[Path, ...]:
 
 
 def _parameters(engine: SwitchingEngine, result: ABTestResult | CanaryResult) -> dict[str, Any]:
-    """The stretch of time the verdict saw, from the first admission: loading the candidate is no part of it."""
+    """The stretch of time in which requests were admitted that the verdict saw: neither loading nor deciding is part
+    of it."""
     end_s = result.started_at_s + result.elapsed_s
-    first = engine.query(
-        f"SELECT min(admitted_at_s) AS at_s FROM requests WHERE {_COMPARED}",
-        {"operation": result.operation_id, "end": end_s},
-    )["at_s"][0]
-    start_s = result.started_at_s if isnan(first) else float(first)
+    sql = f"SELECT min(admitted_at_s), max(admitted_at_s) FROM requests WHERE {_COMPARED}"
+    first, last = engine.store.rows(sql, {"operation": result.operation_id, "end": end_s})[0]
+    start_s = result.started_at_s if first is None else float(first)
     return {
         "operation": result.operation_id,
         "start": start_s,
         "end": end_s,
-        "width": max((end_s - start_s) / WINDOWS, 1e-3),
+        "width": max(((end_s if last is None else float(last)) - start_s) / WINDOWS, 1e-3),
         "last": WINDOWS - 1,
     }
 
