@@ -21,12 +21,6 @@ from abswitch.stats import (
 )
 from abswitch.stats.looks import Look
 
-METRICS = (
-    Rate("ok"),
-    Rate("error", role="guardrail", margin=0.02),
-    Mean("latency_s", role="guardrail", margin=0.3),
-)
-
 
 @dataclass(frozen=True)
 class Ends:
@@ -51,6 +45,7 @@ def verdicts(
     n: int = 1000,
     looks: int = 40,
     margin: float | None = None,
+    error_margin: float = 0.05,
 ) -> Ends:
     """How tests of `n` units end.
 
@@ -58,9 +53,13 @@ def verdicts(
         rates, errors: of right answers and of errors, baseline and candidate; latencies are lognormal, σ 1, in both.
         share: of the candidate.
         looks: evenly spread; of a group sequential test five.
-        margin: of the primary.
+        margin, error_margin: of the primary and of the error guardrail.
     """
-    metrics = (Rate("ok", margin=margin), *METRICS[1:])
+    metrics = (
+        Rate("ok", margin=margin),
+        Rate("error", role="guardrail", margin=error_margin),
+        Mean("latency_s", role="guardrail", margin=1.0),
+    )
     plan = AnalysisPlan(
         baseline="v1", candidate="v2", metrics=metrics, expected_share=share, planned_n=n, evaluation=evaluation
     )

@@ -159,7 +159,7 @@ WRONG_RULES = ("primary-better", "primary-worse", "guardrail-harmed")
 
 def aa_verdicts(rng: Generator, size: Size) -> Iterator[Figure]:
     for evaluation, share in (("sequential", 0.5), ("sequential", 0.1), ("group_sequential", 0.5)):
-        ends = verdicts(rng, size.slow_streams // 5, evaluation=evaluation, share=share)
+        ends = verdicts(rng, size.slow_streams // 10, evaluation=evaluation, share=share, error_margin=0.001)
         name = f"aa_verdict_{evaluation}_share{100 * share:g}"
         what = f"verdict, A/A, {evaluation.replace('_', ' ')}, {share:.0%} share, calls a difference or harm"
         yield Figure(name, ends.share(*WRONG_RULES), what, at_most=0.06)
@@ -269,14 +269,14 @@ JOBS: tuple[Job, ...] = (
     aa_rare_guarded,
     aa_exact,
     aa_split,
-    aa_verdicts,
-    verdict_power,
     power,
     group_sequential,
     quantile_sequences,
     quantile_tests,
     fixed_quantiles,
     switchback,
+    aa_verdicts,
+    verdict_power,
 )
 
 

@@ -3,8 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from abswitch.testing.models import TinyModels, tiny_models
+
+# A busy machine is no failure of what is tested; all else stays as it is by default, or in CI.
+settings.register_profile("patient", settings.default, deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

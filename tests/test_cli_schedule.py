@@ -204,6 +204,14 @@ def test_unattended_a_problem_is_told_once_and_an_idle_look_not_at_all(project: 
     assert log.read_text().count(str(path)) == 1
 
 
+def test_unattended_without_a_place_for_its_log_it_tells_the_host(project: Path) -> None:
+    path = spec_file(project, schedule=RARELY)
+    (project / "reports").write_text("in the way")
+    done = as_the_host_does(path)
+    assert (done.returncode, done.stdout) == (ExitStatus.CANNOT_WRITE, "")
+    assert done.stderr.startswith(f"abswitch schedule: cannot write to {project}/reports/.schedules")
+
+
 def test_a_glance_imports_nothing_heavy(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = spec_file(project, schedule=RARELY)
     assert said(capsys, "run-due", path)[0] == 0

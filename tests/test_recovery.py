@@ -253,9 +253,9 @@ def held(store: Path) -> Iterator[int]:
 
 
 def test_the_journal_is_beside_the_store_and_readable(tmp_path: Path) -> None:
-    walk(tmp_path, "durable-4")
-    store = tmp_path / "durable-4" / "s.duckdb"
+    walk(tmp_path, "durable-6")
+    store = tmp_path / "durable-6" / "s.duckdb"
     lines = Path(f"{store}.journal").read_bytes().rstrip(b"\0").splitlines()
     kinds = [json.loads(line.partition(b" ")[2])[1] for line in lines]
-    assert kinds[0] == "opened" and [kind for kind in kinds if kind == "move"] == ["move"] * 3
+    assert kinds[0] == "opened" and kinds.count("move") == 3, kinds
     assert Path(f"{store}.journal.lock").exists()

@@ -166,15 +166,19 @@ def _unattended(path: Path, options: argparse.Namespace) -> ExitStatus:
 
     from abswitch.experiments.schedules.state import Shelf, at_a_glance, key_of
 
-    shelf = Shelf(options.reports or project_of(path) / "reports", key_of(path))
+    reports = None if options.reports is None else options.reports.expanduser().resolve()
+    shelf = Shelf(reports or project_of(path) / "reports", key_of(path))
     status = at_a_glance(shelf, path, time.time())
     if status is not None:
         return status
     from abswitch.experiments.schedules.running import Schedule
 
-    shelf.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        file = shelf.roomy_log().open("a", encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"cannot write to {shelf.folder}: {error.strerror}", ExitStatus.CANNOT_WRITE) from error
     with ExitStack() as stack:
-        log = _Dated(stack.enter_context(shelf.log.open("a", encoding="utf-8")))
+        log = _Dated(stack.enter_context(file))
         stack.enter_context(redirect_stdout(log))
         stack.enter_context(redirect_stderr(log))
         try:
@@ -182,7 +186,7 @@ def _unattended(path: Path, options: argparse.Namespace) -> ExitStatus:
         except Failure as failure:
             print(failure)
             return failure.status
-        return _looked_at(Schedule(path, options.reports), unattended=True)
+        return _looked_at(Schedule(path, reports), unattended=True)
 
 
 class _Dated:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 from abswitch import checks
@@ -238,8 +238,11 @@ class Asking:
         return RequestCounts(sent=self._sent, answered=self._asked.by_arm.total(), failed=self._asked.failed)
 
     def _numbers(self) -> Iterator[int]:
+        """What is left to ask; no more than the budget has left, as many may be begun before the first is counted."""
         everyone = count() if self._endless else iter(range(len(self._questions)))
-        return (number for number in everyone if number not in self._asked.ended)
+        left = (number for number in everyone if number not in self._asked.ended)
+        most = self._budget.requests
+        return left if most is None else islice(left, max(most - self._sent, 0))
 
     def _used_up(self) -> bool:
         budget = self._budget

@@ -14,7 +14,7 @@ from abswitch.experiments.ab_test import result_of
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop
 from abswitch.experiments.asking import NO_LIMIT, Asking, Progress, RequestBudget, RequestCounts
 from abswitch.experiments.prompts import questions_of
-from abswitch.experiments.trial import ExperimentResult, Trial, counts_of, verdict_of
+from abswitch.experiments.trial import ExperimentResult, Trial, began_at_s, counts_of, verdict_of
 from abswitch.looking import Looks, plan_of
 from abswitch.rollout.strategies import BanditStrategy, SwitchbackStrategy
 from abswitch.serving.handle import SwitchHandle
@@ -79,7 +79,6 @@ async def compare_live(engine: SwitchingEngine, operation_id: str) -> Experiment
     Raises:
         InvalidInput: no such operation, one of another strategy, or one that was started without a plan.
     """
-    started_at_s = time.time()
     status = engine.operation_status(operation_id)
     kinds = (SwitchingStrategyType.AB_TEST, SwitchingStrategyType.SWITCHBACK, SwitchingStrategyType.BANDIT)
     if status.strategy not in kinds:
@@ -87,13 +86,14 @@ async def compare_live(engine: SwitchingEngine, operation_id: str) -> Experiment
     plan = plan_of(engine.store, operation_id)
     if plan is None:
         raise InvalidInput("operation_id", operation_id, "a switch that was started with a plan")
+    began_s = began_at_s(engine, operation_id)
     counts = counts_of(engine, operation_id)
     if isinstance(plan, FamilyPlan) or plan.design == RANDOMISED:
         await engine.scored()
         standing = await asyncio.to_thread(lambda: Looks(engine.store, operation_id, plan).close())
         handle = SwitchHandle(engine, operation_id)
-        return result_of(handle, plan, standing, experiment=None, counts=counts, started_at_s=started_at_s)
-    return await _verdict(engine, operation_id, plan, counts, started_at_s)
+        return result_of(handle, plan, standing, experiment=None, counts=counts, started_at_s=began_s)
+    return await _verdict(engine, operation_id, plan, counts, began_s)
 
 
 async def _verdict(

@@ -25,6 +25,7 @@ from abswitch.experiments.trial import (
     Trial,
     TrialHandle,
     baseline_of,
+    began_at_s,
     begin,
     counts_of,
     fit_together,
@@ -158,7 +159,6 @@ async def paired_from_shadow(
     Raises:
         InvalidInput: no such operation, not a shadow, or neither a plan nor metrics.
     """
-    started_at_s = time.time()
     status = engine.operation_status(operation_id)
     if status.strategy != SwitchingStrategyType.SHADOW or status.stable is None:
         raise InvalidInput("operation_id", operation_id, f"a shadow; this is {status.strategy}")
@@ -175,7 +175,8 @@ async def paired_from_shadow(
     trial = Trial(engine, operation_id, status.model_id, plan, time.monotonic())
     counts = counts_of(engine, operation_id)
     handle = SwitchHandle(engine, operation_id)
-    return await verdict_of(trial, handle, experiment=None, counts=counts, started_at_s=started_at_s)
+    began_s = began_at_s(engine, operation_id)
+    return await verdict_of(trial, handle, experiment=None, counts=counts, started_at_s=began_s)
 
 
 def _units(questions: Sequence[Question]) -> int:

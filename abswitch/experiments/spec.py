@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -217,7 +218,12 @@ def spec_of(plain: object, where: str = "spec") -> ExperimentSpec:
         # By way of JSON: strict, and yet a list may become a tuple.
         return ExperimentSpec.model_validate_json(json.dumps(_with_kinds(json.loads(text))))
     except ValidationError as error:
-        raise told(where, json.loads(text), error.errors(), ExperimentSpec.model_json_schema()) from error
+        raise told(where, json.loads(text), error.errors(), _schema()) from error
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return ExperimentSpec.model_json_schema()
 
 
 _USUAL_KINDS = {"prompts": "inline", "design": "randomised", "load": "closed_loop"}

@@ -211,6 +211,12 @@ def counts_of(engine: SwitchingEngine, operation_id: str) -> RequestCounts:
     return RequestCounts(sent=sent, answered=answered, failed=sent - answered)
 
 
+def began_at_s(engine: SwitchingEngine, operation_id: str) -> float:
+    """When the first request of a switch was admitted, seconds since the epoch; now, where none was."""
+    rows = engine.store.rows("SELECT min(admitted_at_s) FROM requests WHERE operation_id = ?", (operation_id,))
+    return time.time() if rows[0][0] is None else float(rows[0][0])
+
+
 async def verdict_of(
     trial: Trial,
     handle: SwitchHandle,

@@ -5,6 +5,7 @@ A strategy never acts or waits; the machine in `machine.py` reads it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -211,11 +212,7 @@ class CanaryStrategy(_Strategy):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        hold_s = self.evaluation_period_minutes * _MIN_S
-        shares = [self.initial_percentage]
-        while shares[-1] + self.step_percentage < 100.0 - _EXACT:
-            shares.append(shares[-1] + self.step_percentage)
-        return tuple(Stage(share / 100.0, hold_s, judged=True) for share in shares)
+        return _ramp(self.initial_percentage, self.step_percentage, self.evaluation_period_minutes * _MIN_S)
 
     @property
     def deadline_s(self) -> float | None:
@@ -464,6 +461,15 @@ def strategy_of(
         raise InvalidInput(_WHERE, strategy_config, f"a dictionary, or a {cls.__name__}")
     checks.known_fields(_WHERE, strategy_config, (f.name for f in fields(cls)))
     return cls(**strategy_config)
+
+
+@functools.lru_cache(maxsize=64)
+def _ramp(first: float, step: float, hold_s: float) -> tuple[Stage, ...]:
+    """Judged steps below 100 %; asked for at every event of a canary."""
+    shares = [first]
+    while shares[-1] + step < 100.0 - _EXACT:
+        shares.append(shares[-1] + step)
+    return tuple(Stage(share / 100.0, hold_s, judged=True) for share in shares)
 
 
 def _numbers(name: str, given: object, *, high: float = float("inf")) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from abswitch.experiments.exits import ExitStatus
 from abswitch.experiments.runs import RunFolder, RunResult
 from abswitch.experiments.spec import spec_of
 from tests.experiments.test_conduct_designs import PROJECT, carried_out, plain, run_of
+from tests.serving.test_openai import USAGE, events, piece, send, server
 
 JUDGED: dict[str, Any] = {
     "engine": {"backends": {"scripted": {"function": "tests.experiments.scripted:judged_adders"}}}
@@ -70,6 +72,22 @@ async def test_a_reply_that_is_no_grade_is_a_failed_score_and_the_judge_is_not_j
     _, rows = await asked(run_of(tmp_path, spec), sql)
     assert [(failed, n) for failed, _, n in rows] == [(False, 3), (True, 3)]
     assert "expected a number from 0 to 1" in rows[1][1]
+
+
+async def test_a_judge_may_be_a_served_model_elsewhere(tmp_path: Path) -> None:
+    prompts: list[str] = []
+
+    async def reply(path: str, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        prompts.append(str(body["prompt"]))
+        await send(writer, "200 OK", events(piece("Grade: 3", "stop"), USAGE, "[DONE]"), "text/event-stream")
+
+    async with server(reply) as address:
+        version = {"backend": "openai", "model": "served", "engine_args": {"base_url": address}}
+        judge = {"version": version, "template": "Rate from 1 to 5: {prompt} {output}", "low": 1.0, "high": 5.0}
+        sql = "SELECT count(*), min(value), max(value) FROM scores WHERE scorer = 'judge'"
+        _, rows = await asked(run_of(tmp_path, given(12, judge=judge)), sql)
+    assert rows == [(12, 3.0, 3.0)]
+    assert sum(prompt.startswith("Rate from 1 to 5: ") for prompt in prompts) == 12
 
 
 async def test_a_judge_that_has_no_room_is_refused(tmp_path: Path) -> None:
@@ -178,11 +196,11 @@ async def test_arms_go_on_after_a_crash_without_asking_anything_twice(tmp_path: 
 
 @pytest.mark.parametrize(
     ("budget", "most"),
-    [({"requests": 40}, 40), ({"tokens": 100}, 100), ({"time_s": 1e-6}, 0)],
+    [({"requests": 40}, 40), ({"requests": 1}, 1), ({"tokens": 100}, 100), ({"time_s": 1e-6}, 0)],
     ids=str,
 )
 async def test_asking_stops_at_the_budget(tmp_path: Path, budget: dict[str, Any], most: int) -> None:
-    run = run_of(tmp_path, given(budget=budget, load={"concurrency": 1}))
+    run = run_of(tmp_path, given(budget=budget, load={"concurrency": 1 if "tokens" in budget else 16}))
     sql = """SELECT count(*), coalesce(sum(output_tokens), 0) FROM requests
         WHERE operation_id IS NOT NULL AND arm IN ('stable', 'candidate')"""
     result, ((sent, tokens),) = await asked(run, sql)

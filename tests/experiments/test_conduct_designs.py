@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,13 @@ DESIGNS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("design", DESIGNS, ids=str)
+EVALUATIONS: list[dict[str, Any]] = [
+    {"kind": "randomised", "evaluation": "group_sequential", "looks": 3, "spending": "pocock"},
+    {"kind": "randomised", "evaluation": "fixed"},
+]
+
+
+@pytest.mark.parametrize("design", [*DESIGNS, *EVALUATIONS], ids=str)
 async def test_a_better_candidate_is_shipped_and_serves(tmp_path: Path, design: dict[str, Any]) -> None:
     run = run_of(tmp_path, plain(design))
     _, told, active = await carried_out(run)
@@ -111,9 +118,37 @@ async def test_the_same_command_goes_on_after_a_crash(tmp_path: Path, design: di
     assert told.requests["lost"] == 0
 
 
+async def test_a_split_goes_on_after_a_crash_with_its_plan_and_its_looks(tmp_path: Path) -> None:
+    """Nothing is ever truncated, so that no look decides before the end."""
+    metrics = [{"kind": "rate", "column": "truncated"}]
+    given = plain(
+        {"kind": "randomised", "look_every": 40}, metrics=metrics, load={"kind": "closed_loop", "concurrency": 1}
+    )
+
+    def stop(progress: Progress) -> None:
+        if progress.phase == "asking" and progress.verdicts:
+            raise RuntimeError("the power went")
+
+    with pytest.raises((RuntimeError, ExceptionGroup)):
+        await carried_out(run_of(tmp_path, given), stop)
+    run = run_of(tmp_path, given)
+    _, told, active = await carried_out(run)
+    assert (told.decision, active, told.requests["answered"], told.requests["lost"]) == ("inconclusive", "v58", 320, 0)
+    summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["plan"]["evaluation"] == "sequential" and summary["plan"]["look_every"] == 40
+    points = next(curve for curve in summary["looks"] if curve["role"] == "primary")["points"]
+    looks = [point["look"] for point in points]
+    assert looks == sorted(looks) and len(set(looks)) >= 2, "those of the first attempt are still there"
+    assert summary["verdict"]["look"] == looks[-1]
+
+
 @pytest.mark.parametrize(
     ("design", "field"),
     [
+        ({"kind": "randomised", "evaluation": "often"}, "design.evaluation"),
+        ({"kind": "randomised", "looks": 5}, "design"),
+        ({"kind": "randomised", "evaluation": "group_sequential", "looks": 1}, "design.looks"),
+        ({"kind": "randomised", "evaluation": "group_sequential", "spending": "all"}, "design.spending"),
         ({"kind": "switchback", "blocks": 7}, "design.blocks"),
         ({"kind": "switchback", "blocks": 2}, "design.blocks"),
         ({"kind": "switchback", "windows": 8}, "design.windows"),

@@ -1,25 +1,14 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from abswitch.experiments.looks import MOST_POINTS, curves_of, leading, looks_chart
 from abswitch.experiments.readings import Unit
-from abswitch.records import LookRecord
 from abswitch.store.recorder import Recorder
+from tests.experiments.rows import look
 from tests.experiments.scripted import engine_for
-
-
-def look(number: int, *, arm: str = "candidate", metric: str = "exact", estimate: float | None = 0.2) -> LookRecord:
-    half = 1.0 / number
-    low, high = (None, None) if estimate is None else (estimate - half, estimate + half)
-    role = "primary" if metric == "exact" else "guardrail"
-    return LookRecord(
-        "op-1", number, metric, role, "mixture", arm, 10 * number, 12 * number, estimate, low, high, None, None, None,
-        "undecided", time.time(),
-    )  # fmt: skip
 
 
 async def test_curves_are_read_thinned_and_drawn(tmp_path: Path) -> None:
@@ -27,7 +16,7 @@ async def test_curves_are_read_thinned_and_drawn(tmp_path: Path) -> None:
         store: Recorder = engine.store
         for number in range(1, 1001):
             store.look(look(number))
-            store.look(look(number, metric="latency_s"))
+            store.look(look(number, metric="latency_s", role="guardrail"))
         for number in (1, 2, 3):
             store.look(look(number, arm="candidate-2", estimate=None if number == 1 else -0.1))
         curves = curves_of(engine, "op-1")

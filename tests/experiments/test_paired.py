@@ -227,10 +227,12 @@ async def mirrored(engine: SwitchingEngine, **options: Any) -> str:
     return handle.operation_id
 
 
-async def test_a_shadows_pairs_are_compared_by_the_plan_it_began_with(engine: SwitchingEngine) -> None:
+async def test_a_shadows_pairs_are_compared_by_the_plan_it_began_with(engine: SwitchingEngine, tmp_path: Path) -> None:
     plan = paired_plan("v1", "better", METRICS, units=100)
     operation_id = await mirrored(engine, plan=plan)
     result = await paired_from_shadow(engine, operation_id)
+    page = write_report(engine, result, tmp_path / "report").read_text("utf-8")
+    assert "half of them within" in page and "requests, none failed" in page, "its traffic is told, too"
     assert result.plan == plan
     assert result.verdict.decision == "ship"
     assert result.evidence.baseline.assigned == result.evidence.candidate.assigned == 120

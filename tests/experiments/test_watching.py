@@ -30,8 +30,7 @@ async def engine() -> AsyncIterator[SwitchingEngine]:
 async def test_a_look_that_cannot_read_is_left_out_and_told(
     engine: SwitchingEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    marked = Looks.mark
-    asked: list[int] = []
+    marked, asked = Looks.mark, list[int]()
 
     def mark(looks: Looks) -> Mark:
         asked.append(len(asked))

@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-_LIBRARIES = ("numpy", "scipy.stats", "pandas", "duckdb", "hypothesis.stateful", "pytest_asyncio", "nbval", "psutil")
+_LIBRARIES = ("numpy", "scipy.stats", "pandas", "duckdb", "hypothesis.stateful", "psutil")
+_PLUGINS = ("pytest_asyncio.plugin", "pytest_timeout", "_hypothesis_pytestplugin")
+"""Named, as looking for plugins goes through every distribution that is installed."""
 _OWN = ("abswitch", "tests")
 _LONGEST_S = 240.0
 _CRASHED = 70  # none of pytest's own
@@ -32,13 +34,13 @@ class Nursery:
 
     def __enter__(self) -> Nursery:
         # A thread of the numerical libraries would not survive a fork.
-        environ = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        fixed = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environ,
+            env={**os.environ, **fixed},
             text=True,
         )
         return self
@@ -59,7 +61,7 @@ class Nursery:
 
 
 def _serve() -> None:
-    for library in _LIBRARIES:
+    for library in (*_LIBRARIES, *_PLUGINS):
         __import__(library)
     for line in sys.stdin:
         folder, *arguments = line.rstrip("\n").split("\t")
@@ -95,7 +97,7 @@ def _run(folder: Path, arguments: list[str]) -> None:
         sys.path.insert(0, str(folder))
         import pytest
 
-        status = int(pytest.main(arguments))
+        status = int(pytest.main([*(word for plugin in _PLUGINS for word in ("-p", plugin)), *arguments]))
         sys.stdout.flush()
     finally:
         os._exit(status)

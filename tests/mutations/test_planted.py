@@ -1,4 +1,4 @@
-"""Each failure is planted into a copy of the code, and the tests that are to notice it must fail there."""
+"""Each failure is planted into a copy of the code, and the test that is to notice it must fail there."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Garden:
         for name in ("abswitch", "tests", "docs"):
             shutil.copytree(ROOT / name, folder / "whole" / name, ignore=skipped)
         shutil.copy(ROOT / "pyproject.toml", folder / "whole")
-        self.untouched = self._begin(folder / "whole", " ".join(sorted({plant.tests for plant in PLANTS})))
+        self.untouched = self._begin(folder / "whole", *sorted({plant.test for plant in PLANTS}))
         self._planted: dict[str, Future[Ran]] = {}
 
     def plant(self, plant: Plant) -> None:
@@ -59,17 +59,17 @@ class Garden:
         code.write_text(text.replace(plant.old, plant.new), encoding="utf-8")
         for compiled in (code.parent / "__pycache__").glob(f"{code.stem}.*"):
             compiled.unlink()
-        ran = self._run(folder, plant.tests)
+        ran = self._run(folder, plant.test)
         shutil.rmtree(folder)
         return ran
 
-    def _begin(self, folder: Path, tests: str) -> Future[Ran]:
-        return self._threads.submit(self._run, folder, tests)
+    def _begin(self, folder: Path, *tests: str) -> Future[Ran]:
+        return self._threads.submit(self._run, folder, *tests)
 
-    def _run(self, folder: Path, tests: str) -> Ran:
+    def _run(self, folder: Path, *tests: str) -> Ran:
         nursery = self._free.get()
         try:
-            return nursery.run(folder, "-q", "-x", "-p", "no:cacheprovider", "--timeout=60", *tests.split())
+            return nursery.run(folder, "-q", "-x", "-p", "no:cacheprovider", "--timeout=60", *tests)
         finally:
             self._free.put(nursery)
 

@@ -12,7 +12,7 @@ import pytest
 
 from abswitch.domain import ScoreRecord
 from abswitch.errors import InvalidInput
-from abswitch.stats import AnalysisPlan, Evidence, Mean, Metric, Paired, Quantile, Rate, Ratio, Where
+from abswitch.stats import AnalysisPlan, Evidence, Mean, MeanSummary, Metric, Paired, Quantile, Rate, Ratio, Where
 from abswitch.store.evidence import collect_evidence
 from abswitch.store.growing import GrowingEvidence
 from abswitch.store.recorder import PlanRecord, Recorder
@@ -166,6 +166,24 @@ def test_rows_that_were_renumbered_are_read_again(recorder: Recorder) -> None:
     traffic.some(10)
     assert growing.mark().requests > last
     assert near(plain(caught_up(growing)), plain(collect_evidence(recorder, "op", PLAN)))
+
+
+def test_logarithms_are_those_of_the_durations(recorder: Recorder) -> None:
+    metrics = tuple(
+        Mean(f"log_{name}", role="primary" if name == "latency_s" else "secondary")
+        for name in ("latency_s", "first_token_s", "generation_s")
+    )
+    plan = AnalysisPlan(baseline="v1", candidate="v2", metrics=metrics, expected_share=0.5, planned_n=400)
+    assert {metric.direction for metric in metrics} == {"decrease"}
+    Traffic(recorder, units=0).some(80)
+    growing = GrowingEvidence(recorder, "op", plan)
+    growing.advance(growing.mark())
+    answered = "operation_id = 'op' AND arm = 'stable' AND error_type IS NULL AND NOT fallback"
+    rows = recorder.rows(f"SELECT total_s, first_token_s, total_s - first_token_s FROM requests WHERE {answered}")
+    for found in (growing.evidence(plan), collect_evidence(recorder, "op", plan)):
+        for metric, values in zip(metrics, zip(*rows, strict=True), strict=True):
+            summary = found.baseline.summaries[metric.name]
+            assert near(summary, MeanSummary.of([math.log(value) for value in values])), metric.name
 
 
 def test_pairs_have_no_place_in_a_split(recorder: Recorder) -> None:

@@ -19,6 +19,7 @@ from abswitch.errors import StoreError
 from abswitch.experiments.exits import ExitStatus
 
 VERSION = 1
+_LOG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +160,13 @@ class Shelf:
     def log(self) -> Path:
         """What unattended runs said."""
         return self.folder / f"{self.key}.log"
+
+    def roomy_log(self) -> Path:
+        """The log, once the one before was put aside where it had grown large; its folder is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.log.is_file() and self.log.stat().st_size > _LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        return self.log
 
     def read(self) -> ScheduleState | None:
         """The state; None where nothing is remembered.

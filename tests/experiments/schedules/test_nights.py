@@ -147,6 +147,24 @@ def test_a_night_that_fails_is_an_alert_too(tmp_path: Path, receiver: Receiver) 
     assert json.loads(content)["text"] == "abswitch: the scheduled run of nightly did not succeed\n• the kernel died"
 
 
+def test_a_night_that_kills_its_process_each_time_is_an_alert(tmp_path: Path, receiver: Receiver) -> None:
+    class PowerCut(BaseException):
+        pass
+
+    def deadly(path: Path, **_: Any) -> Iterator[Launched]:
+        raise PowerCut
+
+    nights = Watched(tmp_path)
+    schedule = Schedule(nights.path, tmp_path / "reports")
+    for _ in range(4):
+        with pytest.raises(PowerCut):
+            run_due(schedule, clock=nights.clock, launch=deadly)
+    assert receiver.received == []
+    run_due(schedule, clock=nights.clock, launch=deadly)
+    ((_, content),) = receiver.received
+    assert json.loads(content)["alerts"] == ["given up: its process died 4 times"]
+
+
 def test_a_reference_run_keeps_small_losses_from_adding_up(tmp_path: Path, receiver: Receiver) -> None:
     nights = Watched(tmp_path)
     good = nights.night()[1]

@@ -309,6 +309,15 @@ def test_keys_tell_files_of_one_name_apart(tmp_path: Path) -> None:
     assert re.fullmatch(r"[A-Za-z0-9._-]+", key_of(Path("x/süß & böse.yaml")))
 
 
+def test_a_log_does_not_grow_for_ever(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, "nightly-1")
+    shelf.roomy_log().write_text("small")
+    assert shelf.roomy_log().read_text() == "small"
+    shelf.log.write_bytes(b"x" * ((1 << 20) + 1))
+    assert not shelf.roomy_log().exists()
+    assert shelf.log.with_suffix(".log.1").stat().st_size > 1 << 20
+
+
 def test_states_are_found_again(tmp_path: Path) -> None:
     nights = Nights(tmp_path)
     nights.look()
