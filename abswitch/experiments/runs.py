@@ -197,7 +197,9 @@ def open_run(
 def _new_run(spec: ExperimentSpec, reports: Path, project: Path, cell: Mapping[str, Any], occasion: str) -> RunFolder:
     now = datetime.now(UTC)
     digest = spec.digest()
-    folder = _new_folder(reports / spec.name, f"{now:%Y%m%dT%H%M%S}Z-{digest[:8]}")
+    # Names are in the order of time: runs that begin in one second must not be told apart by their digests.
+    stamp = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z"
+    folder = _new_folder(reports / spec.name, f"{stamp}-{digest[:8]}")
     state = RunState(
         run_id=folder.name,
         experiment=spec.name,
