@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from abswitch.errors import InvalidInput
 from abswitch.experiments.ab_test import ABTestResult
+from abswitch.experiments.asking import RequestCounts
+from abswitch.experiments.canary import CanaryResult
 from abswitch.experiments.palette import BAD, BASELINE, CANDIDATE, GOOD, OPEN
 from abswitch.experiments.readings import Reading, Words, readings_of
 from abswitch.notebook.output import Renderable, in_notebook
@@ -20,11 +22,12 @@ if TYPE_CHECKING:
     from abswitch.experiments.chart import Chart
 
 _DECISION_COLORS = {Decision.SHIP: GOOD, Decision.EQUIVALENT: GOOD, Decision.KEEP: BAD}
+_CANARY_COLORS = {"promote": GOOD, "roll back": BAD}
 _TONES = {"good": GOOD, "bad": BAD, "open": OPEN}
 _CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0"
 _FONT = "font:13px/1.5 system-ui,sans-serif;font-variant-numeric:tabular-nums"
 
-Showable = Verdict | ABTestResult | SwitchingStatus | ModelStatus | OperationStatus
+Showable = Verdict | ABTestResult | CanaryResult | SwitchingStatus | ModelStatus | OperationStatus
 
 
 def show(what: Showable | Chart) -> None:
@@ -54,13 +57,15 @@ def card(what: object) -> Card:
             return Card(_VerdictContent(what))
         case ABTestResult():
             return Card(_ResultContent(what))
+        case CanaryResult():
+            return Card(_CanaryContent(what))
         case SwitchingStatus():
             return Card(_StatusContent(what.models))
         case ModelStatus():
             return Card(_StatusContent((what,)))
         case OperationStatus():
             return Card(SwitchView(what))
-    raise InvalidInput("what", what, "a verdict, a result of run_ab_test, or a status")
+    raise InvalidInput("what", what, "a verdict, the result of an experiment, or a status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ class _VerdictContent:
 
     def to_html(self) -> str:
         first, *others = self.verdict.reasons
-        return f"{_opening(self.verdict)}<div>{escape(first)}</div>{_list(others)}</div>"
+        return f"{_opening(*_head(self.verdict))}<div>{escape(first)}</div>{_list(others)}</div>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ class _ResultContent:
     result: ABTestResult
 
     def to_text(self) -> str:
-        return f"{self.result.in_words()}\n{self._counts}"
+        return f"{self.result.in_words()}\n{_counts(self.result.requests)}"
 
     def to_html(self) -> str:
         cards = "".join(map(self._candidate, self.result.verdicts.values()))
@@ -122,16 +127,25 @@ class _ResultContent:
         )
         rows = "".join(map(_metric_row, readings_of(self.result.plan, verdict)))
         return (
-            f"{_opening(verdict)}<div>{escape(verdict.reasons[0])}</div>"
+            f"{_opening(*_head(verdict))}<div>{escape(verdict.reasons[0])}</div>"
             f'<table style="border-collapse:collapse;margin:8px 0;{_FONT}"><thead><tr>'
             + "".join(f'<th style="{_CELL};font-weight:500">{head}</th>' for head in heads)
-            + f"</tr></thead><tbody>{rows}</tbody></table><div>{escape(self._counts)}</div></div>"
+            + f"</tr></thead><tbody>{rows}</tbody></table><div>{_counts(self.result.requests)}</div></div>"
         )
 
-    @property
-    def _counts(self) -> str:
-        made = self.result.requests
-        return f"{made.sent:,} requests sent, {made.answered:,} answered, {made.failed:,} failed, {made.lost:,} lost"
+
+@dataclass(frozen=True, slots=True)
+class _CanaryContent:
+    result: CanaryResult
+
+    def to_text(self) -> str:
+        lines = (self.result.headline, *(f"  - {reason}" for reason in self.result.reasons))
+        return "\n".join((*lines, _counts(self.result.requests)))
+
+    def to_html(self) -> str:
+        reason, *moves = self.result.reasons
+        opening = _opening(self.result.headline, _CANARY_COLORS.get(self.result.decision, OPEN))
+        return f"{opening}<div>{escape(reason)}</div>{_list(moves)}<div>{_counts(self.result.requests)}</div></div>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +207,17 @@ def _list(lines: list[str]) -> str:
     return f'<ul style="margin:4px 0;opacity:.8">{items}</ul>' if items else ""
 
 
-def _opening(verdict: Verdict) -> str:
+def _counts(made: RequestCounts) -> str:
+    return f"{made.sent:,} requests sent, {made.answered:,} answered, {made.failed:,} failed, {made.lost:,} lost"
+
+
+def _head(verdict: Verdict) -> tuple[str, str]:
+    return verdict.headline, _DECISION_COLORS.get(verdict.decision, OPEN)
+
+
+def _opening(headline: str, color: str) -> str:
     """The beginning of a card, headline included; the caller closes the `div`."""
-    color = _DECISION_COLORS.get(verdict.decision, OPEN)
     return (
         f'<div style="max-width:60em;{_FONT};border-left:4px solid {color};padding:2px 0 2px 12px">'
-        f'<div style="font-size:1.25em;font-weight:600">{escape(verdict.headline)}</div>'
+        f'<div style="font-size:1.25em;font-weight:600">{escape(headline)}</div>'
     )

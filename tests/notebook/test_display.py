@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import pytest
 
 from abswitch.errors import InvalidInput
+from abswitch.experiments import RequestBudget, run_canary
 from abswitch.notebook import card, estimates_chart, latency_chart, show, traffic_chart
 from abswitch.notebook.panel import SwitchView, split_bar
 from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus
 from tests.experiments.pages import Fragment
-from tests.experiments.scripted import EVIL, ab_test
+from tests.experiments.scripted import EVIL, ab_test, engine_for, problems
 
 
 def operation(**changes: object) -> OperationStatus:
@@ -94,6 +97,22 @@ async def test_verdict_and_result(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == result.verdict.in_words() + "\n"
     show(charts[0])
     assert "exact_match" in capsys.readouterr().out
+
+
+async def test_a_canary(capsys: pytest.CaptureFixture[str]) -> None:
+    async with engine_for({"v1": 0.6, "v2": 0.9}) as engine:
+        await engine.deploy("v1")
+        held = await run_canary(engine, "v2", problems(30), budget=RequestBudget(requests=20))
+    result = replace(held, decision="roll back", reason=EVIL)
+    html = card(result).to_html()
+    assert EVIL not in html
+    page = Fragment(html)
+    for words in (result.headline, *result.reasons, "20 requests sent, 20 answered, 0 failed, 0 lost"):
+        assert words in page.text
+    show(held)
+    told = capsys.readouterr().out
+    assert told.startswith("HOLD: v2 has not earned all its steps yet.")
+    assert "20 requests sent" in told
 
 
 def test_anything_else_is_refused() -> None:
