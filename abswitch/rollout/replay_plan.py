@@ -131,8 +131,8 @@ class _Side:
 
     @property
     def repeated(self) -> int:
-        """Units with several answers."""
-        return int((np.bincount(self.log.units[self._answered]) > 1).sum())
+        """Units with several requests."""
+        return int((np.bincount(self.log.units[self.rows]) > 1).sum())
 
     def evidence(self, plan: AnalysisPlan, *, by_unit: bool) -> ArmEvidence:
         """As `collect_evidence` makes it."""

@@ -78,7 +78,7 @@ class Evidence:
     Attributes:
         plan_digest: of the plan stored before the first exposure; None when none was stored.
         dropped_rows: rows the store could not take; anything but 0 voids the test.
-        repeated_units: units with more than one analysed request; summaries are then by unit.
+        repeated_units: units with more than one request, failed ones included; summaries are then by unit.
         crossed_units: units seen in both arms, where each should be in one.
         segments: by metric name, for metrics that are broken out: each segment with both arms' summaries.
         expected_share: the candidate's, where it was not fixed: the mean chance of what was drawn.

@@ -24,7 +24,7 @@ def collect_evidence(
     Metrics may name a scorer or one of `latency_s`, `first_token_s`, `queue_s`, `generation_s`, `output_tokens`,
     `prompt_tokens`, `truncated`, `error`, `fallback`. `error` and `fallback` are rates over all assigned requests but
     those whose caller went away count as no error; everything else is computed from requests that the assigned version
-    answered. Where a unit has several such requests, means and rates become ratios of per-unit sums and counts, and
+    answered. Where a unit has several requests, means and rates become ratios of per-unit sums and counts, and
     quantiles know how alike the requests of a unit are.
 
     Args:

@@ -38,8 +38,9 @@ class _Arm:
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self.requests = 0
-        self.units: Counter[str] = Counter()  # answers of each
-        self.answered = self.repeated = self.crossed = 0
+        self.units: Counter[str] = Counter()  # requests of each
+        self.analysed: set[str] = set()  # those with an answer
+        self.repeated = self.crossed = 0
         self.tally: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.metrics: dict[str, RunningMoments | RunningOrder] = {
@@ -50,17 +51,17 @@ class _Arm:
 
     def request(self, unit_id: str, state: Mapping[str, bool]) -> None:
         self.requests += 1
-        self.units[unit_id] += state["answered"]
+        self.units[unit_id] += 1
+        self.repeated += self.units[unit_id] == 2
         if state["answered"]:
-            self.answered += self.units[unit_id] == 1
-            self.repeated += self.units[unit_id] == 2
+            self.analysed.add(unit_id)
         self.tally.update(name for name, is_so in state.items() if is_so)
 
     def evidence(self, version: str, metrics: Sequence[Metric], *, by_unit: bool) -> ArmEvidence:
         return ArmEvidence(
             version=version,
             assigned=len(self.units),
-            analysed=self.answered,
+            analysed=len(self.analysed),
             requests=self.requests,
             failed=self.tally["errored"],
             fallbacks=self.tally["fallback"],

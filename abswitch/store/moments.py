@@ -43,7 +43,7 @@ class ArmCounts:
     Attributes:
         requests, units: assigned to the arm.
         answered_units: units with an answer of the assigned version; what answer metrics are computed from.
-        repeated_units: units with more than one of those.
+        repeated_units: units with more than one request, whatever became of it: a retry is no independent trial.
         answered, errored, cancelled, fallbacks: requests (a fallback may also be errored).
         scorer_failures: by scorer, answers that it raised for.
     """
@@ -77,7 +77,7 @@ def arm_counts(
     kinds = ("answered", "errored", "cancelled", "fallback")
     per_unit = [f"count(*) FILTER ({kind}) AS {kind}" for kind in kinds]
     per_unit += [f"coalesce(sum({failure}), 0) AS {failure}" for failure in failures]
-    asked = ["sum(requests)", "count(*)", "count(*) FILTER (answered > 0)", "count(*) FILTER (answered > 1)"]
+    asked = ["sum(requests)", "count(*)", "count(*) FILTER (answered > 0)", "count(*) FILTER (requests > 1)"]
     asked += [f"sum({name})" for name in (*kinds, *failures)]
     rows = recorder.rows(
         f"""{columns.with_clause}, unit_rows AS (

@@ -37,7 +37,7 @@ def main() -> None:
     folder, body = Path(job["folder"]), job["body"]
     made = {arm["arm"]: _Arm(body, arm).write(folder) for arm in body["arms"]}
     if job["entity"] is not None:
-        _upload(list(made.values()), job["entity"])
+        _upload(list(made.values()), job["entity"], folder)
     links = _links(body, list(made), folder, job["entity"], job["base_url"])
     sys.stdout.write(json.dumps(links.to_dict()))
 
@@ -165,10 +165,13 @@ def _table(traces: list[dict[str, Any]]) -> Any:
     return wandb.Table(columns=[*_TRACE_COLUMNS, *(f"score.{name}" for name in scorers)], data=rows)
 
 
-def _upload(runs: list[Path], entity: str) -> None:
-    """Have W&B's own command upload them. It ends with status 0 even where it failed: only its mark tells."""
-    command = [sys.executable, "-m", "wandb", "sync", "--yes", "--entity", entity, *map(str, runs)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+def _upload(runs: list[Path], entity: str, folder: Path) -> None:
+    """Have W&B's own command upload them. It ends with status 0 even where it failed: only its mark tells.
+
+    It writes its log into the working directory, and finds the library and not the folder `wandb` there thanks to `-P`.
+    """
+    command = [sys.executable, "-P", "-m", "wandb", "sync", "--yes", "--entity", entity, *map(str, runs)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if ended.returncode or not all(list(run.glob("*.wandb.synced")) for run in runs):
         sys.exit(f"wandb sync: {' '.join((ended.stderr or ended.stdout).split())[-500:]}")
 

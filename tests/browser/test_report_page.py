@@ -15,6 +15,7 @@ from playwright.async_api import Browser, Page
 from abswitch.experiments import switch_timing
 from abswitch.experiments.overview import write_overview
 from abswitch.experiments.report import write_report
+from tests.browser.chromium import watch
 from tests.experiments.scripted import ab_test
 
 pytestmark = pytest.mark.browser
@@ -36,12 +37,7 @@ async def opened(browser: Browser, report: Path, **options: Any) -> AsyncIterato
     """The page, and what went wrong on it: errors, refused resources, requests to anywhere."""
     context = await browser.new_context(**options)
     page = await context.new_page()
-    wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("requestfailed", lambda request: wrong.append(request.url[:80]))
-    page.on("request", lambda r: None if r.url.startswith(("data:", "file:")) else wrong.append(r.url))
-    page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
+    wrong = watch(page)
     await page.goto(report.as_uri())
     yield page, wrong
     await context.close()

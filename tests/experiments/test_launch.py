@@ -15,7 +15,7 @@ from abswitch.experiments.launch import Launched, launch, planned
 from abswitch.experiments.locks import holding
 from abswitch.experiments.runs import RunFolder, open_run
 from abswitch.experiments.specfile import read_spec
-from tests.experiments.projects import finishing, project_in, write_notebook
+from tests.experiments.projects import ROOT, finishing, project_in, write_notebook
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +148,13 @@ def test_specs_are_checked_without_running_them(tmp_path: Path, capsys: pytest.C
     assert "sums, 2 runs" in told.out
     assert "exactly one metric" in told.err
     assert cli.main(["spec", str(good), "-p", "sede=1"]) == ExitStatus.USAGE
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_examples_can_be_run(path: Path) -> None:
+    (run,) = planned(path)
+    assert run.spec.name == path.stem
+    assert run.spec.description
 
 
 def test_the_schema_is_printed_for_editors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,10 @@ import abswitch
 from abswitch.errors import AbswitchError
 from abswitch.experiments.exits import ExitStatus
 from abswitch.testing.models import TinyModels
+from tests.browser.chromium import look_at
+from tests.experiments.pages import Page
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.usefixtures("tiny")]
+pytestmark = [pytest.mark.vllm, pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.usefixtures("tiny")]
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240.0
 
@@ -44,6 +46,10 @@ def ended(running: subprocess.Popen[str], folder: Path, status: ExitStatus) -> d
     (run,) = folder.glob("2*")
     found: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
     assert found["headline"] in told
+    heading, wrong = look_at(run / "index.html")
+    assert wrong == [], "the report loads nothing and complains of nothing"
+    assert heading in found["headline"] or found["headline"] in heading
+    Page((run / "index.html").read_text(encoding="utf-8"))
     return found
 
 
@@ -57,7 +63,6 @@ def test_a_spec_says_what_is_true(tmp_path: Path, spec: str, decision: str, answ
     (run,) = (tmp_path / spec).glob("2*")
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert summary["plan"]["design"] == spec.split("_", maxsplit=1)[0]
-    assert (run / "index.html").is_file()
 
 
 def test_guardrails_send_a_regressed_canary_back(tmp_path: Path) -> None:

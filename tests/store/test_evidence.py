@@ -113,6 +113,15 @@ def test_an_arm_without_data_has_no_mean(recorder: Recorder) -> None:
         assert isinstance(found, Summary) and found.n == 0 and math.isnan(found.mean)
 
 
+def test_a_retry_after_an_error_is_no_independent_trial(recorder: Recorder) -> None:
+    for unit in "abc":
+        a_hit(recorder, f"{unit}0", "stable", unit_id=unit, error_type="InstanceDied")
+        a_hit(recorder, f"{unit}1", "stable", unit_id=unit)
+    evidence = collect_evidence(recorder, "op", PLAN)
+    assert evidence.repeated_units == 3
+    assert near(evidence.baseline.summaries["error"], RatioSummary.of([1.0, 1.0, 1.0], [2.0, 2.0, 2.0]))
+
+
 def test_units_with_several_requests_are_summarised_by_unit(recorder: Recorder) -> None:
     exact = {"a": [1.0, 0.0, 1.0], "b": [1.0], "c": [0.0, 0.0]}
     for unit, scores in exact.items():

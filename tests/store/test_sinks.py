@@ -122,6 +122,8 @@ def test_a_wandb_server_that_is_away_gets_everything_exactly_once(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("WANDB_MODE", "disabled")  # the caller's own affair
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
     port = free_port()
     sink = WandbSink(f"http://127.0.0.1:{port}/me", recorder=recorder)
     experiment = with_lineage(operation_id="op-1")
@@ -149,6 +151,7 @@ def test_a_wandb_server_that_is_away_gets_everything_exactly_once(
         assert len(server.keys) == 1, "the caller's key"
     sink.close()
     assert len(runs_in(sink.folder)) == 2
+    assert not list(here.iterdir()), "nothing is left in the caller's working directory"
 
 
 def test_what_one_process_left_the_next_one_publishes(recorder: Recorder, tmp_path: Path) -> None:
