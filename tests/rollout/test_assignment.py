@@ -11,6 +11,7 @@ from scipy.stats import binom, kstest
 from abswitch.rollout.assignment import salted, unit_fraction
 from abswitch.rollout.strategies import CanaryStrategy, GradualStrategy
 
+NAMES = ("exp-1", "exp-2", "exp-10", "exp_1", "Exp-1", "1-exp")
 UNITS = [f"user-{i}" for i in range(100_000)]
 
 
@@ -31,7 +32,7 @@ def test_fractions_are_uniform() -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5])
-@pytest.mark.parametrize(("one", "other"), combinations(("exp-1", "exp-2", "exp-10", "exp_1", "Exp-1", "1-exp"), 2))
+@pytest.mark.parametrize(("one", "other"), list(combinations(NAMES, 2)))
 def test_similar_salts_give_unrelated_assignments(one: str, other: str, share: float) -> None:
     phi = np.corrcoef(fractions(one) < share, fractions(other) < share)[0, 1]
     assert abs(phi) < 0.02
