@@ -35,7 +35,8 @@ from typing import Any
 
 CACHE = Path(__file__).parents[1] / ".cache"
 PEERS = CACHE / "teatasting"
-PACKAGES = ("tea-tasting==1.14.0", "ibis-framework", "sqlglot", "toolz", "atpublic", "parsy", "narwhals", "pyarrow-hotfix")
+PEER = "tea-tasting==1.14.0"
+PACKAGES = (PEER, "ibis-framework", "sqlglot", "toolz", "atpublic", "parsy", "narwhals", "pyarrow-hotfix")
 GOALS = {"six_to_tea_tasting": 1.0, "panel_s": 1.5, "peak_mb": 1000}
 ROWS = 10_000_000
 USERS = 100_000
