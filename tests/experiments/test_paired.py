@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest_asyncio
 from abswitch import ModelSwitchingConfig, SwitchingEngine
 from abswitch.domain import Placement
 from abswitch.errors import InvalidInput, OperationFinished, SwitchRefused
-from abswitch.experiments import RequestBudget, paired_from_shadow, paired_plan, run_paired
+from abswitch.experiments import Poisson, RequestBudget, paired_from_shadow, paired_plan, run_paired
 from abswitch.experiments.report import write_report
 from abswitch.experiments.timing import switch_timing
 from abswitch.serving.scripted import ScriptedBackend
@@ -75,7 +76,7 @@ async def test_what_never_differs_is_equivalent(engine: SwitchingEngine) -> None
 
 
 async def test_the_plan_comes_before_the_first_request_and_the_verdict_is_kept(engine: SwitchingEngine) -> None:
-    result = await run_paired(engine, "better", problems(50), metrics=METRICS)
+    result = await run_paired(engine, "better", problems(50), metrics=METRICS, evaluation="fixed")
     plan = engine.query("SELECT digest, at_s FROM plans WHERE operation_id = ?", [result.operation_id]).iloc[0]
     first = engine.query("SELECT min(admitted_at_s) AS s FROM requests WHERE operation_id = ?", [result.operation_id])
     assert plan["digest"] == result.verdict.plan_digest
@@ -221,6 +222,8 @@ async def test_provenance_says_which_design_asked(engine: SwitchingEngine) -> No
 
 NEVER = (Rate("truncated"),)
 """Nothing to be found, and no margin to be within: no look decides."""
+PACE = Poisson(rate_per_s=80.0)
+"""Pairs begin slowly enough for looks to be taken in between."""
 
 
 @pytest.mark.parametrize(
@@ -232,11 +235,11 @@ async def test_it_stops_as_soon_as_a_look_decides(
 ) -> None:
     told: list[Any] = []
     result = await run_paired(
-        engine, candidate, problems(600), metrics=METRICS, look_every=20, concurrency=4, on_progress=told.append
+        engine, candidate, problems(600), metrics=METRICS, look_every=20, arrivals=PACE, on_progress=told.append
     )
     assert (result.verdict.decision, result.verdict.rule) == (decision, rule)
     assert (result.plan.evaluation, result.plan.look_every, result.plan.planned_n) == ("sequential", 20, 1200)
-    assert result.requests.sent == result.requests.answered < 600, "a pair is two requests"
+    assert result.requests.sent == result.requests.answered < 1000, "it stops"
     rows = engine.query(ROWS, [result.operation_id])
     assert set(rows.groupby("pair_id").size()) == {2}, "no pair is left half"
     assert "at all looks" in result.verdict.in_words()
@@ -244,7 +247,7 @@ async def test_it_stops_as_soon_as_a_look_decides(
 
 
 async def test_looks_are_kept_every_so_many_whole_pairs(engine: SwitchingEngine, tmp_path: Path) -> None:
-    result = await run_paired(engine, "better", problems(100), metrics=NEVER, look_every=25, concurrency=1)
+    result = await run_paired(engine, "better", problems(100), metrics=NEVER, look_every=25, arrivals=PACE)
     assert (result.verdict.decision, result.requests.answered) == ("inconclusive", 200)
     assert "pairs" in result.verdict.in_words() and "would have been found" in result.verdict.in_words()
     kept = engine.query("SELECT * FROM looks WHERE operation_id = ? AND metric = 'truncated'", [result.operation_id])
@@ -256,27 +259,31 @@ async def test_looks_are_kept_every_so_many_whole_pairs(engine: SwitchingEngine,
         "SELECT look, rule FROM verdicts WHERE operation_id = ? ORDER BY look", [result.operation_id]
     )
     assert set(verdicts["rule"][:-1]) == {"continue"} and verdicts["rule"].iloc[-1] == "interval-includes-zero"
-    page = write_report(engine, result, tmp_path / "report").read_text("utf-8")
-    assert "an interval that holds at every look" in page, "the curve is in the report"
+    write_report(engine, result, tmp_path / "report")
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text("utf-8"))
+    (curve,) = (curve for curve in summary["looks"] if curve["role"] == "primary")
+    assert [point["n_candidate"] for point in curve["points"]] == pairs, "the report has the curve"
 
 
 async def test_planned_looks_spend_their_error_rate(engine: SwitchingEngine) -> None:
-    options: dict[str, Any] = {"evaluation": "group_sequential", "looks": 3, "spending": "pocock", "concurrency": 2}
+    options: dict[str, Any] = {"evaluation": "group_sequential", "looks": 3, "spending": "pocock", "arrivals": PACE}
     result = await run_paired(engine, "better", problems(150), metrics=METRICS, **options)
     assert (result.verdict.decision, result.plan.look_count) == ("ship", 3)
     assert result.verdict.look < 3 and result.requests.sent < 300
 
 
 async def test_a_watched_comparison_goes_on_after_a_stop_with_its_looks(engine: SwitchingEngine) -> None:
-    ask = functools.partial(run_paired, engine, "better", problems(100), metrics=NEVER, look_every=20, resume=True)
+    ask = functools.partial(
+        run_paired, engine, "better", problems(100), metrics=NEVER, look_every=20, resume=True, arrivals=PACE
+    )
 
     def stop(progress: Any) -> None:
         if progress.phase == "asking" and progress.verdicts and progress.done < 150:
             raise _Stop
 
     with pytest.raises((_Stop, ExceptionGroup)):
-        await ask(on_progress=stop, concurrency=1)
-    result = await ask(concurrency=1)
+        await ask(on_progress=stop)
+    result = await ask()
     rows = engine.query(ROWS, [result.operation_id])
     assert (rows["error_type"].isna()).sum() == 200 and result.requests.lost == 0
     looks = engine.query("SELECT look FROM verdicts WHERE operation_id = ? ORDER BY look", [result.operation_id])[
