@@ -50,7 +50,8 @@ def mixed_bets_log_e(up: float, down: float, n: int, difference: float = 0.0) ->
     with np.errstate(divide="ignore"):
         more, less = _SHARES / np.float64(level), (1 - _SHARES) / np.float64(1 - level)
         grown = special.xlogy(up, more) + special.xlogy(down, less) + special.xlogy(apart, (more + less) / 2)
-    return float(special.logsumexp(grown) - math.log(_GAMBLERS))
+    most = float(grown.max())
+    return most if math.isinf(most) else most + math.log(float(np.exp(grown - most).mean()))
 
 
 def mixed_bets_difference(pairs: PairedRateSummary | PairedSummary, *, alpha: float = 0.05) -> Comparison:
