@@ -23,11 +23,13 @@ from abswitch.stats.comparison import finite
 from abswitch.stats.evidence import Evidence
 from abswitch.stats.family import FamilyPlan, decide_family, overall, winner_of
 from abswitch.stats.looks import Look, alpha_spent, finding_of
-from abswitch.stats.plan import GROUP_SEQUENTIAL, RANDOMISED, AnalysisPlan
+from abswitch.stats.plan import GROUP_SEQUENTIAL, PAIRED, RANDOMISED, AnalysisPlan
 from abswitch.stats.rules import CONTINUE, Decision
 from abswitch.stats.verdict import Verdict, decide
 from abswitch.store.evidence import collect_evidence
-from abswitch.store.growing import GrowingEvidence, Mark
+from abswitch.store.growing import Growing, GrowingEvidence, Mark
+from abswitch.store.growing_pairs import GrowingPairs
+from abswitch.store.joint_evidence import collect_joint_evidence
 from abswitch.store.recorder import Recorder, VerdictRecord
 
 SPLIT = "sample_ratio"
@@ -67,7 +69,8 @@ class Looks:
 
     Args:
         store: has the operation's plan and rows; earlier looks of the same operation are continued.
-        operation_id: a switch by the strategy `ab_test`.
+        operation_id: a switch by the strategy `ab_test`, or a paired comparison, of which whole pairs count, as two
+            requests each.
         plan: as it was stored.
         planned_requests: of all arms; as many as the plan has units by default. By them goes what is planned of looks.
         wall_s: seconds since the epoch, now.
@@ -87,7 +90,11 @@ class Looks:
         self._first = plan.first if isinstance(plan, FamilyPlan) else plan
         versions = [version for version, _ in plan.candidates] if isinstance(plan, FamilyPlan) else [plan.candidate]
         self._arms = {version: candidate_name(index) for index, version in enumerate(versions)}
-        self._growing = GrowingEvidence(store, operation_id, self._first, arms=(STABLE, *self._arms.values()))
+        self._growing: Growing
+        if self._first.design == PAIRED:
+            self._growing = GrowingPairs(store, operation_id, self._first)
+        else:
+            self._growing = GrowingEvidence(store, operation_id, self._first, arms=(STABLE, *self._arms.values()))
         self._ended: dict[str, tuple[Verdict, Evidence]] = {}
         self._planned = self._first.planned_n if planned_requests is None else planned_requests
         self._number = self._requests = 0
@@ -110,7 +117,7 @@ class Looks:
         if plan.look_count is not None and number < plan.look_count:
             return max(self._requests + 1, -(-self._planned * number // plan.look_count))
         if plan.look_every is not None:
-            return self._requests + plan.look_every
+            return self._requests + plan.look_every * plan.meets
         return max(self._planned, self._requests) + 1
 
     @property
@@ -146,13 +153,15 @@ class Looks:
         A candidate whose test was ended by an earlier look keeps that verdict, unless all data say the same; a group
         sequential one in any case, as looks beyond those planned are none.
         """
-        evidence = {
-            version: collect_evidence(self._store, self.operation_id, self._pair(version), candidate_arm=arm)
-            for version, arm in self._arms.items()
-        }
+        evidence = {version: self._collect(self._pair(version), arm) for version, arm in self._arms.items()}
         some = next(iter(evidence.values()))
         requests = some.baseline.requests + sum(one.candidate.requests for one in evidence.values())
         return self._look(evidence, requests, last=True)
+
+    def _collect(self, plan: AnalysisPlan, arm: str) -> Evidence:
+        if plan.design == PAIRED:
+            return collect_joint_evidence(self._store, self.operation_id, plan)
+        return collect_evidence(self._store, self.operation_id, plan, candidate_arm=arm)
 
     def _pair(self, version: str) -> AnalysisPlan:
         return self.plan.pair(version) if isinstance(self.plan, FamilyPlan) else self.plan

@@ -14,6 +14,8 @@ from abswitch.stats import (
     Evidence,
     Mean,
     MeanSummary,
+    PairedRateSummary,
+    PairedSummary,
     Rate,
     RateSummary,
     Verdict,
@@ -114,3 +116,61 @@ def _arms(
                 "latency_s": MeanSummary.of(latency[:size][answered]),
             },
         )
+
+
+def paired_verdicts(
+    rng: Generator,
+    streams: int,
+    *,
+    apart: float = 0.3,
+    difference: float = 0.0,
+    evaluation: str = "sequential",
+    n: int = 500,
+    looks: int = 40,
+    margin: float | None = None,
+) -> Ends:
+    """How comparisons of `n` pairs end.
+
+    Args:
+        apart: share of pairs of which one side alone answers right; half of them each way, but for `difference`.
+        looks: evenly spread; of a group sequential test five.
+        margin: of the primary. Latencies, lognormal, σ 1, on both sides, are a guardrail with a margin of 1.
+    """
+    metrics = (Rate("ok", margin=margin), Mean("latency_s", role="guardrail", margin=1.0))
+    plan = AnalysisPlan(
+        baseline="v1", candidate="v2", metrics=metrics, expected_share=0.5, planned_n=2 * n, design="paired",
+        evaluation=evaluation,
+    )  # fmt: skip
+    ended: dict[str, int] = {}
+    taken = 0
+    for _ in range(streams):
+        verdict, seen = _one_of_pairs(rng, plan, apart, difference, 5 if evaluation == "group_sequential" else looks)
+        ended[verdict.rule] = ended.get(verdict.rule, 0) + 1
+        taken += seen
+    return Ends({rule: times / streams for rule, times in ended.items()}, taken / streams / n)
+
+
+def _one_of_pairs(
+    rng: Generator, plan: AnalysisPlan, apart: float, difference: float, looks: int
+) -> tuple[Verdict, int]:
+    n = plan.planned_n // 2
+    drawn, latency = rng.random(n), rng.lognormal(0.0, 1.0, (2, n))
+    up = drawn < (apart + difference) / 2
+    down = (drawn < apart) & ~up
+    fractions: tuple[float, ...] = ()
+    for number, size in enumerate(np.linspace(0, n, looks + 1).astype(int)[1:].tolist(), 1):
+        fractions = (*fractions, size / n)
+        look = Look(number=number, last=size == n, fractions=() if plan.evaluation == "sequential" else fractions)
+        only = int(up[:size].sum()), int(down[:size].sum())
+        ok = PairedRateSummary(both=size - sum(only), candidate_only=only[0], baseline_only=only[1], neither=0)
+        arms = [ArmEvidence(version=one, assigned=size, analysed=size, requests=size) for one in ("v1", "v2")]
+        evidence = Evidence(
+            baseline=arms[0],
+            candidate=arms[1],
+            plan_digest=plan.digest(),
+            joint={"ok": ok, "latency_s": PairedSummary.of(*latency[:, :size])},
+        )
+        verdict = decide(plan, evidence, look)
+        if verdict.is_final:
+            break
+    return verdict, size

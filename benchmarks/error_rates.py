@@ -38,7 +38,7 @@ from _streams import (
     switchback_rejects,
     t_test_rejects_ever,
 )
-from _verdicts import verdicts
+from _verdicts import paired_verdicts, verdicts
 from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special
@@ -174,6 +174,23 @@ def verdict_power(rng: Generator, size: Size) -> Iterator[Figure]:
     yield Figure("verdict_at_margin", ends.share("within-margin"), "better by exactly the margin, equivalent", 0.05)
 
 
+def aa_paired_verdicts(rng: Generator, size: Size) -> Iterator[Figure]:
+    for evaluation, apart in (("sequential", 0.3), ("sequential", 0.04), ("group_sequential", 0.3)):
+        ends = paired_verdicts(rng, size.slow_streams // 10, evaluation=evaluation, apart=apart)
+        name = f"aa_paired_verdict_{evaluation}_apart{100 * apart:g}"
+        what = f"paired verdict, A/A, {evaluation.replace('_', ' ')}, {apart:.0%} of pairs differ, the same"
+        yield Figure(name, ends.share(*WRONG_RULES), what, at_most=0.06)
+
+
+def paired_verdict_power(rng: Generator, size: Size) -> Iterator[Figure]:
+    ends = paired_verdicts(rng, size.slow_streams // 10, difference=0.15)
+    yield Figure("paired_verdict_ships", ends.share("primary-better"), "paired, 15 points better, shipped", None, 0.8)
+    yield Figure("paired_verdict_mean_n", ends.mean_n, "mean pairs over those planned, the same")
+    ends = paired_verdicts(rng, size.slow_streams // 10, apart=0.05, difference=0.05, margin=0.05)
+    what = "paired, better by exactly the margin and never worse, equivalent"
+    yield Figure("paired_verdict_at_margin", ends.share("within-margin"), what, at_most=0.05)
+
+
 # --- power ------------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +294,8 @@ JOBS: tuple[Job, ...] = (
     switchback,
     aa_verdicts,
     verdict_power,
+    aa_paired_verdicts,
+    paired_verdict_power,
 )
 
 

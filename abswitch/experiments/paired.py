@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 from abswitch import checks
 from abswitch.domain import Placement, Sampling, SwitchingStrategyType
 from abswitch.engine import SwitchingEngine
 from abswitch.errors import InvalidInput
+from abswitch.experiments.ab_test import result_of
 from abswitch.experiments.arrivals import Arrivals, ClosedLoop
 from abswitch.experiments.asking import NO_LIMIT, Asked, Asking, Progress, RequestBudget, RequestCounts
 from abswitch.experiments.prompts import Question, questions_of
 from abswitch.experiments.trial import (
     ARMS,
     ExperimentResult,
+    LeftBehind,
     Trial,
     TrialHandle,
     baseline_of,
@@ -34,13 +37,16 @@ from abswitch.experiments.trial import (
     stored_plan,
     verdict_of,
 )
+from abswitch.experiments.watching import Watching
+from abswitch.looking import Looks
 from abswitch.serving.handle import SwitchHandle
 from abswitch.stats import AnalysisPlan, Metric
-from abswitch.stats.plan import PAIRED
+from abswitch.stats.plan import FIXED, GROUP_SEQUENTIAL, PAIRED, SEQUENTIAL
 from abswitch.store.evidence import check_columns
 from abswitch.store.joint_evidence import check_metrics
 
 _SEEDS = 2**31
+Found = TypeVar("Found")
 
 
 async def run_paired(
@@ -50,6 +56,10 @@ async def run_paired(
     *,
     metrics: Sequence[Metric],
     alpha: float = 0.05,
+    evaluation: str | None = None,
+    look_every: int | None = None,
+    looks: int | None = None,
+    spending: str | None = None,
     concurrency: int = 16,
     model_id: str | None = None,
     experiment: str | None = None,
@@ -69,9 +79,16 @@ async def run_paired(
         engine: its scorers give the scores that `metrics` name.
         candidate: a registered version.
         prompts: see `questions_of`; each is a unit of its own unless it names one. Of a unit with several, the answers
-            are averaged on either side.
+            are averaged on either side. They are the budget: a sequential comparison stops before their end as soon as
+            it is decided.
         metrics: what to compare, one of them primary.
-        alpha: error rate of the primary comparison, two-sided.
+        alpha: error rate of the primary comparison, two-sided, over all looks.
+        evaluation: `sequential`: a look every `look_every` whole pairs, any number of them; the comparison stops when
+            one decides. `group_sequential`: so many planned `looks`, between which alpha is spent. `fixed`: one look,
+            at the end. By default sequential where both versions are held `together`, and fixed otherwise: as long as
+            one version alone has answered there are no pairs to look at.
+        look_every: of `sequential`: pairs between two looks; by default a fiftieth of the units, and 20 at least.
+        looks, spending: of `group_sequential`: how many, 5 by default; `obrien-fleming` (default), `pocock` or `power`.
         concurrency: pairs under way at once; of a pair, one request at a time.
         experiment: name that the order within pairs depends on.
         together: both versions are held in memory; without it one answers every prompt, leaves, and the other follows:
@@ -87,7 +104,8 @@ async def run_paired(
         The result with its verdict. Traffic moves by `result.promote()` alone.
 
     Raises:
-        InvalidInput: a malformed argument, no prompts, or not the plan of the comparison to go on with.
+        InvalidInput: a malformed argument, no prompts, not the plan of the comparison to go on with, or several looks
+            at versions that are not held together.
         SwitchRefused: no version is active, or the candidate is, or they do not fit `together`.
         LoadFailed: a version cannot be loaded.
     """
@@ -108,31 +126,70 @@ async def run_paired(
         arrivals=arrivals or ClosedLoop(concurrency=concurrency),
         budget=budget,
     )
-    plan = paired_plan(
-        baseline, candidate, metrics, units=_units(questions[: asking.total // 2]), alpha=alpha
-    )  # fmt: skip
-    check_columns(plan, engine.scorers)
-    check_metrics(plan)
+    units = _units(questions[: asking.total // 2])
+    once = paired_plan(baseline, candidate, metrics, units=units, alpha=alpha)
+    check_columns(once, engine.scorers)
+    check_metrics(once)
+    if together is None and left is not None and left.plan.evaluation != FIXED:
+        together = True  # as before
     beside = await _beside(engine, model, baseline, candidate, together)
+    plan = paired_plan(
+        baseline,
+        candidate,
+        metrics,
+        units=units,
+        alpha=alpha,
+        evaluation=_evaluation(evaluation, left, beside=beside),
+        look_every=look_every,
+        looks=looks,
+        spending=spending,
+    )
     trial = await begin(engine, model, plan, left)
     asking.salt = experiment or trial.trial_id
     asking.tell(f"loading {candidate}")
-    counts = await (_together if beside else _in_turn)(trial, asking)
-    asking.tell("deciding")
-    result = await verdict_of(
-        trial, TrialHandle(trial), experiment=experiment, counts=counts, started_at_s=asking.started_at_s
-    )
+    if plan.evaluation != FIXED:
+        result = await _together(trial, partial(_watched, trial, asking, experiment))
+    else:
+        if beside:
+            counts = await _together(trial, partial(asking.ask_all, trial.trial_id, lambda: False))
+        else:
+            counts = await _in_turn(trial, asking)
+        asking.tell("deciding")
+        result = await verdict_of(
+            trial, TrialHandle(trial), experiment=experiment, counts=counts, started_at_s=asking.started_at_s
+        )
     asking.tell(str(result.verdict.decision))
     return result
 
 
+def _evaluation(given: str | None, left: LeftBehind | None, *, beside: bool) -> str:
+    """When results are read: as asked for, or as the comparison to go on with does, or by what the versions allow."""
+    if given is None:
+        given = left.plan.evaluation if left is not None else SEQUENTIAL if beside else FIXED
+    if given != FIXED and not beside:
+        allowed = f"{FIXED}, as one version answers everything before the other: there are no pairs until the end"
+        raise InvalidInput("evaluation", given, allowed)
+    return given
+
+
 def paired_plan(
-    baseline: str, candidate: str, metrics: Sequence[Metric], *, units: int, alpha: float = 0.05
+    baseline: str,
+    candidate: str,
+    metrics: Sequence[Metric],
+    *,
+    units: int,
+    alpha: float = 0.05,
+    evaluation: str = FIXED,
+    look_every: int | None = None,
+    looks: int | None = None,
+    spending: str | None = None,
 ) -> AnalysisPlan:
     """The plan of a paired comparison, to be handed to `start_switch("v2", "shadow", plan=…)` beforehand.
 
     Args:
-        units: prompts, or whatever they belong to, after which the verdict is taken.
+        units: prompts, or whatever they belong to, after which the verdict is taken at the latest.
+        evaluation, look_every, looks, spending: as of `run_paired`; of a shadow, whose pairs are compared when somebody
+            asks, `fixed` (the default) or `sequential`.
     """
     return AnalysisPlan(
         baseline=baseline,
@@ -142,6 +199,10 @@ def paired_plan(
         planned_n=2 * units,
         alpha=alpha,
         design=PAIRED,
+        evaluation=evaluation,
+        look_every=look_every,
+        look_count=looks,
+        spending=spending,
     )
 
 
@@ -170,6 +231,10 @@ async def paired_from_shadow(
         units = 1 if plan is None else plan.planned_n // 2
         plan = paired_plan(status.stable, status.candidate, metrics, units=units, alpha=alpha)
     assert plan is not None, "made where none was stored"
+    if plan.evaluation == GROUP_SEQUENTIAL:
+        raise InvalidInput(
+            "plan.evaluation", plan.evaluation, f"{FIXED} or {SEQUENTIAL}: nobody takes a shadow's looks"
+        )
     check_columns(plan, engine.scorers)
     check_metrics(plan)
     trial = Trial(engine, operation_id, status.model_id, plan, time.monotonic())
@@ -193,16 +258,33 @@ async def _beside(engine: SwitchingEngine, model_id: str, baseline: str, candida
     return wanted or await fit_together(engine, model_id, candidate)
 
 
-async def _together(trial: Trial, asking: PairAsking) -> RequestCounts:
+async def _together(trial: Trial, run: Callable[[], Awaitable[Found]]) -> Found:
+    """While both versions are held."""
     engine, model = trial.engine, trial.model_id
     for version in trial.versions:
         await engine.pin(version, model_id=model)
     try:
         await asyncio.gather(*(engine.load(version, model_id=model) for version in trial.versions))
-        return await asking.ask_all(trial.trial_id, lambda: False)
+        return await run()
     finally:
         for version in trial.versions:
             await engine.unpin(version, model_id=model)
+
+
+async def _watched(trial: Trial, asking: PairAsking, experiment: str | None) -> ExperimentResult:
+    """Ask, look at the pairs meanwhile, and stop when a look decides."""
+    engine, plan = trial.engine, trial.plan
+    looks = await asyncio.to_thread(Looks, engine.store, trial.trial_id, plan, planned_requests=asking.total)
+    watching = Watching(engine, asking, looks)
+    async with watching:
+        counts = await asking.ask_all(trial.trial_id, lambda: watching.is_over)
+    asking.tell("deciding")
+    await engine.scored()
+    standing = await watching.close()
+    asking.verdicts = standing.verdicts
+    return result_of(
+        TrialHandle(trial), plan, standing, experiment=experiment, counts=counts, started_at_s=asking.started_at_s
+    )  # fmt: skip
 
 
 async def _in_turn(trial: Trial, asking: PairAsking) -> RequestCounts:

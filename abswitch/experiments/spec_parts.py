@@ -183,6 +183,14 @@ class GeneratedPrompts(_Prompts):
 Prompts = Annotated[InlinePrompts | FilePrompts | DatasetPrompts | GeneratedPrompts, Field(discriminator="kind")]
 
 
+def _check_looks(design: RandomisedDesign | PairedDesign, evaluation: str) -> None:
+    """What says how looks are taken belongs to one way of taking them."""
+    belongs = {"look_every": "sequential", "looks": "group_sequential", "spending": "group_sequential"}
+    for name, needed in belongs.items():
+        if getattr(design, name) is not None and evaluation != needed:
+            raise ValueError(f"{name} belongs to evaluation {needed}; this is {evaluation}")
+
+
 class RandomisedDesign(Strict):
     """Live traffic split by unit; a verdict of ship, keep, equivalent or inconclusive."""
 
@@ -199,10 +207,7 @@ class RandomisedDesign(Strict):
 
     @model_validator(mode="after")
     def _of_its_evaluation(self) -> RandomisedDesign:
-        belongs = {"look_every": "sequential", "looks": "group_sequential", "spending": "group_sequential"}
-        for name, evaluation in belongs.items():
-            if getattr(self, name) is not None and self.evaluation != evaluation:
-                raise ValueError(f"{name} belongs to evaluation {evaluation}; this is {self.evaluation}")
+        _check_looks(self, self.evaluation)
         return self
 
 
@@ -212,6 +217,22 @@ class PairedDesign(Strict):
     kind: Literal["paired"]
     together: bool | None = None
     """Both in memory at once; by default where they fit. Otherwise one answers every prompt, then the other."""
+    evaluation: Literal["sequential", "group_sequential", "fixed"] | None = None
+    """As of the randomised design, by whole pairs. Without it sequential where both are held together, else fixed."""
+    look_every: Whole | None = None
+    """Of `sequential`: pairs between two looks; a fiftieth of the units without it, and 20 at least."""
+    looks: Annotated[int, Field(ge=2, le=100)] | None = None
+    """Of `group_sequential`: how many; 5 without it."""
+    spending: Literal["obrien-fleming", "pocock", "power"] | None = None
+    """Of `group_sequential`: how the error rate is spent over the looks; `obrien-fleming` without it."""
+
+    @model_validator(mode="after")
+    def _of_its_evaluation(self) -> PairedDesign:
+        alone = self.together is False
+        if alone and self.evaluation not in (None, "fixed"):
+            raise ValueError(f"evaluation fixed, as together is false; this is {self.evaluation}")
+        _check_looks(self, self.evaluation or ("fixed" if alone else "sequential"))
+        return self
 
 
 class SwitchbackDesign(Strict):

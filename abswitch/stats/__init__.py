@@ -70,6 +70,7 @@ from abswitch.stats.paired import (
     tango_interval,
     tango_score_test,
 )
+from abswitch.stats.paired_sequences import mixed_bets_difference, mixed_bets_log_e
 from abswitch.stats.plan import AnalysisPlan
 from abswitch.stats.planner import ExperimentPlan, PowerCurve, Traffic, anytime_inflation, plan_experiment
 from abswitch.stats.power import (
@@ -252,6 +253,8 @@ __all__ = [
     "mde_mean",
     "mde_rate",
     "miettinen_nurminen_test",
+    "mixed_bets_difference",
+    "mixed_bets_log_e",
     "mixture_log_e",
     "mixture_sprt",
     "newcombe_interval",

@@ -9,6 +9,7 @@ planned looks: the single-look comparison with the boundary that error spending 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from scipy import special
@@ -89,7 +90,12 @@ def compare_at(
     if plan.evaluation == FIXED:
         return metric.compare(baseline, candidate, alpha=plan.alpha)
     if plan.evaluation == GROUP_SEQUENTIAL:
-        return _at_planned_look(plan, metric, baseline, candidate, look)
+        return at_planned_look(
+            plan,
+            look,
+            lambda alpha: metric.compare(baseline, candidate, alpha=alpha),
+            by_level=isinstance(metric, Rate | Quantile),
+        )
     found = _at_any_time(plan, metric, baseline, candidate)
     return replace(found, look=look.number)
 
@@ -216,22 +222,30 @@ def _design(plan: AnalysisPlan) -> GroupSequentialDesign:
     return GroupSequentialDesign(plan.spending, plan.alpha)
 
 
-def _at_planned_look(
-    plan: AnalysisPlan, metric: Metric, baseline: MetricSummary, candidate: MetricSummary, look: Look
+def at_planned_look(
+    plan: AnalysisPlan, look: Look, compare: Callable[[float], Comparison], *, by_level: bool
 ) -> Comparison:
+    """A comparison at a look of a group sequential plan.
+
+    Args:
+        compare: gives the comparison for a single look at an error rate.
+        by_level: its interval is no multiple of a standard error: the same method, at the boundary's own error rate.
+
+    Raises:
+        InvalidInput: fractions are missing.
+    """
     if not look.fractions:
         raise InvalidInput("look.fractions", look.fractions, "those of all looks so far: the plan is group sequential")
     design = _design(plan)
-    found = metric.compare(baseline, candidate, alpha=plan.alpha)
-    if not isinstance(metric, Rate | Quantile):
+    found = compare(plan.alpha)
+    if not by_level:
         return group_sequential_test(found, look.fractions, design=design, final=look.last)
-    # Their intervals are no multiples of a standard error: the same method, at the boundary's own error rate.
     bound = float(design.boundaries(look.fractions, final=look.last)[-1])
     method = f"group sequential, {design.spending} spending"
     if not math.isfinite(bound):
         why_not = found.why_not or "not attainable: too early to exclude anything"
         return without_intervals(found, f"{found.method}; {method}", look.number, why_not)
-    single = metric.compare(baseline, candidate, alpha=min(0.5, 2 * float(special.ndtr(-bound))))
+    single = compare(min(0.5, 2 * float(special.ndtr(-bound))))
     spent = alpha_spent(plan, look)
     p_value = repeated_p(found.p_value, look.fractions, design, final=look.last) if found.attainable else math.nan
     return replace(

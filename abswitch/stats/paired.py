@@ -32,6 +32,10 @@ class PairedSummary:
 
     Mergeable with `+`; from SQL as three times `count`, `avg` and `var_samp` over one row per pair.
 
+    Args:
+        distance: sum of the differences without their signs; None where it is not known. For rates: of few pairs that
+            differ, moments say too little.
+
     Raises:
         InvalidInput: the three do not belong to the same pairs.
     """
@@ -39,6 +43,7 @@ class PairedSummary:
     baseline: MeanSummary
     candidate: MeanSummary
     difference: MeanSummary
+    distance: float | None = None
 
     def __post_init__(self) -> None:
         a, b, d = self.baseline, self.candidate, self.difference
@@ -56,7 +61,12 @@ class PairedSummary:
             InvalidInput: not finite numbers, or of different lengths.
         """
         a, b = pairs_of(baseline, candidate)
-        return cls(baseline=MeanSummary.of(a), candidate=MeanSummary.of(b), difference=MeanSummary.of(b - a))
+        return cls(
+            baseline=MeanSummary.of(a),
+            candidate=MeanSummary.of(b),
+            difference=MeanSummary.of(b - a),
+            distance=float(np.abs(b - a).sum()),
+        )
 
     @property
     def n(self) -> int:
@@ -68,6 +78,7 @@ class PairedSummary:
             baseline=self.baseline + other.baseline,
             candidate=self.candidate + other.candidate,
             difference=self.difference + other.difference,
+            distance=None if self.distance is None or other.distance is None else self.distance + other.distance,
         )
 
 

@@ -19,7 +19,7 @@ FIXED, SEQUENTIAL, GROUP_SEQUENTIAL = "fixed", "sequential", "group_sequential"
 EVALUATIONS = (SEQUENTIAL, GROUP_SEQUENTIAL, FIXED)
 """When results are read: at any time, at a few planned looks, or once, at the end."""
 FIXED_HORIZON = "fixed horizon: one look, when the planned number of units is reached"
-ANY_TIME = "sequential: a look every {} requests, every interval valid at all looks together"
+ANY_TIME = "sequential: a look every {} {}, every interval valid at all looks together"
 PLANNED_LOOKS = "group sequential: {} looks, {} spending"
 _WORDS = tuple(words.split(":")[0] + ":" for words in (FIXED_HORIZON, ANY_TIME, PLANNED_LOOKS))
 LOOKS = 5
@@ -47,7 +47,8 @@ class AnalysisPlan:
         blocks: of a switchback: the arm of each block, in order.
         evaluation: when results are read, and by what: `fixed` (the default) once, at the end; `sequential` at any
             time, by methods that hold at all looks together; `group_sequential` at a few planned looks.
-        look_every: of `sequential`: requests between two looks; a fiftieth of `planned_n` by default, and 20 at least.
+        look_every: of `sequential`: requests between two looks, of the paired design whole pairs; a fiftieth of what is
+            planned by default, and 20 at least.
         look_count: of `group_sequential`: how many looks, evenly spread over `planned_n`; 5 by default.
         spending: of `group_sequential`: `obrien-fleming` (default), `pocock` or `power`.
         looks: the same in words; follows from the others.
@@ -94,7 +95,7 @@ class AnalysisPlan:
 
     def _check_looks(self) -> None:
         checks.one_of("plan.evaluation", self.evaluation, EVALUATIONS)
-        if self.evaluation != FIXED and self.design != RANDOMISED:
+        if self.evaluation != FIXED and self.design not in (RANDOMISED, PAIRED):
             raise InvalidInput("plan.evaluation", self.evaluation, f"{FIXED}, as the design is {self.design}")
         if self.evaluation != FIXED and self.expected_share == 1.0:
             raise InvalidInput("plan.expected_share", self.expected_share, "below 1: both arms need units")
@@ -104,10 +105,10 @@ class AnalysisPlan:
                 raise InvalidInput(f"plan.{name}", getattr(self, name), f"none, as evaluation is {self.evaluation}")
         words = FIXED_HORIZON
         if self.evaluation == SEQUENTIAL:
-            every = max(_LEAST_BETWEEN, math.ceil(self.planned_n / _ABOUT))
+            every = max(_LEAST_BETWEEN, math.ceil(self.planned_n / self.meets / _ABOUT))
             every = checks.integer("plan.look_every", every if self.look_every is None else self.look_every, low=1)
             object.__setattr__(self, "look_every", every)
-            words = ANY_TIME.format(every)
+            words = ANY_TIME.format(every, "pairs" if self.design == PAIRED else "requests")
         elif self.evaluation == GROUP_SEQUENTIAL:
             number = LOOKS if self.look_count is None else self.look_count
             object.__setattr__(self, "look_count", checks.integer("plan.look_count", number, low=2, high=100))
@@ -119,6 +120,11 @@ class AnalysisPlan:
         ):  # those of another evaluation were copied along with the plan
             checks.one_of("plan.looks", self.looks, (words,))
         object.__setattr__(self, "looks", words)
+
+    @property
+    def meets(self) -> int:
+        """How many versions a unit meets, and counts for: both in the paired design."""
+        return 2 if self.design == PAIRED else 1
 
     @property
     def committed(self) -> str:

@@ -16,7 +16,7 @@ from abswitch.stats.evidence import ArmEvidence, Evidence
 from abswitch.stats.looks import ONLY_LOOK, Look
 from abswitch.stats.margins import MarginOutcome, non_inferiority, tost_equivalence
 from abswitch.stats.metrics import Metric, Role
-from abswitch.stats.plan import FIXED, SWITCHBACK, AnalysisPlan
+from abswitch.stats.plan import FIXED, PAIRED, SWITCHBACK, AnalysisPlan
 from abswitch.stats.power import POWER, detectable_effect
 from abswitch.stats.rate_sequences import beta_binomial_difference, beta_binomial_sequence
 from abswitch.stats.srm import SampleRatio
@@ -333,11 +333,13 @@ def _negligible(metric: Metric, found: Comparison) -> bool:
 
 def _outlook(case: Case, metric: Metric, found: Comparison) -> str:
     """What the test could have seen, and how many units would tell."""
-    n = found.baseline.n + found.candidate.n
+    paired = case.plan.design == PAIRED
+    n = found.baseline.n if paired else found.baseline.n + found.candidate.n
     seen = detectable(case, found)
     text = f"A difference of {seen:.3g} would have been found four times in five."
     effect = metric.margin if metric.margin is not None else abs(found.estimate)
     if effect * _OUT_OF_REACH > seen:
         units = math.ceil(n * (seen / effect) ** 2)
-        text += f" To find {effect:.3g} takes about {units:,} units in all ({n:,} were analysed)."
+        what = "pairs" if paired else "units"
+        text += f" To find {effect:.3g} takes about {units:,} {what} in all ({n:,} were analysed)."
     return text

@@ -13,7 +13,7 @@ from typing import Any
 from abswitch.stats.bayes import BayesianComparison, beta_binomial, posterior_of
 from abswitch.stats.comparison import Comparison, finite
 from abswitch.stats.evidence import Evidence
-from abswitch.stats.joint import joint_test
+from abswitch.stats.joint_looks import compare_joint_at
 from abswitch.stats.looks import ONLY_LOOK, Look, alpha_spent, compare_at
 from abswitch.stats.plan import FIXED, RANDOMISED, AnalysisPlan
 from abswitch.stats.rules import CONTINUE, Case, Decision, detectable, first_finding
@@ -170,7 +170,7 @@ def _bayes(case: Case) -> BayesianComparison | None:
 def _compare(plan: AnalysisPlan, evidence: Evidence, look: Look) -> dict[str, Comparison]:
     if plan.design != RANDOMISED:
         return {
-            metric.name: joint_test(evidence.joint[metric.name], alpha=plan.alpha)
+            metric.name: compare_joint_at(plan, metric, evidence.joint[metric.name], look)
             for metric in plan.metrics
             if metric.name in evidence.joint
         }

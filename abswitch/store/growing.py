@@ -7,6 +7,7 @@ went by retention) or scores been corrected afterwards, everything is read again
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -77,39 +78,39 @@ class _Arm:
         return summary_of(metric, running.joint(by_unit=by_unit), by_unit=by_unit)
 
 
-class GrowingEvidence:
-    """Equal to what `collect_evidence` finds at the same moment, segments aside, at the price of the new rows.
+class Growing(ABC):
+    """Reads the rows of an operation's metrics as they come, each once.
 
     Not for several threads at once. Take a `mark`, have the scorers catch up, then `advance` to it: so no answer is
     read before its scores.
-
-    Args:
-        recorder: the store.
-        operation_id: whose requests.
-        plan: its metrics; of several candidates any of their plans.
-        arms: `stable` and every candidate's.
-
-    Raises:
-        InvalidInput: a metric that the design cannot hold.
     """
 
-    def __init__(
-        self, recorder: Recorder, operation_id: str, plan: AnalysisPlan, *, arms: Sequence[str] = ARMS
-    ) -> None:
-        check_design(plan.metrics, plan.design)
-        self._recorder, self._operation_id = recorder, operation_id
-        self._metrics, self._names = plan.metrics, tuple(arms)
+    def __init__(self, recorder: Recorder, operation_id: str, metrics: Sequence[Metric]) -> None:
+        self._recorder, self._operation_id, self._metrics = recorder, operation_id, tuple(metrics)
         self._scorers = sorted(
-            {name for metric in plan.metrics for name in metric.columns} - {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS}
+            {name for metric in metrics for name in metric.columns} - {*ANSWER_COLUMNS, *ASSIGNED_COLUMNS}
         )
         self._digest: str | None = None
         self.rows_read = 0
+        self._mark = Mark()
+        self._began_at_s: float | None = None
         self._forget()
 
+    @abstractmethod
     def _forget(self) -> None:
-        self._mark = Mark()
-        self._arms = {name: _Arm(self._metrics) for name in self._names}
-        self._began_at_s: float | None = None
+        """Begin anew, with no row read."""
+
+    @abstractmethod
+    def _read(self, batch: Batch, where: tuple[Where, ...], metrics: Sequence[Metric]) -> None:
+        """Take in some rows, for the metrics of these conditions."""
+
+    @abstractmethod
+    def requests(self) -> int:
+        """In all arms so far."""
+
+    @abstractmethod
+    def evidence(self, plan: AnalysisPlan, candidate_arm: str = "candidate") -> Evidence:
+        """What was taken in so far."""
 
     def mark(self) -> Mark:
         """Where the tables end now.
@@ -135,6 +136,7 @@ class GrowingEvidence:
             StoreError: the store cannot be read.
         """
         if self._was_rewritten():
+            self._mark, self._began_at_s = Mark(), None
             self._forget()
         if mark.requests <= self._mark.requests:
             return
@@ -145,34 +147,6 @@ class GrowingEvidence:
         for where, metrics in groups.items():
             self._read(batch, where, metrics)
         self._mark = mark
-
-    def requests(self) -> int:
-        """In all arms so far."""
-        return sum(arm.requests for arm in self._arms.values())
-
-    def evidence(self, plan: AnalysisPlan, candidate_arm: str = "candidate") -> Evidence:
-        """What was taken in so far.
-
-        Args:
-            plan: of the pair.
-            candidate_arm: of several candidates, the one compared with the stable version.
-
-        Raises:
-            InvalidInput: a `Rate` of a column that holds more than 0 and 1.
-            StoreError: the store cannot be read.
-        """
-        if self._digest is None:
-            self._digest = stored_digest(self._recorder, self._operation_id)
-        stable, candidate = self._arms[self._names[0]], self._arms[candidate_arm]
-        repeated = stable.repeated + candidate.repeated
-        return Evidence(
-            baseline=stable.evidence(plan.baseline, self._metrics, by_unit=repeated > 0),
-            candidate=candidate.evidence(plan.candidate, self._metrics, by_unit=repeated > 0),
-            plan_digest=self._digest,
-            dropped_rows=self._recorder.missing_since(self._began_at_s or 0.0),
-            repeated_units=repeated,
-            crossed_units=candidate.crossed,
-        )
 
     def _was_rewritten(self) -> bool:
         """Whether rows that were read have other numbers now, or scores were given afterwards."""
@@ -189,6 +163,69 @@ class GrowingEvidence:
             f"SELECT count(*) FROM scores WHERE rowid > {since.scores:d} AND source <> 'scorer' AND scorer IN ({given})"
         )
         return bool(self._recorder.rows(late, self._scorers)[0][0])
+
+    @property
+    def _stored_digest(self) -> str | None:
+        if self._digest is None:
+            self._digest = stored_digest(self._recorder, self._operation_id)
+        return self._digest
+
+    @property
+    def _dropped(self) -> int:
+        return self._recorder.missing_since(self._began_at_s or 0.0)
+
+    def _began(self, at_s: float) -> None:
+        self._began_at_s = at_s if self._began_at_s is None else min(self._began_at_s, at_s)
+
+
+class GrowingEvidence(Growing):
+    """Equal to what `collect_evidence` finds at the same moment, segments aside, at the price of the new rows.
+
+    Args:
+        recorder: the store.
+        operation_id: whose requests.
+        plan: its metrics; of several candidates any of their plans.
+        arms: `stable` and every candidate's.
+
+    Raises:
+        InvalidInput: a metric that the design cannot hold.
+    """
+
+    def __init__(
+        self, recorder: Recorder, operation_id: str, plan: AnalysisPlan, *, arms: Sequence[str] = ARMS
+    ) -> None:
+        check_design(plan.metrics, plan.design)
+        self._names = tuple(arms)
+        super().__init__(recorder, operation_id, plan.metrics)
+
+    def _forget(self) -> None:
+        self._arms = {name: _Arm(self._metrics) for name in self._names}
+
+    def requests(self) -> int:
+        """In all arms so far."""
+        return sum(arm.requests for arm in self._arms.values())
+
+    def evidence(self, plan: AnalysisPlan, candidate_arm: str = "candidate") -> Evidence:
+        """What was taken in so far.
+
+        Args:
+            plan: of the pair.
+            candidate_arm: of several candidates, the one compared with the stable version.
+
+        Raises:
+            InvalidInput: a `Rate` of a column that holds more than 0 and 1.
+            StoreError: the store cannot be read.
+        """
+        stable, candidate = self._arms[self._names[0]], self._arms[candidate_arm]
+        repeated = stable.repeated + candidate.repeated
+        return Evidence(
+            baseline=stable.evidence(plan.baseline, self._metrics, by_unit=repeated > 0),
+            candidate=candidate.evidence(plan.candidate, self._metrics, by_unit=repeated > 0),
+            plan_digest=self._stored_digest,
+            dropped_rows=self._dropped,
+            repeated_units=repeated,
+            crossed_units=candidate.crossed,
+        )
 
     def _count_crossing(self, name: str, unit_id: str) -> None:
         """A unit is new in an arm: has it been in the stable one, or the other way round?"""
@@ -236,7 +273,7 @@ class GrowingEvidence:
             if unit_id not in arm.units:
                 self._count_crossing(name, unit_id)
             arm.request(unit_id, dict(zip(_STATE, state, strict=True)))
-            self._began_at_s = at_s if self._began_at_s is None else min(self._began_at_s, at_s)
+            self._began(at_s)
             for scorer, n in zip(self._scorers, rest[:failures], strict=True):
                 arm.failures[scorer] += n or 0
             rest = rest[failures:]

@@ -25,6 +25,8 @@ from abswitch.store.columns import ValueColumns
 from abswitch.store.recorder import Recorder
 
 Floats = NDArray[np.float64]
+PAIRED_ROWS = "arm IN ('stable', 'candidate', 'shadow')"
+"""SQL condition of the requests that may be one side of a pair."""
 _PAIRS = """
 , sides AS (
   SELECT *, coalesce(pair_id, request_id) AS pair, arm = 'stable' AS is_baseline FROM value_rows WHERE NOT cancelled
@@ -116,12 +118,26 @@ def _paired(recorder: Recorder, operation_id: str, plan: AnalysisPlan) -> _Found
     names = [name for metric in plan.metrics for name in metric.columns]
     table, columns = _pairs_of(recorder, operation_id, names)
     arms = [_pair_arm(recorder, table, columns, side) for side in "ab"]
+    values = {metric.name: _unit_values(recorder, operation_id, metric) for metric in plan.metrics}
+    return pairs_found(plan, arms, values)
+
+
+def pairs_found(
+    plan: AnalysisPlan, arms: Sequence[ArmEvidence], values: Mapping[str, tuple[list[Floats], bool]]
+) -> _Found:
+    """Both arms with their summaries, and the joint ones.
+
+    Args:
+        arms: baseline and candidate, as counted.
+        values: by metric, of each unit the mean of every column, the baseline's before the candidate's; and whether a
+            unit has several pairs.
+    """
     joint: dict[str, JointSummary] = {}
     summaries: tuple[dict[str, MetricSummary], dict[str, MetricSummary]] = ({}, {})
     for metric in plan.metrics:
-        values, repeated = _unit_values(recorder, operation_id, metric)
-        joint[metric.name] = _joint(metric, values, repeated=repeated)
-        for own, summary in zip(summaries, _own(joint[metric.name], values), strict=True):
+        found, repeated = values[metric.name]
+        joint[metric.name] = _joint(metric, found, repeated=repeated)
+        for own, summary in zip(summaries, _own(joint[metric.name], found), strict=True):
             own[metric.name] = summary
     named = zip(arms, (plan.baseline, plan.candidate), summaries, strict=True)
     a, b = (replace(arm, version=version, summaries=own) for arm, version, own in named)
@@ -136,7 +152,7 @@ def _pairs_of(
         recorder,
         operation_id,
         names,
-        rows="arm IN ('stable', 'candidate', 'shadow')",
+        rows=PAIRED_ROWS,
         keys=("request_id", "pair_id"),
         where=where,
     )
@@ -187,8 +203,9 @@ def _joint(metric: Metric, values: Sequence[Floats], *, repeated: bool) -> Joint
     if isinstance(metric, Ratio):
         return PairedRatioSummary.of(*values)
     others = int((~np.isin(np.concatenate(values), (0.0, 1.0))).sum())
-    if isinstance(metric, Rate) and not repeated:
-        _check_binary(metric, others)
+    if isinstance(metric, Rate):
+        outside = sum(int(((one < 0.0) | (one > 1.0)).sum()) for one in values)
+        _check_binary(metric, outside if repeated else others)
     if isinstance(metric, Rate | Paired) and not repeated and not others:
         return PairedRateSummary.of(*values)
     return PairedSummary.of(*values)

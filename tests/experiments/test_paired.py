@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest_asyncio
 from abswitch import ModelSwitchingConfig, SwitchingEngine
 from abswitch.domain import Placement
 from abswitch.errors import InvalidInput, OperationFinished, SwitchRefused
-from abswitch.experiments import RequestBudget, paired_from_shadow, paired_plan, run_paired
+from abswitch.experiments import Poisson, RequestBudget, paired_from_shadow, paired_plan, run_paired
 from abswitch.experiments.report import write_report
 from abswitch.experiments.timing import switch_timing
 from abswitch.serving.scripted import ScriptedBackend
@@ -42,7 +43,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[SwitchingEngine]:
     [("better", "ship", "primary-better"), ("regressed", "keep", "primary-worse")],
 )
 async def test_the_verdict_is_right(engine: SwitchingEngine, candidate: str, decision: str, rule: str) -> None:
-    result = await run_paired(engine, candidate, problems(200), metrics=METRICS)
+    result = await run_paired(engine, candidate, problems(200), metrics=METRICS, evaluation="fixed")
     assert (result.verdict.decision, result.verdict.rule) == (decision, rule)
     assert (result.requests.sent, result.requests.answered, result.requests.lost) == (400, 400, 0)
     assert result.plan.design == "paired"
@@ -55,7 +56,7 @@ async def test_the_verdict_is_right(engine: SwitchingEngine, candidate: str, dec
 
 async def test_a_paired_metric_takes_the_test_that_its_values_ask_for(engine: SwitchingEngine) -> None:
     metrics = [Paired("exact_match"), Paired("latency_s", role="secondary")]
-    result = await run_paired(engine, "better", problems(100), metrics=metrics)
+    result = await run_paired(engine, "better", problems(100), metrics=metrics, evaluation="fixed")
     methods = [found.method for found in result.verdict.comparisons.values()]
     assert methods[0].startswith("McNemar")
     assert methods[1] == "paired t"
@@ -75,7 +76,7 @@ async def test_what_never_differs_is_equivalent(engine: SwitchingEngine) -> None
 
 
 async def test_the_plan_comes_before_the_first_request_and_the_verdict_is_kept(engine: SwitchingEngine) -> None:
-    result = await run_paired(engine, "better", problems(50), metrics=METRICS)
+    result = await run_paired(engine, "better", problems(50), metrics=METRICS, evaluation="fixed")
     plan = engine.query("SELECT digest, at_s FROM plans WHERE operation_id = ?", [result.operation_id]).iloc[0]
     first = engine.query("SELECT min(admitted_at_s) AS s FROM requests WHERE operation_id = ?", [result.operation_id])
     assert plan["digest"] == result.verdict.plan_digest
@@ -149,7 +150,7 @@ async def test_keeping_leaves_everything_as_it_is(engine: SwitchingEngine) -> No
 
 async def test_users_with_several_prompts_count_once(engine: SwitchingEngine) -> None:
     questions = [{"prompt": p, "reference": a, "unit_id": f"user-{i % 40}"} for i, (p, a) in enumerate(problems(160))]
-    result = await run_paired(engine, "better", questions, metrics=METRICS)
+    result = await run_paired(engine, "better", questions, metrics=METRICS, evaluation="fixed")
     found = result.verdict.comparisons["exact_match"]
     assert (found.method, found.baseline.n) == ("paired t", 40)
     assert result.plan.planned_n == 80
@@ -157,20 +158,22 @@ async def test_users_with_several_prompts_count_once(engine: SwitchingEngine) ->
 
 
 async def test_what_was_answered_is_not_asked_again(engine: SwitchingEngine) -> None:
-    asked = problems(80)
+    ask = functools.partial(
+        run_paired, engine, "better", problems(80), metrics=METRICS, evaluation="fixed", resume=True
+    )
     with pytest.raises(ExceptionGroup):
-        await run_paired(engine, "better", asked, metrics=METRICS, on_progress=_stop_after(60), resume=True)
+        await ask(on_progress=_stop_after(60))
     await engine.scored()
     before = engine.query("SELECT count(*) AS n FROM requests WHERE operation_id LIKE 'paired-%'")["n"][0]
     assert 0 < before < 160
-    result = await run_paired(engine, "better", asked, metrics=METRICS, resume=True)
+    result = await ask()
     rows = engine.query(ROWS, [result.operation_id])
     assert (rows["error_type"].isna()).sum() == 160
     assert rows.loc[rows["error_type"].isna(), "request_id"].str.replace(r"~\d+$", "", regex=True).is_unique
     assert result.verdict.decision == "ship"
     assert result.evidence.baseline.assigned == 80
     with pytest.raises(InvalidInput, match="the plan it began with"):
-        await run_paired(engine, "better", asked, metrics=METRICS, alpha=0.01, resume=True)
+        await ask(alpha=0.01)
 
 
 class _Stop(Exception):
@@ -188,7 +191,8 @@ def _stop_after(done: int) -> Any:
 async def test_a_budget_that_ends_early_plans_for_fewer(engine: SwitchingEngine) -> None:
     result = await run_paired(engine, "better", problems(100), metrics=METRICS, budget=RequestBudget(requests=61))
     assert (result.requests.sent, result.plan.planned_n) == (60, 60)
-    late = await run_paired(engine, "better", problems(100), metrics=METRICS, budget=RequestBudget(tokens=50))
+    few = RequestBudget(tokens=50)
+    late = await run_paired(engine, "better", problems(100), metrics=METRICS, evaluation="fixed", budget=few)
     assert late.verdict.rule == "not-yet"
 
 
@@ -212,6 +216,96 @@ async def test_provenance_says_which_design_asked(engine: SwitchingEngine) -> No
         f"the paired design of the experiment {result.operation_id} asked v1 as its baseline",
         f"the paired design of the experiment {result.operation_id} asked better as its candidate",
     }
+
+
+# --- looks ------------------------------------------------------------------------------------------------------------
+
+NEVER = (Rate("truncated"),)
+"""Nothing to be found, and no margin to be within: no look decides."""
+PACE = Poisson(rate_per_s=80.0)
+"""Pairs begin slowly enough for looks to be taken in between."""
+
+
+@pytest.mark.parametrize(
+    ("candidate", "decision", "rule"),
+    [("better", "ship", "primary-better"), ("regressed", "keep", "primary-worse")],
+)
+async def test_it_stops_as_soon_as_a_look_decides(
+    engine: SwitchingEngine, candidate: str, decision: str, rule: str
+) -> None:
+    told: list[Any] = []
+    result = await run_paired(
+        engine, candidate, problems(600), metrics=METRICS, look_every=20, arrivals=PACE, on_progress=told.append
+    )
+    assert (result.verdict.decision, result.verdict.rule) == (decision, rule)
+    assert (result.plan.evaluation, result.plan.look_every, result.plan.planned_n) == ("sequential", 20, 1200)
+    assert result.requests.sent == result.requests.answered < 1000, "it stops"
+    rows = engine.query(ROWS, [result.operation_id])
+    assert set(rows.groupby("pair_id").size()) == {2}, "no pair is left half"
+    assert "at all looks" in result.verdict.in_words()
+    assert any(progress.verdicts for progress in told), "the live view sees it coming"
+
+
+async def test_looks_are_kept_every_so_many_whole_pairs(engine: SwitchingEngine, tmp_path: Path) -> None:
+    result = await run_paired(engine, "better", problems(100), metrics=NEVER, look_every=25, arrivals=PACE)
+    assert (result.verdict.decision, result.requests.answered) == ("inconclusive", 200)
+    assert "pairs" in result.verdict.in_words() and "would have been found" in result.verdict.in_words()
+    kept = engine.query("SELECT * FROM looks WHERE operation_id = ? AND metric = 'truncated'", [result.operation_id])
+    pairs = kept.sort_values("look")["n_baseline"].tolist()
+    assert pairs == sorted(pairs) and pairs[-1] == 100 and len(pairs) >= 2
+    assert all(later - before >= 25 for before, later in zip([0, *pairs], pairs[:-1], strict=False))
+    assert (kept["n_baseline"] == kept["n_candidate"]).all()
+    verdicts = engine.query(
+        "SELECT look, rule FROM verdicts WHERE operation_id = ? ORDER BY look", [result.operation_id]
+    )
+    assert set(verdicts["rule"][:-1]) == {"continue"} and verdicts["rule"].iloc[-1] == "interval-includes-zero"
+    write_report(engine, result, tmp_path / "report")
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text("utf-8"))
+    (curve,) = (curve for curve in summary["looks"] if curve["role"] == "primary")
+    assert [point["n_candidate"] for point in curve["points"]] == pairs, "the report has the curve"
+
+
+async def test_planned_looks_spend_their_error_rate(engine: SwitchingEngine) -> None:
+    options: dict[str, Any] = {"evaluation": "group_sequential", "looks": 3, "spending": "pocock", "arrivals": PACE}
+    result = await run_paired(engine, "better", problems(150), metrics=METRICS, **options)
+    assert (result.verdict.decision, result.plan.look_count) == ("ship", 3)
+    assert result.verdict.look < 3 and result.requests.sent < 300
+
+
+async def test_a_watched_comparison_goes_on_after_a_stop_with_its_looks(engine: SwitchingEngine) -> None:
+    ask = functools.partial(
+        run_paired, engine, "better", problems(100), metrics=NEVER, look_every=20, resume=True, arrivals=PACE
+    )
+
+    def stop(progress: Any) -> None:
+        if progress.phase == "asking" and progress.verdicts and progress.done < 150:
+            raise _Stop
+
+    with pytest.raises((_Stop, ExceptionGroup)):
+        await ask(on_progress=stop)
+    result = await ask()
+    rows = engine.query(ROWS, [result.operation_id])
+    assert (rows["error_type"].isna()).sum() == 200 and result.requests.lost == 0
+    looks = engine.query("SELECT look FROM verdicts WHERE operation_id = ? ORDER BY look", [result.operation_id])[
+        "look"
+    ]
+    assert looks.is_unique and looks.iloc[-1] == result.verdict.look >= 3
+    again = await ask()
+    assert (again.requests.sent, again.verdict.look) == (200, result.verdict.look), "what is over stays so"
+    with pytest.raises(InvalidInput, match="the plan it began with"):
+        await ask(evaluation="fixed", look_every=None)
+
+
+async def test_one_after_the_other_there_is_nothing_to_look_at(tmp_path: Path) -> None:
+    one_slot = ModelSwitchingConfig(max_cached_models=1)
+    async with engine_for(ACCURACY, store=tmp_path / "s.duckdb", config=one_slot) as engine:
+        await engine.deploy("v1")
+        for evaluation in ("sequential", "group_sequential"):
+            with pytest.raises(InvalidInput, match="fixed, as one version answers everything"):
+                await run_paired(engine, "better", problems(30), metrics=METRICS, evaluation=evaluation)
+        assert not engine.store.rows("SELECT 1 FROM plans")
+        result = await run_paired(engine, "better", problems(60), metrics=METRICS)
+        assert (result.plan.evaluation, result.requests.sent) == ("fixed", 120)
 
 
 # --- shadows ----------------------------------------------------------------------------------------------------------
@@ -251,6 +345,18 @@ async def test_a_shadow_without_a_plan_has_estimates_and_no_verdict(engine: Swit
         await paired_from_shadow(engine, first, METRICS)
 
 
+async def test_a_shadows_pairs_may_be_compared_at_any_time(engine: SwitchingEngine) -> None:
+    plan = paired_plan("v1", "better", METRICS, units=1000, evaluation="sequential")
+    result = await paired_from_shadow(engine, await mirrored(engine, plan=plan))
+    assert (result.verdict.decision, result.plan.evaluation) == ("ship", "sequential"), "long before its budget"
+
+
+async def test_a_shadow_has_no_planned_looks(engine: SwitchingEngine) -> None:
+    plan = paired_plan("v1", "better", METRICS, units=100, evaluation="group_sequential")
+    with pytest.raises(InvalidInput, match="nobody takes a shadow's looks"):
+        await paired_from_shadow(engine, await mirrored(engine, plan=plan))
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -264,6 +370,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"candidate": "nobody"}, "version"),
     ({"metrics": [Rate("exact_mach")]}, "metric.column"),
     ({"temperature": -1}, "sampling.temperature"),
+    ({"evaluation": "often"}, "plan.evaluation"),
+    ({"evaluation": "fixed", "look_every": 5}, "plan.look_every"),
+    ({"looks": 3}, "plan.look_count"),
+    ({"evaluation": "group_sequential", "looks": 1}, "plan.look_count"),
+    ({"evaluation": "fixed", "together": True, "spending": "pocock"}, "plan.spending"),
 ]
 
 
