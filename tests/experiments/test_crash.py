@@ -39,14 +39,19 @@ class Command:
         }
 
     def start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self._words,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=self._environment,
-            start_new_session=True,
-        )
+        # As in the foreground: scripts start others with the interrupt ignored, and that is inherited.
+        ours = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            return subprocess.Popen(
+                self._words,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=self._environment,
+                start_new_session=True,
+            )
+        finally:
+            signal.signal(signal.SIGINT, ours)
 
     def killed_when(self, it_is_time: Callable[[], bool]) -> None:
         """Start it, and kill every process of it at a moment."""
