@@ -25,6 +25,7 @@ from abswitch.errors import (
     UnknownVersion,
 )
 from abswitch.serving.scripted import Gate, ScriptedBackend
+from tests.patience import PATIENCE_S
 
 CONFIG = {"model_id": "bot", "model": "script", "backend": "scripted"}
 
@@ -46,7 +47,7 @@ async def engine() -> AsyncIterator[SwitchingEngine]:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -269,7 +270,7 @@ def engine_threads() -> set[threading.Thread]:
 def none_but(before: set[threading.Thread]) -> bool:
     """Whether every thread that came since has ended; those of earlier tests may end meanwhile."""
     for thread in engine_threads() - before:
-        thread.join(timeout=10.0)
+        thread.join(PATIENCE_S)
     return engine_threads() <= before
 
 

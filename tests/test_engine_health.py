@@ -14,6 +14,7 @@ from abswitch import Alert, ModelSwitchingConfig, SwitchingEngine
 from abswitch.errors import EngineClosed, InvalidInput
 from abswitch.serving.findings import HealthState
 from abswitch.serving.scripted import Gate, ScriptedBackend
+from tests.patience import PATIENCE_S
 
 FAST = ModelSwitchingConfig(
     monitoring_interval_seconds=0.02,
@@ -22,7 +23,6 @@ FAST = ModelSwitchingConfig(
     alert_min_requests=5,
     restart_initial_seconds=0.01,
 )
-PATIENCE_S = 10.0
 
 
 def registered(engine: SwitchingEngine) -> SwitchingEngine:

@@ -17,6 +17,7 @@ from abswitch.rollout.operation import Operation, Phase
 from abswitch.rollout.strategies import ABTestStrategy
 from abswitch.stats import AnalysisPlan, FamilyPlan, Rate
 from abswitch.store.recorder import PlanRecord, Recorder
+from tests.patience import PATIENCE_S
 from tests.store.rows import a_request
 
 METRICS = (Rate("ok", margin=0.02), Rate("error", role="guardrail", margin=0.1))
@@ -32,7 +33,7 @@ class World:
 
     def __init__(self, recorder: Recorder, plan: AnalysisPlan | FamilyPlan) -> None:
         self.recorder, self.plan, self._numbers = recorder, plan, count()
-        recorder.plan(PlanRecord("op", plan.digest(), plan.to_dict(), 1.0)).result(10)
+        recorder.plan(PlanRecord("op", plan.digest(), plan.to_dict(), 1.0)).result(PATIENCE_S)
         for arm, version in ARMS.items():
             recorder.route(RouteRecord("bot", 1, "op", 0, arm, version, 1 / 3, 1.0, 1.0))
         self.looks = self.new_looks()
@@ -251,5 +252,5 @@ async def test_without_a_plan_there_is_nothing_to_judge_by(recorder: Recorder) -
 def test_plans_are_read_back_as_what_they_were(recorder: Recorder) -> None:
     assert plan_of(recorder, "op") is None
     for name, plan in (("pair", PLAN), ("family", FAMILY)):
-        recorder.plan(PlanRecord(name, plan.digest(), plan.to_dict(), 1.0)).result(10)
+        recorder.plan(PlanRecord(name, plan.digest(), plan.to_dict(), 1.0)).result(PATIENCE_S)
         assert plan_of(recorder, name) == plan

@@ -38,5 +38,5 @@ HEAVY = ("vllm", "torch", "mlflow", "pandas", "duckdb", "numpy", "scipy", "matpl
 @pytest.mark.parametrize("statement", ["import abswitch", "from abswitch import ModelConfig, ExactMatch"])
 def test_importing_is_cheap(statement: str) -> None:
     code = f"{statement}\nimport sys\nprint([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
     assert done.stdout.strip() == "[]"

@@ -104,7 +104,7 @@ async def test_another_process_reads_what_a_living_engine_serves(tmp_path: Path)
         await engine.deploy("v1")
         done = await engine.generate("who?")
         command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "s.duckdb"), done.request_id]
-        ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=60)
+        ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=200)
         assert ran.stdout.split() == ["v1", "True", "2"], ran.stderr
         with abswitch.read(tmp_path / "s.duckdb") as store:  # and in the same process
             assert len(store.table("model_versions")) == 2

@@ -230,7 +230,7 @@ def test_a_journal_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> 
             [sys.executable, "-c", script, str(tmp_path / "s.duckdb")],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
     assert str(holder) in ran.stdout and ran.stderr == "", ran.stderr

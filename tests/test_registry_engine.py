@@ -23,6 +23,7 @@ from abswitch.errors import (
     UnknownVersion,
 )
 from abswitch.serving.scripted import Gate, ScriptedBackend
+from tests.patience import PATIENCE_S
 
 CONFIG = {"model_id": "bot", "model": "script", "backend": "scripted"}
 VERSIONS = ("v1", "v2", "v3")
@@ -166,7 +167,7 @@ async def test_an_automatic_way_back_is_told_with_its_reason() -> None:
     async with prepared() as engine:
         await engine.deploy("v2")
         await engine.call(breach(engine, "error rate 40 %"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while engine.registry.active_version() != "v1" or engine.list_active_switches():
                 await asyncio.sleep(0.001)
         assert told(engine)[-3:] == [("requested", "v1"), ("rolled back", "v1"), ("ended", "v1")]
@@ -223,7 +224,7 @@ async def test_a_version_in_use_is_not_deregistered() -> None:
         await test.done()
         gate = scripted["bot", "v2"].token_gate = Gate()
         asking = asyncio.create_task(engine.generate("who?", version="v2"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not engine.in_flight():
                 await asyncio.sleep(0.001)
         with pytest.raises(SwitchRefused, match=r"1 request\(s\) are on it"):
@@ -358,7 +359,7 @@ def walk(store: Path, fatal: int, when: str) -> list[str]:
         [sys.executable, "-c", WALK, str(store), str(fatal), when],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert ran.returncode == -signal.SIGKILL, ran.stderr

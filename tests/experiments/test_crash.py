@@ -19,9 +19,9 @@ import abswitch
 from abswitch.experiments.exits import ExitStatus
 from abswitch.experiments.runs import RunFolder
 from tests.experiments.projects import ROOT, project_in
+from tests.patience import PATIENCE_S
 
 N = 400
-DEADLINE_S = 90.0
 ENDED = """
 SELECT prompt, count(*) FROM requests WHERE operation_id IS NOT NULL AND error_type IS NULL GROUP BY prompt
 """
@@ -56,7 +56,7 @@ class Command:
     def killed_when(self, it_is_time: Callable[[], bool]) -> None:
         """Start it, and kill every process of it at a moment."""
         command = self.start()
-        deadline_s = time.monotonic() + DEADLINE_S
+        deadline_s = time.monotonic() + PATIENCE_S
         while not it_is_time():
             assert command.poll() is None, command.communicate()[0]
             assert time.monotonic() < deadline_s, "it never came to that"
@@ -64,12 +64,12 @@ class Command:
         tree = [psutil.Process(command.pid), *psutil.Process(command.pid).children(recursive=True)]
         for process in tree:
             process.kill()
-        psutil.wait_procs(tree, timeout=DEADLINE_S)
+        psutil.wait_procs(tree, timeout=PATIENCE_S)
         command.communicate()
 
     def to_its_end(self) -> tuple[int, str]:
         command = self.start()
-        told, _ = command.communicate(timeout=DEADLINE_S)
+        told, _ = command.communicate(timeout=PATIENCE_S)
         return command.returncode, told
 
     @property
@@ -143,7 +143,7 @@ def test_a_second_command_is_refused_and_a_key_interrupts_the_first(tmp_path: Pa
     cell = "import pathlib, threading\npathlib.Path(run_dir, 'there').touch()\nthreading.Event().wait(60)"
     command = Command(project_in(tmp_path, cell, accelerators=["gpu-7"]))
     first = command.start()
-    deadline_s = time.monotonic() + DEADLINE_S
+    deadline_s = time.monotonic() + PATIENCE_S
     while not command.has("there"):
         assert first.poll() is None
         assert time.monotonic() < deadline_s
@@ -152,7 +152,7 @@ def test_a_second_command_is_refused_and_a_key_interrupts_the_first(tmp_path: Pa
     assert status == ExitStatus.BUSY
     assert f"accelerator gpu-7 is busy with sums (process {first.pid})" in told
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does
-    told, _ = first.communicate(timeout=DEADLINE_S)
+    told, _ = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == ExitStatus.INTERRUPTED, told
     assert told.rstrip().endswith("abswitch run: interrupted")
     assert command.folder is not None

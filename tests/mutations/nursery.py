@@ -34,7 +34,12 @@ class Nursery:
 
     def __enter__(self) -> Nursery:
         # A thread of the numerical libraries would not survive a fork.
-        fixed = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        fixed = {
+            "ABSWITCH_TEST_PATIENCE_S": "20",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
@@ -87,6 +92,7 @@ def _run(folder: Path, arguments: list[str]) -> None:
     """The child's whole life."""
     status = _CRASHED
     try:
+        (folder / "said.txt").unlink(missing_ok=True)  # it may have other names, under which others are writing
         said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)

@@ -183,7 +183,7 @@ PLANTS = (
           "ray-project/ray/issues/31121"),
     Plant("engines outlive the process that started them", "serving/reaper.py",
           "    for patience_s in (0.3, 1.0, 0.0):\n", "    for patience_s in ():\n",
-          SERVING + "test_reaper.py::test_an_engine_ends_when_its_owner_is_killed",
+          SERVING + "test_reaper.py::test_the_supervisor_ends_engines_when_its_pipe_closes",
           "vllm-project/vllm/issues/55510"),
     Plant("memory of one engine is counted for each of its adapters", "serving/policy.py",
           "        engines[one.engine] = Footprint(", "        engines[one.key] = Footprint(",

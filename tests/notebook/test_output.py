@@ -24,7 +24,8 @@ view(Progress(phase="ship", done=100, total=100, failed=0, by_arm={"stable": 100
 def executed(*sources: str) -> Any:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     root = Path(__file__).resolve().parents[2]
-    return NotebookClient(notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": root}}).execute()
+    resources = {"metadata": {"path": root}}
+    return NotebookClient(notebook, timeout=200, kernel_name="python3", resources=resources).execute()
 
 
 def test_a_plain_interpreter_is_no_notebook() -> None:

@@ -28,6 +28,7 @@ from abswitch.serving.scripted import ScriptedBackend, ScriptedInstance
 from abswitch.serving.switcher import ModelSwitcher
 from abswitch.serving.tally import StepTally
 from abswitch.serving.transition import TransitionManager
+from tests.patience import PATIENCE_S
 
 MODEL = "bot"
 
@@ -161,7 +162,7 @@ class Shell:
         return operation_id
 
     async def until(self, operation_id: str, *phases: Phase) -> Operation:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.switcher.wait(operation_id, lambda o: o.phase in phases)
 
     async def deploy(self, version: str) -> Operation:

@@ -18,6 +18,7 @@ from abswitch.serving.alerts import Alert, AlertState, Severity
 from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.findings import HealthPolicy, HealthState
 from abswitch.serving.scripted import Gate
+from tests.patience import PATIENCE_S
 from tests.serving.harness import MODEL, Shell, eventually
 
 HANG_FOUND_S = 10.0
@@ -398,7 +399,7 @@ async def test_a_queue_throughput_and_memory_have_limits_that_only_tell() -> Non
 
 
 async def eventually_measured(shell: Shell) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while shell.health.report().memory_usage is None:
             await asyncio.sleep(0.01)  # a real thread reads the machine's memory
     await shell.pass_time(1)

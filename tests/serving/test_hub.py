@@ -122,7 +122,7 @@ def cached(hub: Hub, cache: Path) -> None:
     """Both revisions are downloaded, as people do it: in a process of its own, set by the environment."""
     code = "from huggingface_hub import snapshot_download as get; get('org/good'); get('org/good', revision='v1')"
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=200)
 
 
 @pytest.mark.parametrize(("revision", "commit"), [(None, NEW), ("main", NEW), ("v1", OLD), (OLD, OLD)])
@@ -184,7 +184,7 @@ def test_the_environment_decides_which_hub_and_which_cache(hub: Hub, tmp_path: P
             [sys.executable, "-c", code, hub.url, str(tmp_path / "home"), offline],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
             check=False,
         )
         assert ran.stdout.strip() == NEW, ran.stderr

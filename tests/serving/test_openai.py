@@ -23,6 +23,7 @@ from abswitch.domain import (
 from abswitch.errors import InstanceDied, InstanceError, InvalidInput, LoadFailed, PromptTooLong, RequestFailed
 from abswitch.serving.openai import OpenAIInstance, ServerArgs, sampling_fields
 from abswitch.testing.contract import check_kill
+from tests.patience import PATIENCE_S
 
 Reply = Callable[[str, dict[str, Any], asyncio.StreamWriter], Awaitable[None]]
 
@@ -258,7 +259,7 @@ async def test_closing_a_stream_hangs_up() -> None:
         await anext(stream)
         assert (await instance.health()).in_flight == 1
         await stream.aclose()
-        await asyncio.wait_for(hung_up.wait(), 5)
+        await asyncio.wait_for(hung_up.wait(), PATIENCE_S)
         assert (await instance.health()).in_flight == 0
 
 
@@ -269,4 +270,4 @@ async def test_killing_ends_a_stream_whose_server_is_silent() -> None:
         await asyncio.sleep(3600)
 
     async with server(stall) as base_url:
-        await check_kill(lambda: OpenAIInstance(version_of(base_url)), ends_s=2.0, timeout_s=10.0)
+        await check_kill(lambda: OpenAIInstance(version_of(base_url)), ends_s=PATIENCE_S / 2, timeout_s=PATIENCE_S)

@@ -9,6 +9,7 @@ import pytest
 from abswitch.errors import NoActiveVersion, QueueFull, QueueTimeout
 from abswitch.rollout.operation import Phase
 from abswitch.serving.scripted import Gate, ScriptedInstance
+from tests.patience import PATIENCE_S
 from tests.serving.harness import MODEL, Shell, eventually
 
 
@@ -38,7 +39,7 @@ async def test_the_queue_is_bounded_and_says_so() -> None:
     waiting = [asyncio.create_task(shell.ask()) for _ in range(10)]
     await eventually(lambda: shell.queue.waiting() == 10)
     with pytest.raises(QueueFull, match=r"10 requests wait already \(max_queued_requests = 10\) while operation"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await shell.ask()
     assert shell.requests == [], "who was not admitted leaves no row"
     gate.open()

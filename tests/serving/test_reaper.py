@@ -14,7 +14,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from abswitch.serving import reaper as reaper_module
 from abswitch.serving.reaper import MARKER_VARIABLE, Marker, ProcessReaper, marked, reap_orphans
+from tests.patience import PATIENCE_S
 
 SLEEPER = [sys.executable, "-c", "import signal; signal.pause()"]
 ENGINE = [*SLEEPER, "--multiprocessing-fork"]  # how a child of multiprocessing looks like from outside
@@ -45,7 +47,7 @@ def is_running(pid: int) -> bool:
     return False
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, f"{what}: not within {timeout_s} s"
@@ -104,6 +106,17 @@ def test_an_engine_ends_when_its_owner_is_killed(owner: subprocess.Popen[str], s
     owner.kill()
     owner.wait()
     assert_only_the_engine_ends(started)
+
+
+def test_the_supervisor_ends_engines_when_its_pipe_closes(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """The owner is alive, so that nobody else who looks for orphans has a hand in it."""
+    marker = Marker.of_this_process()
+    engine = start(ENGINE, marker=marker)
+    supervisor = start([sys.executable, "-P", str(reaper_module.__file__), str(marker)])
+    wait_until(lambda: bool(marked(lambda found: found == marker)), "the engine can be seen")
+    assert supervisor.stdin is not None
+    supervisor.stdin.close()
+    wait_until(lambda: not is_running(engine.pid), "the engine ends")
 
 
 @pytest.mark.parametrize("owner", ["exit"], indirect=True)
@@ -213,8 +226,10 @@ def test_a_process_title_does_not_hide_the_marker(start: Callable[..., subproces
 
 
 def test_orphans_of_earlier_runs_are_ended_and_the_living_spared(
-    start: Callable[..., subprocess.Popen[str]],
+    start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A name that nobody else's engine, started at this moment, looks for orphans in.
+    monkeypatch.setattr(reaper_module, "_pid_namespace", lambda: "of-this-test")
     mine = Marker.of_this_process()
     recycled = replace(mine, birth=mine.birth + "0")
     orphan = start(ENGINE, marker=recycled)

@@ -12,6 +12,7 @@ from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import Judgement, Ruling, StepEvidence
 from abswitch.rollout.operation import Phase
 from abswitch.serving.scripted import Gate
+from tests.patience import PATIENCE_S
 from tests.serving.harness import MODEL, Shell, eventually
 
 CANARY: dict[str, Any] = {
@@ -122,7 +123,7 @@ async def test_a_judge_that_fails_never_promotes(shell: Shell, answer: str) -> N
     operation_id = await begun(shell, "canary", CANARY, judge=judge)
     await traffic(shell, 100)
     shell.clock.advance(600)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not shell.switcher.operation(operation_id).evaluation:
             await asyncio.sleep(0.001)  # the judge runs on a thread of its own
     operation = shell.switcher.operation(operation_id)
@@ -209,7 +210,7 @@ async def test_a_judge_stops_a_test_at_its_verdict(shell: Shell) -> None:
     config = {"arms": {"v2": 30, "v3": 30}, "evaluation_period_minutes": 10, "test_duration_hours": 1}
     operation_id = await begun(shell, "ab_test", config, judge=judge)
     shell.clock.advance(600)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while shell.switcher.operation(operation_id).evaluation < 1:
             await asyncio.sleep(0.001)
     shell.clock.advance(600)
@@ -335,7 +336,7 @@ async def batch(shell: Shell, operation_id: str) -> ops.Operation:
     """Let a batch end and the next begin; the judge works on a thread of its own."""
     judged = shell.switcher.operation(operation_id).evaluation
     shell.clock.advance(600)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         return await shell.switcher.wait(operation_id, lambda o: o.evaluation > judged and o.phase is Phase.EVALUATING)
 
 

@@ -18,6 +18,7 @@ from abswitch.serving.alerts import Alert, AlertState, Severity
 from abswitch.serving.findings import HealthState
 from abswitch.serving.sinks import WAITING, Outlet
 from abswitch.serving.webhook import SIGNATURE_HEADER, WebhookFailed, WebhookSink, body, signature, verify
+from tests.patience import PATIENCE_S
 
 SECRET = "hush"
 NOW_S = 1_700_000_000.0
@@ -179,8 +180,8 @@ def test_a_slow_receiver_blocks_nobody_and_drops_the_oldest(receiver: Receiver) 
             while len(quick) < number:
                 threading.Event().wait(0.001)
         desk.fire("hung", HealthState.CRITICAL, "it hangs", key=("bot", f"v{number}"), operation=None)
-    assert time.perf_counter() - began_s < 5.0
-    assert everything.wait(10), "another sink has its own thread"
+    assert time.perf_counter() - began_s < 20.0
+    assert everything.wait(PATIENCE_S), "another sink has its own thread"
     slow, other = desk.outlets
     assert slow.dropped >= total - WAITING - 2
     assert other.dropped == 0
@@ -194,8 +195,8 @@ def test_closing_does_not_wait_for_a_dead_receiver(receiver: Receiver) -> None:
     while not receiver.received:
         threading.Event().wait(0.001)
     began_s = time.perf_counter()
-    outlet.close(5.0)
-    assert time.perf_counter() - began_s < 2.0
+    outlet.close(50.0)
+    assert time.perf_counter() - began_s < 20.0
     outlet.put(alert())
     assert len(receiver.received) == 1
 

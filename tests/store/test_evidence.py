@@ -34,6 +34,7 @@ from abswitch.stats.selection import NO_SEGMENT, OTHERS
 from abswitch.store.evidence import check_columns, collect_evidence
 from abswitch.store.measured import MOST_SEGMENTS
 from abswitch.store.recorder import PlanRecord, Recorder
+from tests.patience import PATIENCE_S
 from tests.store.rows import a_request, routes_of
 
 METRICS = (
@@ -180,7 +181,7 @@ def test_rows_dropped_during_the_operation_void_it_and_earlier_ones_do_not() -> 
 
 
 def test_the_verdict_reads_it(recorder: Recorder) -> None:
-    recorder.plan(PlanRecord("op", PLAN.digest(), PLAN.to_dict(), 1.0)).result(5)
+    recorder.plan(PlanRecord("op", PLAN.digest(), PLAN.to_dict(), 1.0)).result(PATIENCE_S)
     for i in range(400):
         arm = "candidate" if i % 2 else "stable"
         a_hit(recorder, f"r{i}", arm, exact=float(i % 10 < (9 if i % 2 else 5)))
@@ -293,7 +294,7 @@ def test_conditions_leave_requests_out_of_one_metric_only(recorder: Recorder) ->
 
 
 def test_numbers_that_are_none_are_failures_of_their_scorer(recorder: Recorder) -> None:
-    recorder.plan(PlanRecord("op", PLAN.digest(), PLAN.to_dict(), 1.0)).result(5)
+    recorder.plan(PlanRecord("op", PLAN.digest(), PLAN.to_dict(), 1.0)).result(PATIENCE_S)
     for i in range(400):
         bad = [math.nan, math.inf, -math.inf, 1e200][i % 4] if i < 40 else 1.0
         a_hit(recorder, f"r{i}", "candidate" if i % 2 else "stable", exact=bad)

@@ -16,6 +16,7 @@ from abswitch.stats import AnalysisPlan, Evidence, Mean, MeanSummary, Metric, Pa
 from abswitch.store.evidence import collect_evidence
 from abswitch.store.growing import GrowingEvidence
 from abswitch.store.recorder import PlanRecord, Recorder
+from tests.patience import PATIENCE_S
 from tests.store.rows import a_request, routes_of
 
 METRICS: tuple[Metric, ...] = (
@@ -37,7 +38,7 @@ def recorder() -> Iterator[Recorder]:
         for operation in ("op", "other"):
             for arm in routes_of(operation):
                 made.route(arm)
-        made.plan(PlanRecord("op", PLAN.digest(), PLAN.to_dict(), 1.0)).result(10)
+        made.plan(PlanRecord("op", PLAN.digest(), PLAN.to_dict(), 1.0)).result(PATIENCE_S)
         yield made
 
 

@@ -14,6 +14,7 @@ from abswitch.stats import AnalysisPlan, Evidence, Mean, Metric, Paired, Quantil
 from abswitch.store.growing_pairs import GrowingPairs
 from abswitch.store.joint_evidence import collect_joint_evidence
 from abswitch.store.recorder import PlanRecord, Recorder
+from tests.patience import PATIENCE_S
 from tests.store.rows import a_request, routes_of
 from tests.store.test_growing import near, plain
 
@@ -37,7 +38,7 @@ def recorder() -> Iterator[Recorder]:
         for operation in ("op", "other"):
             for arm in routes_of(operation):
                 made.route(arm)
-        made.plan(PlanRecord("op", PLAN.digest(), PLAN.to_dict(), 1.0)).result(10)
+        made.plan(PlanRecord("op", PLAN.digest(), PLAN.to_dict(), 1.0)).result(PATIENCE_S)
         yield made
 
 

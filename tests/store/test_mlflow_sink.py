@@ -19,6 +19,7 @@ from abswitch.errors import InvalidInput
 from abswitch.store.mlflow_sink import MlflowSink
 from abswitch.store.recorder import Recorder
 from abswitch.store.tracking import ArmRun, legal_name
+from tests.patience import PATIENCE_S
 from tests.store.live_mlflow import Server, free_port, wait_until
 from tests.store.tracked import an_experiment, with_lineage
 
@@ -208,7 +209,7 @@ def test_a_replay_after_a_crash_adds_nothing(
     sink.publish(an_experiment())
     assert sink.flush()
     before = runs_in(database)
-    recorder.execute(("UPDATE outbox SET published_at_s = NULL, result = NULL", ())).result(5)
+    recorder.execute(("UPDATE outbox SET published_at_s = NULL, result = NULL", ())).result(PATIENCE_S)
     assert sink.flush()
     after = runs_in(database)
     assert {key: run.info.run_id for key, run in after.items()} == {key: run.info.run_id for key, run in before.items()}
@@ -312,7 +313,7 @@ def test_nothing_heavy_is_imported_before_there_is_something_to_publish(tmp_path
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=200,
     )
     assert ended.stdout.strip() == "[]"
 

@@ -24,6 +24,7 @@ from abswitch.store.database import Database
 from abswitch.store.published import GROWING, STATE, Manifest, Publisher, folder_of
 from abswitch.store.recorder import Recorder
 from abswitch.store.retention import Retention
+from tests.patience import PATIENCE_S
 from tests.store.rows import a_request, a_transition, an_operation
 
 WRITER = """
@@ -55,7 +56,7 @@ def writing(path: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def eventually(condition: object, timeout_s: float = 20.0) -> None:
+def eventually(condition: object, timeout_s: float = PATIENCE_S) -> None:
     poll, end = threading.Event(), time.monotonic() + timeout_s
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it never came"
@@ -110,7 +111,7 @@ def test_after_an_orderly_end_readers_never_touch_the_file(tmp_path: Path) -> No
     path = tmp_path / "s.duckdb"
     with Recorder(path) as recorder:
         recorder.request(a_request())
-        recorder.transition(a_transition(), an_operation()).result(5)
+        recorder.transition(a_transition(), an_operation()).result(PATIENCE_S)
     manifest = Manifest.read(folder_of(path))
     assert manifest is not None and manifest.complete
     with open_readonly(path) as reader:
@@ -127,7 +128,7 @@ def test_every_table_reads_the_same_published_as_in_the_store(tmp_path: Path) ->
     path = tmp_path / "s.duckdb"
     with Recorder(path) as recorder:
         recorder.request(a_request())
-        recorder.transition(a_transition(), an_operation()).result(5)
+        recorder.transition(a_transition(), an_operation()).result(PATIENCE_S)
         names = [row[0] for row in recorder.rows("SELECT table_name FROM duckdb_tables()")]
         described = {name: recorder.rows(f"SELECT column_name, column_type FROM (DESCRIBE {name})") for name in names}
         direct = {name: recorder.rows(f"SELECT * FROM {name}") for name in names if name != "writers"}

@@ -19,6 +19,7 @@ from abswitch.errors import InvalidInput, StoreError
 from abswitch.rollout.operation import Phase
 from abswitch.store.database import SCHEMA_VERSION
 from abswitch.store.recorder import PlanRecord, Recorder, VerdictRecord
+from tests.patience import PATIENCE_S
 from tests.store.rows import a_request, a_transition, an_operation
 
 
@@ -30,7 +31,7 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
 
 def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
 
 
 def test_rows_come_back_as_they_were_given(recorder: Recorder) -> None:
@@ -51,8 +52,8 @@ def test_rows_come_back_as_they_were_given(recorder: Recorder) -> None:
 
 
 def test_a_transition_is_committed_with_its_operation(recorder: Recorder) -> None:
-    recorder.transition(a_transition(1), an_operation()).result(5)
-    recorder.transition(a_transition(2), an_operation(Phase.ABORTED)).result(5)
+    recorder.transition(a_transition(1), an_operation()).result(PATIENCE_S)
+    recorder.transition(a_transition(2), an_operation(Phase.ABORTED)).result(PATIENCE_S)
     # no flush in between: another connection to the same database sees what was committed
     state = recorder.query("SELECT phase, strategy, strategy_config->>'traffic_percentage' AS share FROM operations")
     assert state.values.tolist() == [["aborted", "ab_test", "25.0"]]
@@ -63,7 +64,7 @@ def test_what_was_accepted_before_a_durable_call_is_committed_with_it(tmp_path: 
     with Recorder(tmp_path / "s.duckdb", flush_interval_s=60.0) as recorder:  # the interval never comes
         for i in range(1000):
             recorder.request(a_request(f"r{i}"))
-        recorder.transition(a_transition()).result(5)
+        recorder.transition(a_transition()).result(PATIENCE_S)
         assert recorder.stats().written == 1001
         assert recorder.stats().queued == 0
 
@@ -80,25 +81,25 @@ def test_rows_are_written_within_the_interval_without_being_asked(recorder: Reco
 
 def test_versions_plans_and_verdicts_are_state(recorder: Recorder) -> None:
     config = ModelConfig(model_id="bot", model="/models/a", engine_args={"max_model_len": 256})
-    recorder.version(ModelVersion(version="v1", config=config, metadata={"a": 1})).result(5)
-    recorder.version(ModelVersion(version="v1", config=config, metadata={"a": 2})).result(5)
+    recorder.version(ModelVersion(version="v1", config=config, metadata={"a": 1})).result(PATIENCE_S)
+    recorder.version(ModelVersion(version="v1", config=config, metadata={"a": 2})).result(PATIENCE_S)
     rows = recorder.query(
         "SELECT version, metadata->>'a' AS a, config->'engine_args'->>'max_model_len' AS len FROM model_versions"
     )
     assert rows.values.tolist() == [["v1", "2", "256"]]
     recorder.verdict(VerdictRecord("op", 1, "inconclusive", "budget", "too few", {}, 1.0))
-    recorder.verdict(VerdictRecord("op", 2, "ship", "sequence", "better", {"lift": 0.1}, 2.0)).result(5)
+    recorder.verdict(VerdictRecord("op", 2, "ship", "sequence", "better", {"lift": 0.1}, 2.0)).result(PATIENCE_S)
     assert recorder.query("SELECT decision FROM verdicts ORDER BY look").decision.tolist() == ["inconclusive", "ship"]
 
 
 def test_a_plan_cannot_be_changed(recorder: Recorder) -> None:
-    recorder.plan(PlanRecord("op", "abc", {"primary": "exact"}, 1.0)).result(5)
-    recorder.plan(PlanRecord("op", "abc", {"primary": "exact"}, 2.0)).result(5)
+    recorder.plan(PlanRecord("op", "abc", {"primary": "exact"}, 1.0)).result(PATIENCE_S)
+    recorder.plan(PlanRecord("op", "abc", {"primary": "exact"}, 2.0)).result(PATIENCE_S)
     recorder.request(a_request())
     changed = recorder.plan(PlanRecord("op", "xyz", {"primary": "latency_s"}, 3.0))
     recorder.request(a_request("r2"))
     with pytest.raises(StoreError, match="committed to plan abc"):
-        changed.result(5)
+        changed.result(PATIENCE_S)
     assert recorder.query("SELECT digest, at_s FROM plans").values.tolist() == [["abc", 1.0]]
     assert recorder.query("SELECT count(*) AS n FROM requests").n[0] == 2  # its neighbours in the batch are kept
     assert recorder.stats().rejected == 1

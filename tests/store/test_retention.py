@@ -13,6 +13,7 @@ from abswitch.rollout.operation import Phase
 from abswitch.store import retention as module
 from abswitch.store.recorder import Recorder
 from abswitch.store.retention import Retention
+from tests.patience import PATIENCE_S
 from tests.store.rows import a_request, a_transition, an_operation
 
 DAY_S = 86_400.0
@@ -41,11 +42,11 @@ def test_old_rows_go_and_those_of_a_running_operation_stay(monkeypatch: pytest.M
         fill(recorder, None, "free")
         fill(recorder, "op", "running")
         fill(recorder, "unheard-of", "unknown")  # its row may not be in yet: kept
-        recorder.transition(a_transition(), an_operation(Phase.SHIFTING)).result(5)
+        recorder.transition(a_transition(), an_operation(Phase.SHIFTING)).result(PATIENCE_S)
         assert recorder.retain(NOW_S) == {"requests": 7, "assignments": 0, "scores": 7, "health_samples": 0}
         assert [kept(recorder, "requests", tag) for tag in ("free", "running", "unknown")] == [3, 10, 10]
         assert [kept(recorder, "scores", tag) for tag in ("free", "running", "unknown")] == [3, 10, 10]
-        recorder.transition(a_transition(2), an_operation(Phase.SUCCEEDED)).result(5)
+        recorder.transition(a_transition(2), an_operation(Phase.SUCCEEDED)).result(PATIENCE_S)
         assert recorder.retain(NOW_S) == {"requests": 7, "assignments": 7, "scores": 7, "health_samples": 0}
         assert [kept(recorder, table, "running") for table in ("requests", "scores", "assignments")] == [3, 3, 3]
         assert recorder.rows("SELECT count(*) FROM transitions") == [(2,)], "how it went is kept"

@@ -205,7 +205,7 @@ def test_two_at_once_and_a_killed_one(tmp_path: Path) -> None:
         assert at_a_glance(nights.schedule.shelf, nights.path, HALF_PAST_2_S + 60.0) is ExitStatus.SUCCESS
     finally:
         other.kill()
-        other.communicate(timeout=30)
+        other.communicate(timeout=200)
     assert at_a_glance(nights.schedule.shelf, nights.path, HALF_PAST_2_S + 60.0) is None, "it died: look closer"
     nights.clock.jump_wall(60.0 + HALF_PAST_2_S - nights.clock.wall_s())
     assert not nights.look().idle
@@ -216,7 +216,7 @@ def test_of_processes_that_look_in_the_same_moment_one_runs_it(tmp_path: Path) -
     nights = Nights(tmp_path)
     nights.look()
     others = [other_process(nights.path, HALF_PAST_2_S) for _ in range(2)]
-    said = [other.communicate("\n", timeout=60)[0] for other in others]
+    said = [other.communicate("\n", timeout=200)[0] for other in others]
     assert sum("running" in words for words in said) == 1, said
     assert all(other.returncode == 0 for other in others)
 
