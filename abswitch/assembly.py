@@ -224,6 +224,7 @@ def _wire(
         transitions,
         clock,
         journal=switch_log.write,
+        evidence=switch_log.copy,
         judge=judgement_on(tally, PlannedJudge(store, grader.caught_up)),
         record_route=store.route,
         on_move=lambda operation: _moved(operation, tally, health),

@@ -85,7 +85,7 @@ class SwitchLog:
         self._store = store
 
     def write(self, entry: JournalEntry) -> None:
-        """Make a move durable; the evidence of it follows by itself.
+        """Make a move durable.
 
         Raises:
             StoreError: it cannot be written; nothing was.
@@ -97,6 +97,9 @@ class SwitchLog:
             "active": entry.active,
         }
         self._journal.append(MOVE, body)
+
+    def copy(self, entry: JournalEntry) -> None:
+        """Have a move written to the store, as evidence; nobody waits for that."""
         self._store.transition(entry.transition, entry.operation)
 
     def timing(self, timing: Timing) -> None:

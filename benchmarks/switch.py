@@ -94,14 +94,16 @@ async def flips(engine: SwitchingEngine, rounds: int) -> dict[str, float]:
             """On the engine's loop, where requests are admitted: call, then look what the next one would meet."""
             from abswitch.rollout.operation import Conclude
 
+            before = router.current("tiny")
             began_s = time.perf_counter()
             told = asyncio.ensure_future(
                 engine.switcher.tell(handle.operation_id, Conclude(promote=True, reason="benchmark"))
             )
             # Every turn of the loop, as an event would be seen a turn later than an admission is.
-            while router.snapshots["tiny"].choose("somebody").version != target:  # noqa: ASYNC110
+            while router.current("tiny") is before:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             flipped_s = time.perf_counter()
+            assert router.snapshots["tiny"].choose("somebody").version == target
             await told
             return (flipped_s - began_s) * 1e3
 
@@ -158,8 +160,9 @@ async def transitions(engine: SwitchingEngine, models: TinyModels, windows: int,
                 await asyncio.sleep(0.1 * window_s)
                 handle = await engine.start_switch(target, kind, config, model_id="tiny")
                 latencies = await under_load
-                if not handle.status.finished:
+                if handle.status.phase == "evaluating":
                     await handle.promote()
+                await handle.done()
                 return latencies
 
             if window % 2:

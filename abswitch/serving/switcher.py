@@ -65,6 +65,7 @@ class ModelSwitcher:
 
     Args:
         journal: makes a move durable, at once; raises when it cannot.
+        evidence: takes a durable move once its effects are under way; must not block.
         judge: the judgement on an operation's stage, given the judge it was started with.
         record_route: takes the rows of a snapshot as it comes into force.
         on_move: told of every operation as it moves; must not block.
@@ -85,6 +86,7 @@ class ModelSwitcher:
         clock: Clock,
         *,
         journal: Callable[[JournalEntry], None],
+        evidence: Callable[[JournalEntry], object] = lambda _: None,
         judge: Callable[[Operation, Judge | None], Awaitable[Judgement]],
         record_route: Callable[[RouteRecord], None],
         on_move: Callable[[Operation], None] = lambda _: None,
@@ -99,6 +101,7 @@ class ModelSwitcher:
         self._router = router
         self._clock = clock
         self._journal = journal
+        self._evidence = evidence
         self._judge = judge
         self._on_move = on_move
         self._max_running = max_running
@@ -434,7 +437,7 @@ class ModelSwitcher:
         after, effects = step(before, event, self._clock.monotonic_s())
         if after is before:
             return before
-        self._write_down(before, event, after)
+        written = self._write_down(before, event, after)
         self._operations[after.operation_id] = after
         self._effects.moved(after)
         self._on_move(after)
@@ -443,21 +446,30 @@ class ModelSwitcher:
         log.info("%s: %s → %s (%s)", after.operation_id, before.phase, after.phase, after.reason)
         for effect in effects:
             self._effects.carry_out(after, effect)
+        try:
+            await asyncio.sleep(0)  # who waits to be admitted meets the new route before anything else is done
+        finally:
+            if written is not None:
+                self._evidence(written)
         async with self._changed:
             self._changed.notify_all()
         return after
 
-    def _write_down(self, before: Operation, event: Event, after: Operation) -> None:
+    def _write_down(self, before: Operation, event: Event, after: Operation) -> JournalEntry | None:
+        """The entry, if it is in the journal; a move back is made without it, too."""
         sequence = self._sequence[after.operation_id] + 1
         salt, at_s = self._salts[after.operation_id], self._clock.wall_s()
         entry = JournalEntry.of(before, event, after, sequence=sequence, salt=salt, at_s=at_s)
+        written: JournalEntry | None = entry
         try:
             self._journal(entry)
         except Exception as error:
             if after.phase not in _SAFE:
                 raise
             log.critical("%s: %s is not in the journal: %s", after.operation_id, after.phase, error)
+            written = None
         self._sequence[after.operation_id] = sequence
+        return written
 
     def _end(self, operation: Operation) -> None:
         self._running.pop(operation.model_id, None)

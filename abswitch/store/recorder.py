@@ -177,7 +177,7 @@ class Recorder:
     # --- durable: the future resolves once committed -----------------------------------------------------------------
 
     def transition(self, record: TransitionRecord, operation: Operation | None = None) -> Future[None]:
-        """Commit one move of an operation, with the state it led to; wait for it before the move's effects.
+        """Commit one move of an operation, with the state it led to.
 
         Args:
             operation: the operation after the move; written to `operations` in the same transaction.

@@ -112,6 +112,7 @@ class Life(Shell):
         super()._journal(entry)
         self.world.durable(entry, self.journal)
         self.log.write(entry)
+        self.log.copy(entry)
         if self.world.crash_at_write:
             raise Crash
 
