@@ -1,10 +1,12 @@
 """What a switch costs on real vLLM, from the decision to the first token of the new version.
 
 - flip          promotion of a resident candidate: from the call to the moment new requests are admitted to it; before
-                that, the move is written and synced to the disk. Beside it a bare write and sync of as many bytes, and
-                the same flip (scripted instances) with its store in memory
+                that, the move is written and synced to the disk. Beside it a bare write and sync of as many bytes, the
+                same flip (scripted instances) with its store in memory, and one at once after the start ("busy"), while
+                that is still being written to the store
 - transitions   p95 latency while an immediate, gradual or canary switch runs, against steady windows beside it, at half
-                of the capacity
+                of what both engines take together at a split of 50 %. Beside it steady windows at such a split: what
+                two engines that share the cores cost without any transition
 - cold          a switch to a version that must be loaded, against the start of a bare `AsyncLLM`
 - in place      the same by putting its weights into the running engine, against stop and start, at 350 M parameters
 - memory        of this process per cached version, apart from the engines
@@ -24,8 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from _switching import (
@@ -44,6 +47,7 @@ from abswitch import ModelConfig, SwitchingEngine
 from abswitch.serving.scripted import ScriptedBackend
 from abswitch.testing import TinyModels, tiny_models
 
+T = TypeVar("T")
 GOALS = {
     "flip_p99_ms": 1.0,
     "added_p95_immediate": 0.05,
@@ -81,14 +85,15 @@ def say(words: str) -> None:
     print(words, flush=True)
 
 
-async def flips(engine: SwitchingEngine, rounds: int) -> dict[str, float]:
-    """Promotions back and forth between two resident versions."""
+async def flips(engine: SwitchingEngine, rounds: int, settle_s: float = 0.1) -> dict[str, float]:
+    """Promotions back and forth between two resident versions, a moment after the candidate came to serve."""
     took_ms = []
     router = engine._parts.router
     for turn in range(rounds):
         target = "v2" if engine.registry.active_version("tiny") == "v1" else "v1"
         handle = await engine.start_switch(target, "ab_test", {"traffic_percentage": 1}, model_id="tiny")
         await handle.serving()
+        await asyncio.sleep(settle_s)
 
         async def flip(handle: Any = handle, target: str = target) -> float:
             """On the engine's loop, where requests are admitted: call, then look what the next one would meet."""
@@ -141,8 +146,19 @@ async def flips_in_memory(rounds: int) -> dict[str, float]:
 async def transitions(engine: SwitchingEngine, models: TinyModels, windows: int, window_s: float) -> dict[str, float]:
     """Windows with a switch in their middle, each beside a steady one."""
     prompts = [problem.prompt for problem in models.task.problems(200, seed=4)]
-    rate = 0.5 * await capacity_per_s(engine, prompts)
-    say(f"  load: {rate:.0f} requests/s, half of what the engines take")
+
+    def other() -> str:
+        return "v2" if engine.registry.active_version("tiny") == "v1" else "v1"
+
+    async def split(load_it: Callable[[], Awaitable[T]]) -> T:
+        handle = await engine.start_switch(other(), "ab_test", {"traffic_percentage": 50}, model_id="tiny")
+        await handle.serving()
+        seen = await load_it()
+        await handle.keep()
+        return seen
+
+    rate = 0.5 * await split(lambda: capacity_per_s(engine, prompts))
+    say(f"  load: {rate:.0f} requests/s, half of what two engines at work take")
     found: dict[str, float] = {"load_per_s": rate}
     kinds: dict[str, dict[str, Any]] = {
         "immediate": {},
@@ -151,14 +167,14 @@ async def transitions(engine: SwitchingEngine, models: TinyModels, windows: int,
                    "min_requests": 5},
     }  # fmt: skip
     pairs: dict[str, list[tuple[list[float], list[float]]]] = {kind: [] for kind in kinds}
+    splits: list[list[float]] = []
     for window in range(windows):
         for kind, config in kinds.items():
 
             async def switched(kind: str = kind, config: dict[str, Any] = config) -> list[float]:
-                target = "v2" if engine.registry.active_version("tiny") == "v1" else "v1"
                 under_load = asyncio.create_task(load(engine, prompts, rate, window_s))
                 await asyncio.sleep(0.1 * window_s)
-                handle = await engine.start_switch(target, kind, config, model_id="tiny")
+                handle = await engine.start_switch(other(), kind, config, model_id="tiny")
                 latencies = await under_load
                 if handle.status.phase == "evaluating":
                     await handle.promote()
@@ -170,13 +186,21 @@ async def transitions(engine: SwitchingEngine, models: TinyModels, windows: int,
             else:
                 steady, moved = await load(engine, prompts, rate, window_s), await switched()
             pairs[kind].append((moved, steady))
+        splits.append(await split(lambda: load(engine, prompts, rate, window_s)))
         say(f"  window {window + 1}/{windows}: " + ", ".join(
             f"{kind} p95 {1e3 * p(pairs[kind][-1][0], 0.95):.1f} ms (steady {1e3 * p(pairs[kind][-1][1], 0.95):.1f})"
-            for kind in kinds))  # fmt: skip
-    for kind in kinds:
-        ratio, low, high = bootstrap_ratio(pairs[kind])
-        found |= {f"added_p95_{kind}": ratio - 1, f"added_p95_{kind}_low": low - 1, f"added_p95_{kind}_high": high - 1}
-    return found
+            for kind in kinds) + f", steady split {1e3 * p(splits[-1], 0.95):.1f}")  # fmt: skip
+    for kind, windows_of in pairs.items():
+        found |= _added(f"added_p95_{kind}", windows_of)
+        if kind != "immediate":
+            beside = list(zip([moved for moved, _ in windows_of], splits, strict=True))
+            found |= _added(f"added_p95_{kind}_to_split", beside)
+    return found | _added("added_p95_split", list(zip(splits, [steady for _, steady in pairs["canary"]], strict=True)))
+
+
+def _added(name: str, windows: list[tuple[list[float], list[float]]]) -> dict[str, float]:
+    ratio, low, high = bootstrap_ratio(windows)
+    return {name: ratio - 1, f"{name}_low": low - 1, f"{name}_high": high - 1}
 
 
 async def memory(models: TinyModels, versions: int) -> dict[str, float]:
@@ -276,6 +300,8 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
             await engine.deploy("v1")
             say("pointer flips")
             found |= await flips(engine, 20 if quick else 300)
+            busy = await flips(engine, 20 if quick else 300, settle_s=0.0)
+            found |= {f"{name}_busy": value for name, value in busy.items()}
             found |= await flips_in_memory(20 if quick else 300)
             found |= bare_syncs(scratch, 100 if quick else 1000)
             handle = await engine.start_switch(
@@ -293,7 +319,7 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
         found |= await memory(models, 1 if quick else 4)
         millions = 30 if quick else 350
         say(f"in place, {millions} M parameters")
-        found |= await in_place(models, scratch, millions, 1 if quick else 2)
+        found |= await in_place(models, scratch, millions, 1 if quick else 3)
     return {name: round(value, 4) for name, value in found.items()}
 
 
