@@ -150,9 +150,12 @@ def _page(
     *,
     is_run: bool,
 ) -> bytes:
-    canary = isinstance(result, CanaryResult)
     shown = {name: drawings[name][1] if name in drawings else None for name in _ON_THE_PAGE}
-    parts = canary_parts(summary, result) if canary else report_comparison.comparison_parts(summary, result)  # type: ignore[arg-type]
+    parts = (
+        canary_parts(summary, result)
+        if isinstance(result, CanaryResult)
+        else report_comparison.comparison_parts(summary, result)
+    )
     return page.render(
         "report.html.j2",
         s=summary,

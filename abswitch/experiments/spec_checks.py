@@ -21,7 +21,7 @@ from abswitch.experiments.spec_parts import (
     TraceLoad,
 )
 from abswitch.rollout.judging import ERROR_RATE
-from abswitch.serving.tally import QUANTILES
+from abswitch.rollout.seen import QUANTILES
 from abswitch.stats import AnalysisPlan
 from abswitch.store.evidence import check_columns
 from abswitch.store.joint_evidence import check_metrics

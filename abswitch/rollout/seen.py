@@ -1,10 +1,13 @@
-"""`SeenArm`: what one arm showed in a stage so far, as judges are given it; filled by whole batches. Pure."""
+"""`SeenArm`: what one arm showed in a stage so far, filled by whole batches; and how an arm's counts, ordered durations
+and moments become what judges are given. Pure.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +19,61 @@ Floats = NDArray[np.float64]
 
 DURATIONS: Mapping[str, str] = {"latency": "latency_s", "first_token": "first_token_s"}
 """Name of a duration in measured quantities (`latency_p95_s`) → column of evidence."""
-QUANTILES = (0.50, 0.95, 0.99)
+QUANTILES: Mapping[str, tuple[str, float]] = {
+    f"{duration}_p{percent}_s": (duration, percent / 100) for duration in DURATIONS for percent in (50, 95, 99)
+}
+"""Measured quantity → the duration it summarises, and the quantile."""
+
+
+class Moments(Protocol):
+    """Of a stream of numbers."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def mean(self) -> float: ...
+    @property
+    def variance(self) -> float: ...
+
+
+def measures_of(
+    version: str,
+    *,
+    requests: int,
+    errors: int,
+    first_errors: int | None,
+    durations: Mapping[str, Floats],
+    scores: Mapping[str, Moments],
+    fractions: Mapping[str, bool],
+    seen: Mapping[str, int] | None = None,
+) -> ArmMeasures:
+    """One arm as a judge is given it.
+
+    Args:
+        durations: by `DURATIONS`' keys, in seconds, ascending; none of them empty.
+        scores, fractions: by scorer; whether all values were from 0 to 1.
+        seen: how many durations there were, where those given are a sample of them.
+    """
+    values = {name: one.mean for name, one in scores.items()}
+    counts = {name: one.n for name, one in scores.items()}
+    samples: dict[str, tuple[float, Floats]] = {}
+    for name, (duration, q) in QUANTILES.items():
+        if duration in durations:
+            ordered = durations[duration]
+            samples[name] = (q, ordered)
+            values[name] = _quantile(ordered, q)
+            counts[name] = ordered.size if seen is None else seen[duration]
+    return ArmMeasures(
+        version=version,
+        requests=requests,
+        errors=errors,
+        values=values,
+        counts=counts,
+        errors_of_new_units=first_errors,
+        variances={name: one.variance for name, one in scores.items()},
+        is_fraction=dict(fractions),
+        samples=samples,
+    )
 
 
 @dataclass(slots=True)
@@ -61,31 +118,19 @@ class SeenArm:
         """As a judge is given it."""
         if not self.requests:
             return ArmMeasures(version=version)
-        scored = {name: one for name, one in self.scores.items() if one.n}
-        values = {name: one.mean for name, one in scored.items()}
-        counts = {name: one.n for name, one in scored.items()}
-        samples: dict[str, tuple[float, Floats]] = {}
-        for duration, ordered in self.durations.items():
-            if ordered.size:
-                for q in QUANTILES:
-                    name = f"{duration}_p{100 * q:.0f}_s"
-                    samples[name] = (q, ordered)
-                    values[name], counts[name] = _quantile(ordered, q), ordered.size
-        return ArmMeasures(
-            version=version,
+        return measures_of(
+            version,
             requests=self.requests,
             errors=self.errors,
-            values=values,
-            counts=counts,
-            errors_of_new_units=self.first_errors,
-            variances={name: one.variance for name, one in scored.items()},
-            is_fraction=dict(self.fractions),
-            samples=samples,
+            first_errors=self.first_errors,
+            durations={name: ordered for name, ordered in self.durations.items() if ordered.size},
+            scores={name: one for name, one in self.scores.items() if one.n},
+            fractions=self.fractions,
         )
 
 
 def _quantile(ordered: Floats, q: float) -> float:
-    """Of sorted values, by linear interpolation, as engines measure it."""
+    """Of sorted values, by linear interpolation, NumPy's default."""
     place = q * (ordered.size - 1)
     low = math.floor(place)
     high = min(low + 1, ordered.size - 1)

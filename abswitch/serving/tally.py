@@ -10,7 +10,6 @@ import math
 import random
 from array import array
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,17 +19,8 @@ from abswitch.clock import Clock
 from abswitch.domain import RequestRecord, ScoreRecord
 from abswitch.rollout.judging import ArmMeasures, StepEvidence
 from abswitch.rollout.operation import Operation, Phase
+from abswitch.rollout.seen import measures_of
 from abswitch.serving.router import STABLE, candidate_name
-
-QUANTILES: Mapping[str, tuple[str, float]] = {
-    "latency_p50_s": ("total_s", 0.50),
-    "latency_p95_s": ("total_s", 0.95),
-    "latency_p99_s": ("total_s", 0.99),
-    "first_token_p50_s": ("first_token_s", 0.50),
-    "first_token_p95_s": ("first_token_s", 0.95),
-    "first_token_p99_s": ("first_token_s", 0.99),
-}
-"""Measured quantity → the column of a request it summarises, and the quantile."""
 
 KEPT = 20_000
 """Durations kept per arm and step; above that a uniform sample of them (Vitter 1985, algorithm R)."""
@@ -107,33 +97,23 @@ class _Arm:
             if len(erred) < KEPT:  # more units than that: the later ones count as new each time
                 erred.add(record.unit_id)
             return
-        self.durations["total_s"].add(record.total_s)
+        self.durations["latency"].add(record.total_s)
         if record.first_token_s is not None:
-            self.durations["first_token_s"].add(record.first_token_s)
+            self.durations["first_token"].add(record.first_token_s)
 
     def score(self, scorer: str, value: float) -> None:
         self.scores[scorer].add(value)
 
     def measures(self, version: str) -> ArmMeasures:
-        values = {name: moments.mean for name, moments in self.scores.items()}
-        counts = {name: moments.n for name, moments in self.scores.items()}
-        ordered = {column: sample.ordered() for column, sample in self.durations.items()}
-        samples = {}
-        for name, (column, q) in QUANTILES.items():
-            if column in ordered:
-                samples[name] = (q, ordered[column])
-                values[name] = float(np.quantile(ordered[column], q))
-                counts[name] = self.durations[column].seen
-        return ArmMeasures(
-            version=version,
+        return measures_of(
+            version,
             requests=self.requests,
             errors=self.errors,
-            values=values,
-            counts=counts,
-            errors_of_new_units=self.first_errors,
-            variances={name: moments.variance for name, moments in self.scores.items()},
-            is_fraction={name: moments.is_fraction for name, moments in self.scores.items()},
-            samples=samples,
+            first_errors=self.first_errors,
+            durations={name: sample.ordered() for name, sample in self.durations.items()},
+            scores=self.scores,
+            fractions={name: moments.is_fraction for name, moments in self.scores.items()},
+            seen={name: sample.seen for name, sample in self.durations.items()},
         )
 
 

@@ -14,6 +14,10 @@ _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exi
 _POINTERS = ("root cause", "stack trace", "See stack", "EngineCore encountered an issue")
 _EXIT_CODE = re.compile(r"'[^']*': (-?\d+)")
 _LONGEST = 600
+_BOOTSTRAPPING = "finished its bootstrapping phase"  # multiprocessing's words for a main module without a guard
+_UNGUARDED = (
+    'a script must start engines under `if __name__ == "__main__":`, as the processes of vLLM import the script again'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +92,11 @@ def _logging_settings(file: Path) -> dict[str, Any]:
 def why_it_failed(error: BaseException, log: EngineLog | None) -> str:
     """The reason of a failed start: from the engine's log, its exit code, or the exception's own chain."""
     own = shortened(f"{type(error).__name__}: {error}")
-    if not any(pointer in own for pointer in _POINTERS):
-        return own
-    logged = log.reason() if log is not None else None
-    return logged or _from_exit_code(own) or own
+    reason = own
+    if any(pointer in own for pointer in _POINTERS):
+        logged = log.reason() if log is not None else None
+        reason = logged or _from_exit_code(own) or own
+    return _UNGUARDED if _BOOTSTRAPPING in reason else reason
 
 
 def why_it_died(exit_codes: list[int | None], log: EngineLog | None) -> str:

@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging.config
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,14 @@ def test_the_reason_is_the_last_error_that_says_something(tmp_path: Path) -> Non
     assert why_it_died([None, -9], log) == log.reason()
     log.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import multiprocessing\nmultiprocessing.get_context('spawn').Process().start()\n")
+    said = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False).stderr
+    text = said[said.index("RuntimeError: ") + len("RuntimeError: ") :]
+    assert why_it_failed(RuntimeError(text), None).startswith("a script must start engines under `if __name__")
 
 
 def test_without_a_log_the_exit_code_speaks() -> None:
