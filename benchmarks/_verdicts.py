@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,9 @@ from abswitch.stats import (
     decide,
 )
 from abswitch.stats.looks import Look
+
+Stream = Callable[[int], Evidence]
+"""What is known after so many of a stream's units."""
 
 
 @dataclass(frozen=True)
@@ -65,32 +69,43 @@ def verdicts(
     plan = AnalysisPlan(
         baseline="v1", candidate="v2", metrics=metrics, expected_share=share, planned_n=n, evaluation=evaluation
     )
-    ended: dict[str, int] = {}
+    return _ends(plan, streams, n, looks, lambda: _stream(rng, plan, rates, errors))
+
+
+def _ends(plan: AnalysisPlan, streams: int, n: int, looks: int, stream: Callable[[], Stream]) -> Ends:
+    """How so many streams of `n` units, or pairs, end."""
+    ended: Counter[str] = Counter()
     taken = 0
     for _ in range(streams):
-        verdict, seen = _one(rng, plan, rates, errors, 5 if evaluation == "group_sequential" else looks)
-        ended[verdict.rule] = ended.get(verdict.rule, 0) + 1
+        verdict, seen = _looked_at(plan, n, 5 if plan.evaluation == "group_sequential" else looks, stream())
+        ended[verdict.rule] += 1
         taken += seen
     return Ends({rule: times / streams for rule, times in ended.items()}, taken / streams / n)
 
 
-def _one(
-    rng: Generator, plan: AnalysisPlan, rates: tuple[float, float], errors: tuple[float, float], looks: int
-) -> tuple[Verdict, int]:
-    n = plan.planned_n
-    arm = (rng.random(n) < plan.expected_share).astype(int)
-    ok, error = rng.random(n) < np.array(rates)[arm], rng.random(n) < np.array(errors)[arm]
-    latency = rng.lognormal(0.0, 1.0, n)
+def _looked_at(plan: AnalysisPlan, n: int, looks: int, evidence: Stream) -> tuple[Verdict, int]:
+    """The first verdict that is final, and the units it took."""
     fractions: tuple[float, ...] = ()
     for number, size in enumerate(np.linspace(0, n, looks + 1).astype(int)[1:].tolist(), 1):
         fractions = (*fractions, size / n)
         look = Look(number=number, last=size == n, fractions=() if plan.evaluation == "sequential" else fractions)
-        arms = list(_arms(size, arm, ok, error, latency))
-        evidence = Evidence(baseline=arms[0], candidate=arms[1], plan_digest=plan.digest())
-        verdict = decide(plan, evidence, look)
+        verdict = decide(plan, evidence(size), look)
         if verdict.is_final:
             break
     return verdict, size
+
+
+def _stream(rng: Generator, plan: AnalysisPlan, rates: tuple[float, float], errors: tuple[float, float]) -> Stream:
+    n = plan.planned_n
+    arm = (rng.random(n) < plan.expected_share).astype(int)
+    ok, error = rng.random(n) < np.array(rates)[arm], rng.random(n) < np.array(errors)[arm]
+    latency = rng.lognormal(0.0, 1.0, n)
+
+    def evidence(size: int) -> Evidence:
+        baseline, candidate = _arms(size, arm, ok, error, latency)
+        return Evidence(baseline=baseline, candidate=candidate, plan_digest=plan.digest())
+
+    return evidence
 
 
 def _arms(
@@ -141,36 +156,24 @@ def paired_verdicts(
         baseline="v1", candidate="v2", metrics=metrics, expected_share=0.5, planned_n=2 * n, design="paired",
         evaluation=evaluation,
     )  # fmt: skip
-    ended: dict[str, int] = {}
-    taken = 0
-    for _ in range(streams):
-        verdict, seen = _one_of_pairs(rng, plan, apart, difference, 5 if evaluation == "group_sequential" else looks)
-        ended[verdict.rule] = ended.get(verdict.rule, 0) + 1
-        taken += seen
-    return Ends({rule: times / streams for rule, times in ended.items()}, taken / streams / n)
+    return _ends(plan, streams, n, looks, lambda: _stream_of_pairs(rng, plan, apart, difference))
 
 
-def _one_of_pairs(
-    rng: Generator, plan: AnalysisPlan, apart: float, difference: float, looks: int
-) -> tuple[Verdict, int]:
+def _stream_of_pairs(rng: Generator, plan: AnalysisPlan, apart: float, difference: float) -> Stream:
     n = plan.planned_n // 2
     drawn, latency = rng.random(n), rng.lognormal(0.0, 1.0, (2, n))
     up = drawn < (apart + difference) / 2
     down = (drawn < apart) & ~up
-    fractions: tuple[float, ...] = ()
-    for number, size in enumerate(np.linspace(0, n, looks + 1).astype(int)[1:].tolist(), 1):
-        fractions = (*fractions, size / n)
-        look = Look(number=number, last=size == n, fractions=() if plan.evaluation == "sequential" else fractions)
+
+    def evidence(size: int) -> Evidence:
         only = int(up[:size].sum()), int(down[:size].sum())
         ok = PairedRateSummary(both=size - sum(only), candidate_only=only[0], baseline_only=only[1], neither=0)
         arms = [ArmEvidence(version=one, assigned=size, analysed=size, requests=size) for one in ("v1", "v2")]
-        evidence = Evidence(
+        return Evidence(
             baseline=arms[0],
             candidate=arms[1],
             plan_digest=plan.digest(),
             joint={"ok": ok, "latency_s": PairedSummary.of(*latency[:, :size])},
         )
-        verdict = decide(plan, evidence, look)
-        if verdict.is_final:
-            break
-    return verdict, size
+
+    return evidence
