@@ -30,9 +30,21 @@ def beta_binomial_log_e(arm: RateSummary, rate: float) -> float:
     5.7
     """
     checks.share("rate", rate)
+    return _log_e(arm, _log_mixed(arm), rate)
+
+
+def _log_mixed(arm: RateSummary) -> float:
+    """Logarithm of the trials' probability under the prior; the same for every rate that they are held against."""
     failures = arm.n - arm.successes
-    mixed = special.betaln(PRIOR + arm.successes, PRIOR + failures) - special.betaln(PRIOR, PRIOR)
-    return float(mixed - special.xlogy(arm.successes, rate) - special.xlog1py(failures, -rate))
+    return float(special.betaln(PRIOR + arm.successes, PRIOR + failures) - special.betaln(PRIOR, PRIOR))
+
+
+def _log_e(arm: RateSummary, log_mixed: float, rate: float) -> float:
+    successes, failures = arm.successes, arm.n - arm.successes
+    if (successes and rate <= 0.0) or (failures and rate >= 1.0):
+        return math.inf
+    log_likelihood = successes * math.log(rate) if successes else 0.0
+    return log_mixed - log_likelihood - (failures * math.log1p(-rate) if failures else 0.0)
 
 
 def beta_binomial_sequence(arm: RateSummary, *, alpha: float = 0.05) -> tuple[float, float]:
@@ -109,9 +121,10 @@ def beta_binomial_difference(baseline: RateSummary, candidate: RateSummary, *, a
 
 def _end(arm: RateSummary, limit: float, bound: float) -> float:
     """Where the e-value reaches the bound, between the arm's rate and 0 or 1."""
+    log_mixed = _log_mixed(arm)
 
     def excess(rate: float) -> float:
-        return min(beta_binomial_log_e(arm, rate), 1e6) - bound
+        return min(_log_e(arm, log_mixed, rate), 1e6) - bound
 
     if excess(limit) <= 0:
         return limit
