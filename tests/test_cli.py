@@ -195,7 +195,7 @@ def test_reports_are_listed_whatever_lies_there(tmp_path: Path, capsys: pytest.C
     (tmp_path / "e" / "run" / "run.json").write_text("{")
     assert cli.main(["reports", str(tmp_path)]) == ExitStatus.SUCCESS
     told = capsys.readouterr()
-    assert f"1 runs of 1 experiments: {tmp_path / 'index.html'}" in told.out
+    assert f"1 run of 1 experiment: {tmp_path / 'index.html'}" in told.out
     assert "e/run cannot be read: run.json is no JSON" in told.err
     assert cli.main(["reports", str(tmp_path / "nowhere")]) == ExitStatus.NO_SPEC
     assert "a folder that exists" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from abswitch import cli
 from abswitch.experiments.exits import ExitStatus
@@ -120,12 +121,35 @@ def test_next_shows_what_the_clocks_do(project: Path, capsys: pytest.CaptureFixt
     ]
 
 
+def without_schedule(path: Path) -> Path:
+    plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del plain["schedule"]
+    path.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    return path
+
+
+def test_next_without_names_is_about_every_scheduled_spec(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        spec_file(project, name, schedule={"cron": "0 3 * * *"})
+    without_schedule(spec_file(project, "by_hand.yaml"))
+    status, out, _ = said(capsys, "next", "-n", 1, "--after", "2026-03-27T12:00+00:00")
+    assert (status, out.splitlines()) == (
+        0, ["a.yaml", "Sat 2026-03-28 03:00 UTC", "b.yaml", "Sat 2026-03-28 03:00 UTC"]
+    )  # fmt: skip
+
+
+def test_a_named_spec_without_a_schedule_is_listed_as_such(
+    project: Path, host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = said(capsys, "list", without_schedule(spec_file(project)))
+    assert "not scheduled" in out and "cannot be read" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "named"),
     [
         ([], ExitStatus.USAGE, "ACTION"),
         (["lst"], ExitStatus.USAGE, "lst"),
-        (["next"], ExitStatus.USAGE, "SPEC"),
         (["next", "nowhere.yaml"], ExitStatus.NO_SPEC, "nowhere.yaml"),
         (["next", "x.yaml", "-n", "0"], ExitStatus.USAGE, "at least 1"),
         (["next", "x.yaml", "--after", "soon"], ExitStatus.USAGE, "got 'soon'"),

@@ -163,6 +163,8 @@ def test_every_level_has_its_variables(metric: str, level: str, variable: str) -
     limit = getattr(config.limits, metric)
     assert getattr(limit, level) == 0.25
     assert config.origins[THRESHOLDS] == variable
+    shown = {name: where for name, _, where in config.shown()}
+    assert [name for name, where in shown.items() if where == variable] == [f"{THRESHOLDS}.{metric}"]
 
 
 @pytest.mark.parametrize(

@@ -38,5 +38,6 @@ def _reports(options: argparse.Namespace) -> ExitStatus:
         raise Failure(f"the page cannot be written: {error}", ExitStatus.CANNOT_WRITE) from error
     for run in written.unreadable:
         print(f"abswitch reports: {run.name} cannot be read: {run.problem}", file=sys.stderr)
-    print(f"{written.runs} runs of {written.experiments} experiments: {written.page}")
+    runs = f"{written.runs} run{'' if written.runs == 1 else 's'}"
+    print(f"{runs} of {written.experiments} experiment{'' if written.experiments == 1 else 's'}: {written.page}")
     return ExitStatus.SUCCESS

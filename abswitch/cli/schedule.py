@@ -53,11 +53,11 @@ def _add_list(actions: Any) -> None:
 
 
 def _add_next(actions: Any) -> None:
-    following = actions.add_parser("next", help="show the next times", description="Shows the next times of a spec.")
-    following.add_argument("spec", type=Path, metavar="SPEC")
+    following = actions.add_parser("next", help="show the next times", description="Shows the next times of specs.")
+    following.add_argument("specs", type=Path, nargs="*", metavar="SPEC", help="spec files, or folders of them")
     following.add_argument("-n", type=whole_number, default=5, dest="count", metavar="N", help="how many (%(default)s)")
     following.add_argument("--after", type=_instant, metavar="TIME", help="begin there, e.g. 2026-03-28T12:00+01:00")
-    following.set_defaults(work=_next)
+    following.set_defaults(work=_next, reports=None)
 
 
 def _add_run_due(actions: Any) -> None:
@@ -137,14 +137,16 @@ def _next(options: argparse.Namespace) -> ExitStatus:
     import time
 
     from abswitch.experiments.schedules.occurrences import in_zone, occurrences
-    from abswitch.experiments.schedules.running import Schedule
 
     with spec_problems():
-        plan = Schedule(options.spec).spec()
+        plans = [(schedule.path, schedule.spec()) for schedule in schedules_of(options)]
     after_s = time.time() if options.after is None else options.after
-    for at_s in itertools.islice(occurrences(plan.cron, plan.time_zone, after_s), options.count):
-        zone = "" if plan.time_zone == "UTC" else f"   {in_zone(at_s, 'UTC')}"
-        print(f"{in_zone(at_s, plan.time_zone)}{zone}")
+    for path, plan in plans:
+        if len(options.specs) != 1 or len(plans) > 1:
+            print(path.name)
+        for at_s in itertools.islice(occurrences(plan.cron, plan.time_zone, after_s), options.count):
+            zone = "" if plan.time_zone == "UTC" else f"   {in_zone(at_s, 'UTC')}"
+            print(f"{in_zone(at_s, plan.time_zone)}{zone}")
     return ExitStatus.SUCCESS
 
 

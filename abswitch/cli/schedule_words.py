@@ -33,6 +33,8 @@ def row_of(schedule: Schedule, installed: str) -> tuple[Row, ExitStatus]:
         now_s = time.time()
         state = schedule.state(plan, now_s)
     except InvalidInput as error:
+        if error.field.endswith("schedule") and error.value is None:
+            return (name, "not scheduled", "", "", installed), ExitStatus.BAD_SPEC
         return (name, f"cannot be read: {error}", "", "", installed), ExitStatus.BAD_SPEC
     except StoreError as error:
         return (name, str(error), "", "", installed), ExitStatus.FAILED

@@ -118,8 +118,9 @@ async def run_ab_test(
         traffic_percentage: the candidate's share in percent, 50 by default; of several candidates their sum, by
             default so that all arms have the same.
         alpha: error rate of the primary comparison, two-sided, over all looks and candidates.
-        evaluation: `sequential` (default): a look every `look_every` requests, any number of them; the test stops when
-            one decides: better, worse, equivalent within the margin, a guardrail harmed, or invalid.
+        evaluation: `sequential` (default): a look every `look_every` requests, or more where they come faster than a
+            look takes; the test stops when one decides: better, worse, equivalent within the margin, a guardrail
+            harmed, or invalid.
             `group_sequential`: so many planned `looks`, between which alpha is spent. `fixed`: one look, at the end.
         look_every: of `sequential`: requests between two looks; by default a fiftieth of the units, and 20 at least.
         looks, spending: of `group_sequential`: how many, 5 by default; `obrien-fleming` (default), `pocock` or `power`.

@@ -169,9 +169,7 @@ class Experiment:
     def _made(self, source: str | Call | None) -> str | None:
         if isinstance(source, Call):
             return str(sources.call(source.function, source.arguments, self.project, field="versions.model"))
-        if source is not None and (self.project / source).is_dir():
-            return str(self.project / source)
-        return source
+        return sources.in_project(source, self.project)
 
     async def _serve(self, engine: SwitchingEngine) -> None:
         """The baseline serves, unless an interrupted run already goes on from somewhere else."""

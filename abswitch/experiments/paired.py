@@ -83,10 +83,10 @@ async def run_paired(
             it is decided.
         metrics: what to compare, one of them primary.
         alpha: error rate of the primary comparison, two-sided, over all looks.
-        evaluation: `sequential`: a look every `look_every` whole pairs, any number of them; the comparison stops when
-            one decides. `group_sequential`: so many planned `looks`, between which alpha is spent. `fixed`: one look,
-            at the end. By default sequential where both versions are held `together`, and fixed otherwise: as long as
-            one version alone has answered there are no pairs to look at.
+        evaluation: `sequential`: a look every `look_every` whole pairs, or more where they come faster; the
+            comparison stops when one decides. `group_sequential`: so many planned `looks`, between which alpha is
+            spent. `fixed`: one look, at the end. By default sequential where both versions are held `together`, and
+            fixed otherwise: as long as one version alone has answered there are no pairs to look at.
         look_every: of `sequential`: pairs between two looks; by default a fiftieth of the units, and 20 at least.
         looks, spending: of `group_sequential`: how many, 5 by default; `obrien-fleming` (default), `pocock` or `power`.
         concurrency: pairs under way at once; of a pair, one request at a time.

@@ -203,6 +203,11 @@ def _existing(path: Path, field: str) -> Path:
 # --- functions that a spec names ------------------------------------------------------------------------------------
 
 
+def in_project(source: str | None, project: Path) -> str | None:
+    """A model or adapter as it is loaded: a folder of the project by its full path, anything else as it is."""
+    return str(project / source) if source is not None and (project / source).is_dir() else source
+
+
 def call(reference: str, arguments: Mapping[str, Any], project: Path, *, field: str) -> Any:
     """What a function returns.
 

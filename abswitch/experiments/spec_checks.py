@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from abswitch import checks
+from abswitch.domain import ModelConfig
 from abswitch.errors import InvalidInput
 from abswitch.experiments import sources
 from abswitch.experiments.spec import ExperimentSpec
@@ -19,17 +20,19 @@ from abswitch.experiments.spec_parts import (
     RandomisedDesign,
     SwitchbackDesign,
     TraceLoad,
+    VersionSpec,
 )
 from abswitch.rollout.judging import ERROR_RATE
 from abswitch.rollout.seen import QUANTILES
+from abswitch.serving.source import check_source
 from abswitch.stats import AnalysisPlan
 from abswitch.store.evidence import check_columns
 from abswitch.store.joint_evidence import check_metrics
 
 
 def preflight(spec: ExperimentSpec, project: Path) -> None:
-    """Everything a spec names is there: functions that take their arguments, files, the notebook, columns; and prompts
-    that are in the spec or in files can be read.
+    """Everything a spec names is there: functions that take their arguments, model folders (a hub id is checked for its
+    form), files, the notebook, columns; and prompts that are in the spec or in files can be read.
 
     Raises:
         InvalidInput: names what is not.
@@ -39,6 +42,7 @@ def preflight(spec: ExperimentSpec, project: Path) -> None:
     for scorer in spec.scorers:
         if isinstance(scorer, FunctionScorer):
             sources.function_of(scorer.function, project, field=f"scorers.{scorer.name}")
+    _check_sources(spec, project)
     for field, file in _files(spec):
         if not (project / file).is_file():
             raise InvalidInput(field, str(project / file), "a file that exists")
@@ -52,15 +56,34 @@ def preflight(spec: ExperimentSpec, project: Path) -> None:
 def _calls(spec: ExperimentSpec) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     if isinstance(spec.prompts, GeneratedPrompts):
         yield "prompts", spec.prompts.function, spec.prompts.arguments
-    judge = {} if spec.judge is None else {"judge.version": spec.judge.version}
-    versions = {f"versions.{name}": version for name, version in spec.all_versions.items()}
-    for where, version in {**versions, **judge}.items():
+    for where, version in _versions(spec).items():
         for field in ("model", "adapter"):
             made = getattr(version, field)
             if isinstance(made, Call):
                 yield f"{where}.{field}", made.function, made.arguments
     for name, made in spec.engine.backends.items():
         yield f"engine.backends.{name}", made.function, made.arguments
+
+
+def _versions(spec: ExperimentSpec) -> dict[str, VersionSpec]:
+    """Where in the spec → version."""
+    judge = {} if spec.judge is None else {"judge.version": spec.judge.version}
+    return {f"versions.{name}": version for name, version in spec.all_versions.items()} | judge
+
+
+def _check_sources(spec: ExperimentSpec, project: Path) -> None:
+    """Folders that versions are loaded from, where no function is to make them."""
+    for where, version in _versions(spec).items():
+        if isinstance(version.model, Call) or isinstance(version.adapter, Call):
+            continue
+        given = {name: getattr(version, name) for name in type(version).model_fields if name != "metadata"}
+        given |= {name: sources.in_project(given[name], project) for name in ("model", "adapter")}
+        try:
+            check_source(ModelConfig.of({"model_id": spec.model_id, **given}))
+        except InvalidInput as error:
+            raise InvalidInput(
+                f"{where}.{error.field.removeprefix('model_config.')}", error.value, error.allowed
+            ) from error
 
 
 def _check_columns(spec: ExperimentSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from abswitch import checks
@@ -108,11 +109,23 @@ def _allowed(finding: Finding, path: Sequence[str], plain: Any, schema: Schema, 
         return checks.fields_in_words(path[-1], _fields_at(path[:-1], plain, schema))
     if kind == "value_error":
         return str(finding["ctx"]["error"])
+    if kind == "missing":
+        return _WORDS[kind]({}) + _meant(path, plain, schema)
     said = _WORDS[kind](finding.get("ctx", {})) if kind in _WORDS else str(finding["msg"])
     alternatives = [each["type"] for each in findings]
     if kind == "string_type" and "model_type" in alternatives:
         return "text, or a mapping with `function`"
     return said
+
+
+def _meant(path: Sequence[str], plain: Any, schema: Schema) -> str:
+    """A field beside the missing one that there is none of, and that is spelt like it; in words, or nothing."""
+    here = plain
+    for part in path[:-1]:
+        here = here[int(part) if isinstance(here, list) else part]
+    strangers = [str(name) for name in here if name not in _fields_at(path[:-1], plain, schema)]
+    near = get_close_matches(path[-1], strangers, n=1)
+    return f"; is {near[0]!r} meant to be it?" if near else ""
 
 
 def _listed(quoted: str) -> str:

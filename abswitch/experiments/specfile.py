@@ -106,12 +106,28 @@ def read_plain(path: Path | str) -> Plain:
         InvalidInput: it is not YAML, or no mapping; names the line.
     """
     try:
-        plain = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInput(str(path), "what is no YAML", f"YAML in UTF-8 ({' '.join(str(error).split())})") from error
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(str(path), f"byte {error.start} that is no UTF-8", "YAML in UTF-8") from error
+    try:
+        plain = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise _no_yaml(path, text, error) from error
     if not isinstance(plain, dict):
         raise InvalidInput(str(path), plain, "a mapping with the fields of an experiment")
     return plain
+
+
+def _no_yaml(path: Path | str, text: str, error: yaml.YAMLError) -> InvalidInput:
+    """Names the line that cannot be read, and shows it."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return InvalidInput(str(path), text[:40], f"YAML in UTF-8 ({' '.join(str(error).split())})")
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    return InvalidInput(
+        f"{path}, line {mark.line + 1}", line.strip(), f"YAML in UTF-8 ({getattr(error, 'problem', None) or error})"
+    )
 
 
 def override_of(text: str) -> tuple[str, Any]:

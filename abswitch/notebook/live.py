@@ -11,7 +11,7 @@ from typing import Protocol, TextIO
 from abswitch.experiments.asking import Progress
 from abswitch.experiments.palette import BASELINE, FAILED, color_of_arm
 from abswitch.notebook.output import LiveOutput, Renderable, in_notebook
-from abswitch.stats import Verdict
+from abswitch.stats import Decision, Verdict
 
 _MIN_INTERVAL_S = 0.1
 _LOG_STEPS = 10
@@ -62,7 +62,9 @@ class ProgressState:
 
     @property
     def remaining_s(self) -> float | None:
-        """Seconds left at the present rate; None when nothing is left, or not known."""
+        """Seconds left at the present rate; None when nothing is left, it is decided, or not known."""
+        if self.progress.phase in {*Decision}:
+            return None
         left = self.progress.total - self.progress.done
         return left / self.rate_per_s if self.rate_per_s and left else None
 

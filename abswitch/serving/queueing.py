@@ -98,6 +98,5 @@ class AdmissionQueue:
         if failure is not None:
             return NoActiveVersion(f"model {model_id!r}: what was to serve it did not come up: {failure}")
         return NoActiveVersion(
-            f"model {model_id!r} has no active version; deploy one with "
-            f"start_switch(target_version=…, strategy_type=SwitchingStrategyType.IMMEDIATE)"
+            f"model {model_id!r} has no active version; deploy one with await engine.deploy(version)"
         )

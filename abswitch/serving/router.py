@@ -164,8 +164,7 @@ class RequestRouter:
         snapshot = self._snapshots.get(model_id)
         if snapshot is None:
             raise NoActiveVersion(
-                f"model {model_id!r} has no active version; deploy one with "
-                f"start_switch(target_version=…, strategy_type=SwitchingStrategyType.IMMEDIATE)"
+                f"model {model_id!r} has no active version; deploy one with await engine.deploy(version)"
             )
         return snapshot
 

@@ -15,7 +15,7 @@ from abswitch.errors import InvalidInput
 from abswitch.rollout.limits import LEVELS, METRICS, AlertThresholds, completed, levels_of
 from abswitch.settings import fields as kinds
 from abswitch.settings.fields import MIB_PER_GIB, UNSET, Setting, setting, setting_of
-from abswitch.settings.sources import FILE_VARIABLE, THRESHOLDS, Findings, Found, Key, from_environment, from_file
+from abswitch.settings.sources import FILE_VARIABLE, THRESHOLDS, Findings, Found, from_environment, from_file
 
 _GIB = 1 << 30
 _CODE = "code"
@@ -163,7 +163,9 @@ class ModelSwitchingConfig:
         for name, described in SETTINGS.items():
             at = found.get(name, Found(described.default, _DEFAULT))
             value = _thresholds(found, at) if name == THRESHOLDS else at.value
-            origins[name] = _levels_origin(found, at) if name == THRESHOLDS else at.where
+            origins[name] = at.where
+            if name == THRESHOLDS:
+                origins |= _levels_origins(found, at)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "origins", origins)
         if self.restart_max_seconds < self.restart_initial_seconds:
@@ -192,7 +194,8 @@ class ModelSwitchingConfig:
             value = getattr(self, name)
             if name == THRESHOLDS:
                 for metric, limit in self.limits.items():
-                    yield f"{name}.{metric}", f"{limit.warning} / {limit.critical}", self.origins[name]
+                    where = self.origins.get(f"{name}.{metric}", self.origins[name])
+                    yield f"{name}.{metric}", f"{limit.warning} / {limit.critical}", where
             else:
                 yield name, "(hidden)" if described.secret and value else str(value), self.origins[name]
 
@@ -249,10 +252,17 @@ def _thresholds(found: Findings, whole: Found) -> AlertThresholds:
         raise InvalidInput(refused.field + places, refused.value, refused.allowed) from None
 
 
-def _levels_origin(found: Findings, whole: Found) -> str:
-    keys: list[Key] = [(metric, level) for metric in METRICS for level in LEVELS]
-    wheres = dict.fromkeys(found[key].where for key in keys if key in found)
-    return whole.where if whole.value is not None or not wheres else ", ".join(wheres)
+def _levels_origins(found: Findings, whole: Found) -> dict[str, str]:
+    """Of the thresholds together, and of each metric's."""
+    if whole.value is not None:
+        return {f"{THRESHOLDS}.{metric}": whole.where for metric in METRICS}
+    wheres = {
+        metric: dict.fromkeys(found[metric, level].where for level in LEVELS if (metric, level) in found)
+        for metric in METRICS
+    }
+    every = {THRESHOLDS: dict.fromkeys(where for some in wheres.values() for where in some)}
+    named = every | {f"{THRESHOLDS}.{metric}": some for metric, some in wheres.items()}
+    return {name: ", ".join(some) or whole.where for name, some in named.items()}
 
 
 def _named(name: str, origins: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ FIXED, SEQUENTIAL, GROUP_SEQUENTIAL = "fixed", "sequential", "group_sequential"
 EVALUATIONS = (SEQUENTIAL, GROUP_SEQUENTIAL, FIXED)
 """When results are read: at any time, at a few planned looks, or once, at the end."""
 FIXED_HORIZON = "fixed horizon: one look, when the planned number of units is reached"
-ANY_TIME = "sequential: a look every {} {}, every interval valid at all looks together"
+ANY_TIME = "sequential: a look at most every {} {}, every interval valid at all looks together"
 PLANNED_LOOKS = "group sequential: {} looks, {} spending"
 _WORDS = tuple(words.split(":")[0] + ":" for words in (FIXED_HORIZON, ANY_TIME, PLANNED_LOOKS))
 LOOKS = 5

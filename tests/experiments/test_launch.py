@@ -49,6 +49,12 @@ def launched(spec: Path, *settings: str, **options: Any) -> list[Launched]:
         ({"notebook": {"path": "notebooks/n.ipynb", "parameters": {"run_dir": "x"}}}, "notebook.parameters.run_dir"),
         ({"engine": {"backends": {"scripted": {"function": "parts:adder"}}}}, "engine.backends.scripted.arguments"),
         ({"judge": {"version": {"model": {"function": "parts:none"}}}}, "judge.version.model.function"),
+        ({"judge": {"version": {"model": "/no/such/model"}}}, "judge.version.model: got '/no/such/model'"),
+        ({"versions": {"v58": {"model": "not an id!"}, "v95": {"model": "b"}}}, "versions.v58.model: got 'not an id!'"),
+        (
+            {"versions": {"v58": {"model": "a"}, "v95": {"model": "b", "adapter": "./none"}}},
+            "versions.v95.adapter: got",
+        ),
         (
             {"design": {"kind": "canary", "guardrails": [{"metric": "exact", "min": 0.5}]}, "budget": {"requests": 9}},
             "design.guardrails.0.metric",

@@ -115,6 +115,7 @@ WRONG: list[tuple[dict[str, Any], str, str, bool]] = [
     ({"notebook": {"path": ""}}, "notebook.path", "not empty", True),
     ({"notebook": {"cell_timeout_s": 0}}, "notebook.cell_timeout_s", "at least 1", True),
     ({"notebook": {"params": {}}}, "notebook.params", "did you mean 'parameters'", True),
+    ({"versions": {"v1": {"modle": "a"}, "v2.0": {"model": "b"}}}, "versions.v1.model", "is 'modle' meant", True),
     ({"engine": {"max_cached_models": 0}}, "engine.max_cached_models", "at least 1", True),
     ({"engine": {"backends": {"x": "a:b"}}}, "engine.backends.x", "a mapping", True),
     ({"accelerators": "gpu-0"}, "accelerators", "a list", True),

@@ -54,6 +54,12 @@ def test_the_line_of_a_mistake_in_yaml_is_told(tmp_path: Path) -> None:
         read_plain(written(tmp_path, "name: a\nmodel_id: b\nname: c"))
 
 
+def test_the_line_that_is_no_yaml_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"sums\.yaml, line 2") as told:
+        read_plain(written(tmp_path, "name: a\nmodel_id: b: c"))
+    assert told.value.value == "model_id: b: c"
+
+
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(InvalidInput, match="UTF-8"):

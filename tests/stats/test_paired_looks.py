@@ -154,7 +154,7 @@ def test_only_pairs_and_splits_are_looked_at_often_and_old_plans_keep_their_dige
     blocks = ("baseline", "candidate") * 2
     with pytest.raises(InvalidInput, match="fixed, as the design is switchback"):
         replace(PLAN, design="switchback", blocks=blocks)
-    assert PLAN.looks.startswith("sequential: a look every 20 pairs") and PLAN.look_every == 20
+    assert PLAN.looks.startswith("sequential: a look at most every 20 pairs") and PLAN.look_every == 20
     assert replace(PLAN, planned_n=4000, look_every=None).look_every == 40, "a fiftieth of 2000 pairs"
     fixed = replace(PLAN, evaluation="fixed", look_every=None)
     assert not {"evaluation", "look_every"} & fixed.to_dict().keys()

@@ -121,7 +121,7 @@ def test_words_and_json_name_look_rule_alpha_and_the_label() -> None:
     verdict = looked(arm("v1", 200, 100), arm("v2", 200, 180))
     words = verdict.in_words()
     parts = ["95% interval at all looks, look 3", "n = 200 + 200", "margin 0.05", "mixture SPRT", "number 3"]
-    parts += ["error rate not controlled under peeking", "chance to win", "a look every 20 requests"]
+    parts += ["error rate not controlled under peeking", "chance to win", "a look at most every 20 requests"]
     for part in parts:
         assert part in words, part
     plain = json.loads(json.dumps(verdict.to_dict(), allow_nan=False))
