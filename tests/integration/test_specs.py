@@ -24,6 +24,7 @@ from tests.experiments.pages import Page
 pytestmark = [pytest.mark.vllm, pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.usefixtures("tiny")]
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240.0
+AT_ANY_PACE = "metrics.1.margin=60.0"  # the latency guardrail's: how busy this machine is, is not what is tested
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def ended(running: subprocess.Popen[str], folder: Path, status: ExitStatus) -> d
     ("spec", "decision", "answered"), [("paired_regression", "equivalent", 800), ("switchback_one_slot", "ship", 576)]
 )
 def test_a_spec_says_what_is_true(tmp_path: Path, spec: str, decision: str, answered: int) -> None:
-    result = ended(command(spec, tmp_path), tmp_path / spec, ExitStatus.SUCCESS)
+    result = ended(command(spec, tmp_path, [AT_ANY_PACE]), tmp_path / spec, ExitStatus.SUCCESS)
     assert result["decision"] == decision
     assert result["requests"] == {"sent": answered, "answered": answered, "failed": 0, "lost": 0}
     (run,) = (tmp_path / spec).glob("2*")
@@ -77,7 +78,7 @@ def test_the_quickstart_ships_the_better_model_though_it_was_killed_in_the_middl
     tmp_path: Path, tiny: TinyModels
 ) -> None:
     load = ["load.kind=poisson", "load.rate_per_s=150.0", "load.concurrency=64"]
-    settings = ["design.evaluation=fixed", "engine.mlflow=null", *load]  # one look: it asks to its end
+    settings = [AT_ANY_PACE, "design.evaluation=fixed", "engine.mlflow=null", *load]  # one look: it asks to its end
     first = command("quickstart", tmp_path, settings)
     deadline_s = time.monotonic() + DEADLINE_S
     while len(survivors := answered(tmp_path / "quickstart")) < 150:
