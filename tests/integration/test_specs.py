@@ -77,7 +77,7 @@ def test_guardrails_send_a_regressed_canary_back(tmp_path: Path) -> None:
 def test_the_quickstart_ships_the_better_model_though_it_was_killed_in_the_middle(
     tmp_path: Path, tiny: TinyModels
 ) -> None:
-    load = ["load.kind=poisson", "load.rate_per_s=150.0", "load.concurrency=64"]
+    load = ["load.kind=poisson", "load.rate_per_s=40.0", "load.concurrency=64"]
     settings = [AT_ANY_PACE, "design.evaluation=fixed", "engine.mlflow=null", *load]  # one look: it asks to its end
     first = command("quickstart", tmp_path, settings)
     deadline_s = time.monotonic() + DEADLINE_S
