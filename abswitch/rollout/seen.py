@@ -107,8 +107,9 @@ class SeenArm:
         if first_errors is not None:
             self.first_errors = (self.first_errors or 0) + first_errors
         for name, values in durations.items():
-            before, new = self.durations.get(name, np.empty(0)), np.sort(values)
-            self.durations[name] = np.insert(before, np.searchsorted(before, new), new)
+            both = np.concatenate((self.durations.get(name, np.empty(0)), np.sort(values)))
+            both.sort(kind="stable")  # merges the two runs
+            self.durations[name] = both
         for name, values in (scores or {}).items():
             self.scores[name] = self.scores.get(name, MeanSummary.of([])) + MeanSummary.of(values)
             within = bool(((values >= 0.0) & (values <= 1.0)).all())
