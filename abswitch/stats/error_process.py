@@ -108,7 +108,7 @@ class ErrorProcess:
     @property
     def log_e(self) -> float:
         """Logarithm of the e-value now; 0 without labels."""
-        return _log_mean(self._at_grid(), _log_weights(self.claim, self.ratio, self.spread)) - self.at_null
+        return self._mixed(self._at_grid()) - self.at_null
 
     @property
     def e_value(self) -> float:
@@ -156,7 +156,7 @@ class ErrorProcess:
             InvalidInput: labels other than 0 and 1, or shares as for `update`.
         """
         flags = numbers("labels", labels)
-        if not np.isin(flags, (0.0, 1.0)).all():
+        if not ((flags == 0) | (flags == 1)).all():
             raise InvalidInput("labels", labels, "0 and 1 only")
         given = np.asarray(shares, dtype=np.float64)
         if given.shape not in ((), flags.shape) or not ((given >= 0) & (given <= 1)).all():
@@ -169,14 +169,16 @@ class ErrorProcess:
         mixed = (distinct > 0) & (distinct < 1)  # an arm with all of the traffic has all of the errors: no evidence
         odds = np.log(distinct[mixed]) - np.log1p(-distinct[mixed])
         counts = odds, yes[mixed].astype(np.float64), no[mixed].astype(np.float64)
-        seen = replace(
+        grid = self._at_grid() + _log_likelihood(_GRID, *counts)
+        at_null = self.at_null + float(_log_likelihood(np.array([math.log(self.ratio)]), *counts)[0])
+        return replace(
             self,
             baseline=self.baseline + int((flags == 0).sum()),
             candidate=self.candidate + int(flags.sum()),
-            log_likelihoods=tuple((self._at_grid() + _log_likelihood(_GRID, *counts)).tolist()),
-            at_null=self.at_null + float(_log_likelihood(np.array([math.log(self.ratio)]), *counts)[0]),
+            log_likelihoods=tuple(grid.tolist()),
+            at_null=at_null,
+            peak=max(self.peak, self._mixed(grid) - at_null),
         )
-        return replace(seen, peak=max(self.peak, seen.log_e))
 
     def interval(self) -> tuple[float, float]:
         """Ratios that the labels so far do not refute, at all looks together with confidence 1 − alpha, both ends.
@@ -198,6 +200,10 @@ class ErrorProcess:
             f"largest {math.exp(min(self.peak, _LARGEST)):.3g} of the {1 / self.alpha:.4g} that it takes, "
             f"α = {self.alpha:.3g})"
         )
+
+    def _mixed(self, grid: Floats) -> float:
+        """Logarithm of the likelihood, averaged over the ratios of the claim."""
+        return _log_mean(grid, _log_weights(self.claim, self.ratio, self.spread))
 
     def _at_grid(self) -> Floats:
         return np.array(self.log_likelihoods)
