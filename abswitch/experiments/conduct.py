@@ -162,9 +162,7 @@ class Experiment:
                     engine.registry.register_model(self._config(model_id, version), name, metadata=version.metadata)
 
     def _config(self, model_id: str, version: VersionSpec) -> ModelConfig:
-        given = {name: getattr(version, name) for name in type(version).model_fields if name != "metadata"}
-        given |= {"model": self._made(version.model), "adapter": self._made(version.adapter)}
-        return ModelConfig.of({"model_id": model_id, **given})
+        return version.config(model_id, model=self._made(version.model), adapter=self._made(version.adapter))
 
     def _made(self, source: str | Call | None) -> str | None:
         if isinstance(source, Call):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from abswitch import checks
-from abswitch.domain import ModelConfig
 from abswitch.errors import InvalidInput
 from abswitch.experiments import sources
 from abswitch.experiments.spec import ExperimentSpec
@@ -76,10 +75,9 @@ def _check_sources(spec: ExperimentSpec, project: Path) -> None:
     for where, version in _versions(spec).items():
         if isinstance(version.model, Call) or isinstance(version.adapter, Call):
             continue
-        given = {name: getattr(version, name) for name in type(version).model_fields if name != "metadata"}
-        given |= {name: sources.in_project(given[name], project) for name in ("model", "adapter")}
+        model, adapter = (sources.in_project(source, project) for source in (version.model, version.adapter))
         try:
-            check_source(ModelConfig.of({"model_id": spec.model_id, **given}))
+            check_source(version.config(spec.model_id, model=model, adapter=adapter))
         except InvalidInput as error:
             raise InvalidInput(
                 f"{where}.{error.field.removeprefix('model_config.')}", error.value, error.allowed

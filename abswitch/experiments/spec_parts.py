@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from abswitch.domain import Sampling
+from abswitch.domain import ModelConfig, Sampling
 from abswitch.errors import InvalidInput
 from abswitch.experiments.schedules.occurrences import check_cron, check_zone
 from abswitch.rollout.judging import Guardrail
@@ -127,6 +127,15 @@ class VersionSpec(Strict):
     prompt_template: str | None = None
     trust_remote_code: bool = False
     metadata: FreeForm = {}
+
+    def config(self, model_id: str, *, model: str | None, adapter: str | None) -> ModelConfig:
+        """As it is registered, loaded from `model` and `adapter`.
+
+        Raises:
+            InvalidInput: names the field of `model_config`.
+        """
+        given = {name: getattr(self, name) for name in type(self).model_fields if name != "metadata"}
+        return ModelConfig.of({"model_id": model_id, **given, "model": model, "adapter": adapter})
 
 
 class Fields(Strict):

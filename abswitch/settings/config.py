@@ -194,8 +194,8 @@ class ModelSwitchingConfig:
             value = getattr(self, name)
             if name == THRESHOLDS:
                 for metric, limit in self.limits.items():
-                    where = self.origins.get(f"{name}.{metric}", self.origins[name])
-                    yield f"{name}.{metric}", f"{limit.warning} / {limit.critical}", where
+                    of_metric = f"{name}.{metric}"
+                    yield of_metric, f"{limit.warning} / {limit.critical}", self.origins[of_metric]
             else:
                 yield name, "(hidden)" if described.secret and value else str(value), self.origins[name]
 
