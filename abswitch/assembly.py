@@ -193,7 +193,10 @@ def _wire(
 ) -> Machinery:
     transitions, tally = TransitionManager(), StepTally(clock)
     router = RequestRouter(clock, last_epochs=store.last_epochs())
-    builtin: dict[str, InstanceFactory] = {"vllm": vllm_backend(VllmEnginePool()), "openai": OpenAIInstance}
+    builtin: dict[str, InstanceFactory] = {
+        "vllm": vllm_backend(VllmEnginePool(cpu_groups=config.cpu_core_groups)),
+        "openai": OpenAIInstance,
+    }
     recovery = switch_log.recovery(clock.monotonic_s())
     cache = ModelCache(
         builtin | dict(backends),

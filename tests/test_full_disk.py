@@ -51,8 +51,9 @@ ENGINE = """
         routes = engine.query("SELECT * FROM routes ORDER BY epoch")
         report = witness.check(engine.query("SELECT * FROM requests ORDER BY admitted_mono_s"), routes)
         said |= {"answered": len(witness.answered), "violations": [str(one) for one in report.violations]}
-        said |= {"waiting": engine.get_switching_status().rows_waiting, "dropped": engine.store.stats().dropped}
         await engine.aclose()
+        left = engine.store.stats()  # at the end, as samples of its health come at any time
+        said |= {"waiting": left.queued + left.spooled, "dropped": left.dropped}
         again = SwitchingEngine(store=disk / "s.duckdb", backends={"scripted": ScriptedBackend()})
         said["active"] = again.registry.active_version()
         await again.aclose()

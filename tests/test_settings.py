@@ -25,6 +25,7 @@ OTHER: Mapping[str, tuple[str, Any]] = {
     "max_cached_models": ("7", 7),
     "cache_memory_limit_gb": ("3.5", 3.5),
     "device_cache_memory_limit_gb": ("70", 70.0),
+    "cpu_core_groups": ("3", 3),
     "default_switch_strategy": ("canary", "canary"),
     "max_concurrent_switches": ("9", 9),
     "max_version_history": ("12", 12),

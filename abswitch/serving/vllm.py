@@ -201,6 +201,7 @@ class VllmInstance:
         name = f"{request.request_id}-{next(self._ids)}"
         stream: Any = None
         self._open.add(name)
+        engine.begin_work()
         try:
             token_ids = await self._tokens(engine, request.prompt)
             stream = self._submit(engine, name, token_ids, request.sampling)
@@ -229,6 +230,7 @@ class VllmInstance:
             raise RequestFailed(f"{self._version}: {type(error).__name__}: {error}") from error
         finally:
             self._open.discard(name)
+            engine.end_work()
             if stream is not None:
                 await stream.aclose()
 

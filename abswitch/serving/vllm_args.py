@@ -23,6 +23,7 @@ from typing import Any
 from abswitch import checks
 from abswitch.domain import ModelVersion
 from abswitch.errors import InvalidInput
+from abswitch.serving.cores import CoreGroup
 from abswitch.serving.source import SourceFacts, check_source
 from abswitch.serving.vllm_worker import WORKER_EXTENSION
 
@@ -32,6 +33,10 @@ CPU_KV_CACHE_BYTES = 256 << 20
 DEVICE_KV_CACHE_BYTES = 4 << 30
 LORA_SLOTS = 4
 _LORA_RANK = 16
+EXECUTOR = "abswitch.serving.vllm_executor.PlacedExecutor"
+_SPREAD = (
+    "distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
+)  # fmt: skip
 _OWNED = ("model", "revision", "trust_remote_code")
 _LORA_FIELDS = ("enable_lora", "max_lora_rank", "max_loras")
 _IMPORT = threading.Lock()
@@ -198,6 +203,22 @@ def defaults(vllm: Vllm, given: Mapping[str, Any]) -> dict[str, Any]:
         chosen["enable_sleep_mode"] = True
     known = {f.name for f in fields(vllm.engine_args)}
     return {name: value for name, value in chosen.items() if name in known}
+
+
+def may_be_placed(vllm: Vllm, args: Mapping[str, Any]) -> bool:
+    """Whether an engine computes on cores of our choice: not on an accelerator, nor where the user said otherwise, by
+    an executor, several workers, or `VLLM_CPU_OMP_THREADS_BIND`."""
+    chosen = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto" or any(args.get(name) for name in _SPREAD)
+    return vllm.on_cpu and not chosen
+
+
+def on_cores(args: Mapping[str, Any], group: CoreGroup) -> dict[str, Any]:
+    """Engine arguments, in place of those given, that have an engine compute on the cores of a group."""
+    cores = {"abswitch_cores": {"cpus": list(group.cpus), "threads": group.threads}}
+    return {
+        "distributed_executor_backend": EXECUTOR,
+        "additional_config": {**args.get("additional_config", {}), **cores},
+    }
 
 
 def _frozen(args: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

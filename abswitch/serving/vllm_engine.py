@@ -23,10 +23,11 @@ import psutil
 
 from abswitch.domain import ModelVersion
 from abswitch.errors import LoadFailed
+from abswitch.serving.cores import CoreGroups, Seat, bind, core_groups
 from abswitch.serving.loop import off_loop
 from abswitch.serving.policy import Footprint
 from abswitch.serving.reaper import ProcessReaper, reap_orphans
-from abswitch.serving.vllm_args import EnginePlan, Vllm, load_vllm, plan_of
+from abswitch.serving.vllm_args import EnginePlan, Vllm, load_vllm, may_be_placed, on_cores, plan_of
 from abswitch.serving.vllm_log import EngineLog, forget_log, log_argument, why_it_died, why_it_failed
 from abswitch.serving.vllm_memory import estimate
 from abswitch.serving.vllm_swap import can_tie
@@ -46,13 +47,14 @@ class VllmEngine:
         last_token_s: when it last gave a token to any of those that share it, on the monotonic clock.
     """
 
-    def __init__(self, llm: Any, vllm: Vllm, plan: EnginePlan, log: EngineLog) -> None:
+    def __init__(self, llm: Any, vllm: Vllm, plan: EnginePlan, log: EngineLog, seat: Seat | None = None) -> None:
         self.llm = llm
         self.vllm = vllm
         self.plan = plan
         self.log = log
         self.max_model_len = int(llm.model_config.max_model_len)
         self._processes = _processes(llm)
+        self._seat = seat
         self._killed_for: str | None = None
         self.last_token_s: float | None = None
 
@@ -102,6 +104,17 @@ class VllmEngine:
                 found += [root.pid, *(child.pid for child in root.children(recursive=True))]
         return found
 
+    def begin_work(self) -> None:
+        """A request begins. An engine whose cores are busy with another's moves to cores that are not."""
+        group = None if self._seat is None else self._seat.begin()
+        if group is not None:
+            bind((process.pid for process in self._processes), group.cpus)
+
+    def end_work(self) -> None:
+        """A request ended, one way or another."""
+        if self._seat is not None:
+            self._seat.end()
+
     def memory_bytes(self) -> int:
         """Memory of the engine's processes, shared pages counted once where the system tells. Blocks for a moment."""
         return sum(_memory_bytes(pid) for pid in self.pids)
@@ -129,6 +142,11 @@ class VllmEngine:
         listener = getattr(self.llm, "output_handler", None)
         if listener is not None and listener.cancel():
             await asyncio.wait([listener])
+
+    def leave_cores(self) -> None:
+        """Its processes are gone: its cores are others'."""
+        if self._seat is not None:
+            self._seat.leave()
 
     def shut_down(self) -> None:
         """End the engine's processes. Blocks for seconds."""
@@ -192,9 +210,14 @@ class _Slot:
 
 
 class VllmEnginePool:
-    """Starts engines, shares them, ends them. Lives on one event loop; nothing is started before it is asked for."""
+    """Starts engines, shares them, ends them. Lives on one event loop; nothing is started before it is asked for.
 
-    def __init__(self) -> None:
+    Args:
+        cpu_groups: on a CPU, into how many groups of cores engines are spread.
+    """
+
+    def __init__(self, *, cpu_groups: int = 2) -> None:
+        self._cores = CoreGroups(core_groups(cpu_groups))
         self._slots: list[_Slot] = []
         self._reaper = ProcessReaper()
         self._starts: asyncio.Semaphore | None = None
@@ -277,15 +300,22 @@ class VllmEnginePool:
             # Memory profiling reads whole-device figures: two starts at once on one device would mislead each other.
             self._starts = asyncio.Semaphore(_CPU_STARTS if vllm.on_cpu else 1)
         async with self._starts:
-            return await asyncio.to_thread(self._build, version, plan, vllm)
+            seat = self._cores.seat() if may_be_placed(vllm, plan.args) else None
+            try:
+                return await asyncio.to_thread(self._build, version, plan, vllm, seat)
+            except BaseException:
+                if seat is not None:
+                    seat.leave()
+                raise
 
-    def _build(self, version: ModelVersion, plan: EnginePlan, vllm: Vllm) -> VllmEngine:
+    def _build(self, version: ModelVersion, plan: EnginePlan, vllm: Vllm, seat: Seat | None) -> VllmEngine:
         reap_orphans()
         engine_log = EngineLog.in_folder(self._log_folder(), f"engine-{next(self._names)}")
         own_log = log_argument(vllm.engine_args, engine_log)
+        own_cores = {} if seat is None else on_cores(plan.args, seat.group)
         try:
             with self._reaper.marking(), _without_interrupts():
-                llm = vllm.async_llm.from_engine_args(vllm.engine_args(**(own_log | dict(plan.args))))
+                llm = vllm.async_llm.from_engine_args(vllm.engine_args(**(own_log | dict(plan.args) | own_cores)))
         except Exception as error:
             multiprocessing.active_children()  # as in `shut_down`
             reason = why_it_failed(error, engine_log)
@@ -295,7 +325,7 @@ class VllmEnginePool:
             if own_log:
                 forget_log()
         log.info("vLLM serves %s, context %d tokens", plan.args["model"], llm.model_config.max_model_len)
-        return VllmEngine(llm, vllm, plan, engine_log)
+        return VllmEngine(llm, vllm, plan, engine_log, seat)
 
     def _log_folder(self) -> Path:
         if self._folder is None or not self._folder.exists():
@@ -308,6 +338,7 @@ class VllmEnginePool:
             died = engine.is_dead
             await engine.stop_listening()
             await off_loop(engine.shut_down)
+            engine.leave_cores()
             if not died:
                 engine.log.remove()
         # The last of several that end at once: what the others are still ending is not left over.

@@ -9,8 +9,8 @@ from abswitch.serving.policy import Footprint
 from abswitch.serving.source import check_source
 from abswitch.serving.vllm_args import EnginePlan
 
-HOST_BYTES = 900 << 20
-"""An engine's processes without weights: Python, PyTorch and vLLM, as measured on a CPU machine."""
+HOST_BYTES = 750 << 20
+"""An engine's process without weights: Python, PyTorch and vLLM, as measured on a CPU machine."""
 DEVICE_BYTES = 1200 << 20
 """A CUDA context, graphs and activations of a small model; larger ones take more."""
 _WIDENED = {"float32": 2.0, "float": 2.0}

@@ -54,6 +54,12 @@ class ModelSwitchingConfig:
         "DEVICE_CACHE_MEMORY_GB",
         DEVICE_CACHE_SIZE=1 / MIB_PER_GIB,
     )
+    cpu_core_groups: int = setting(
+        2,
+        kinds.whole(1),
+        "On a CPU, into how many equal groups its cores are divided; engines that work at the same time run on "
+        "different ones, so that versions do not slow each other down. With 1 each has all cores.",
+    )
     default_switch_strategy: str = setting(
         SwitchingStrategyType.IMMEDIATE.value,
         kinds.choice(*(one.value for one in SwitchingStrategyType)),

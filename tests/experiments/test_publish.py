@@ -82,8 +82,9 @@ async def test_looks_become_curves_and_further_candidates_arms_of_their_own(engi
     tracked = tracked_experiment(engine, result)
     arms = check_arms(tracked, {"baseline": "v1", "candidate": "v2", "candidate-2": "v3"})
     looks = engine.store.rows(
-        "SELECT arm, list(estimate ORDER BY look) FROM looks WHERE operation_id = ? AND metric = 'exact_match' "
-        "GROUP BY arm ORDER BY arm",
+        # The last one, where nothing new came since the one before, is that one again.
+        "SELECT arm, list(estimate ORDER BY look) FROM (SELECT arm, look, arg_max(estimate, at_s) AS estimate "
+        "FROM looks WHERE operation_id = ? AND metric = 'exact_match' GROUP BY ALL) GROUP BY arm ORDER BY arm",
         (result.operation_id,),
     )
     curves = {arm: [look["exact_match/difference"] for look in plain["looks"]] for arm, plain in arms.items()}

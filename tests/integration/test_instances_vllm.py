@@ -27,6 +27,7 @@ from abswitch.domain import (
     Sampling,
 )
 from abswitch.errors import InstanceDied, InvalidInput, LoadFailed, PromptTooLong
+from abswitch.serving.cores import bind
 from abswitch.serving.vllm import VllmEnginePool, VllmInstance, vllm_backend
 from abswitch.testing import TinyModels
 from abswitch.testing.contract import check_instance
@@ -48,6 +49,11 @@ def request(prompt: Any = PROMPT, **sampling: Any) -> GenerationRequest:
 
 async def answer(instance: VllmInstance, prompt: Any = PROMPT, **sampling: Any) -> str:
     return "".join([chunk.text async for chunk in instance.generate(request(prompt, **sampling))])
+
+
+def cores_of(pid: int) -> set[int]:
+    """On which cores an engine computes: its main thread does, with helpers that inherit its cores."""
+    return os.sched_getaffinity(pid)
 
 
 def engine_processes() -> set[int]:
@@ -208,6 +214,29 @@ async def test_a_bad_adapter_leaves_the_engine_serving(
     await instance.stop()
     assert (await base.health()).alive
     assert await answer(base) == expected
+
+
+async def test_engines_at_work_compute_on_different_cores(
+    tiny: TinyModels, pool: VllmEnginePool, base: VllmInstance
+) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    before = engine_processes()
+    other = VllmInstance(version_of(tiny.better, "other"), pool)
+    await other.start()
+    (mine,), (theirs,) = before, engine_processes() - before
+    assert cores_of(mine).isdisjoint(cores_of(theirs)), "one process each, on cores of its own"
+
+    seats = [instance._started()._seat for instance in (base, other)]
+    assert seats[0] is not None and seats[1] is not None
+    seats[1].number = seats[0].number
+    bind([theirs], cores_of(mine))
+    reading = base.generate(request(max_tokens=200, ignore_eos=True))
+    await anext(reading)
+    assert await answer(other)
+    assert cores_of(mine).isdisjoint(cores_of(theirs)), "it moved when both had work"
+    await reading.aclose()
+    await other.stop()
 
 
 @pytest.mark.parametrize(

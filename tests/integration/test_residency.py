@@ -85,7 +85,7 @@ async def test_weights_are_swapped_in_place_under_traffic(tiny: TinyModels, tmp_
 
 
 async def test_a_budget_too_small_is_told_and_not_tried(tiny: TinyModels, tmp_path: Path) -> None:
-    config = ModelSwitchingConfig(cache_memory_limit_gb=1.9)
+    config = ModelSwitchingConfig(cache_memory_limit_gb=1.5)
     async with SwitchingEngine(config, store=tmp_path / "small.duckdb") as engine:
         register(engine, v1=tiny.baseline, v2=tiny.better)
         await engine.deploy("v1")

@@ -26,7 +26,7 @@ from tests.serving.harness import MODEL, Shell, eventually
 
 
 async def test_nothing_serves_before_the_first_deployment(shell: Shell) -> None:
-    with pytest.raises(NoActiveVersion, match="start_switch"):
+    with pytest.raises(NoActiveVersion, match="engine.deploy"):
         await shell.ask()
     assert shell.requests == [], "nothing was admitted, so there is no row"
 
