@@ -9,7 +9,7 @@ from abswitch.errors import InvalidInput, StoreError
 from abswitch.experiments.exits import ExitStatus
 from abswitch.experiments.schedules.deciding import Decision, GiveUp, Skip, Start, Wait, decide
 from abswitch.experiments.schedules.occurrences import in_zone, next_after
-from abswitch.experiments.schedules.running import Schedule
+from abswitch.experiments.schedules.running import NotScheduled, Schedule
 from abswitch.experiments.schedules.state import ScheduleState
 from abswitch.experiments.spec_parts import ScheduleSpec
 
@@ -32,9 +32,9 @@ def row_of(schedule: Schedule, installed: str) -> tuple[Row, ExitStatus]:
         plan = schedule.spec()
         now_s = time.time()
         state = schedule.state(plan, now_s)
+    except NotScheduled:
+        return (name, "not scheduled", "", "", installed), ExitStatus.BAD_SPEC
     except InvalidInput as error:
-        if error.field.endswith("schedule") and error.value is None:
-            return (name, "not scheduled", "", "", installed), ExitStatus.BAD_SPEC
         return (name, f"cannot be read: {error}", "", "", installed), ExitStatus.BAD_SPEC
     except StoreError as error:
         return (name, str(error), "", "", installed), ExitStatus.FAILED

@@ -44,7 +44,7 @@ _MEANINGS = {
     ExitStatus.INCONCLUSIVE: "`inconclusive` or `hold`: not enough evidence",
     ExitStatus.INVALID: "`invalid`: the run says nothing (uneven split, lost rows, broken scorer …)",
     ExitStatus.REGRESSED: "the regression watch found it worse than the last good run",
-    ExitStatus.USAGE: "the command line is wrong, or a `-p` names nothing",
+    ExitStatus.USAGE: "the command line is wrong, or a `-p` names nothing or gives a value that is not allowed",
     ExitStatus.BAD_SPEC: "the spec, its prompts or its functions are wrong",
     ExitStatus.NO_SPEC: "there is no such file",
     ExitStatus.FAILED: "the notebook failed, or its kernel died; the same command goes on from there",

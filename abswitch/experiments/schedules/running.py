@@ -68,6 +68,10 @@ class Outcome:
     idle: bool = False
 
 
+class NotScheduled(InvalidInput):
+    """A spec that is to run by itself has no schedule."""
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """One spec's schedule, with its place on disk.
@@ -89,7 +93,8 @@ class Schedule:
         """When it runs, as the file says now.
 
         Raises:
-            InvalidInput: it is no spec, or has no schedule.
+            NotScheduled: it has no schedule.
+            InvalidInput: it is no spec.
             OSError: it is not there.
         """
         return self.experiment()[1]
@@ -98,7 +103,7 @@ class Schedule:
         """What runs, and when; raises as `spec`."""
         whole = read_spec(self.path)
         if whole.schedule is None:
-            raise InvalidInput(f"{self.path}: schedule", None, "a schedule, for what is to run by itself")
+            raise NotScheduled(f"{self.path}: schedule", None, "a schedule, for what is to run by itself")
         return whole, whole.schedule
 
     def state(self, schedule: ScheduleSpec, now_s: float) -> ScheduleState:
