@@ -151,7 +151,7 @@ def _health_row(one: VersionHealth) -> dict[str, str]:
         "tone": "good" if one.alive == one.samples else "bad",
         "p95": duration(one.latency_p95_s),
         "errors": "–" if one.error_rate is None else f"{one.error_rate:.1%}",
-        "rate": "–" if one.requests_per_s is None else f"{one.requests_per_s:,.0f} per s",
+        "rate": "–" if one.requests_per_s is None else f"{one.requests_per_s:,.0f}",
         "waiting": f"{one.waiting:,}",
         "silent": duration(one.silent_s),
         "memory": size(one.memory_bytes) if one.memory_bytes else "–",
