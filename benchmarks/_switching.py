@@ -6,8 +6,9 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from abswitch import ModelConfig, Sampling, SwitchingEngine
@@ -16,9 +17,12 @@ SAMPLING = Sampling(temperature=0.0, max_tokens=8, ignore_eos=True)
 ENGINE_ARGS = {"max_model_len": 256, "kv_cache_memory_bytes": 64 << 20}
 
 
-def register(engine: SwitchingEngine, model_id: str, **folders: Path) -> None:
+def register(
+    engine: SwitchingEngine, model_id: str, engine_args: Mapping[str, Any] = MappingProxyType({}), **folders: Path
+) -> None:
+    args = ENGINE_ARGS | dict(engine_args)
     for version, folder in folders.items():
-        config = ModelConfig(model_id=model_id, model=str(folder), sampling=SAMPLING, engine_args=ENGINE_ARGS)
+        config = ModelConfig(model_id=model_id, model=str(folder), sampling=SAMPLING, engine_args=args)
         engine.registry.register_model(config, version)
 
 
