@@ -18,7 +18,7 @@ ENGINE_ARGS = {"max_model_len": 256, "kv_cache_memory_bytes": 64 << 20}
 
 
 def register(
-    engine: SwitchingEngine, model_id: str, engine_args: Mapping[str, Any] = MappingProxyType({}), **folders: Path
+    engine: SwitchingEngine, model_id: str, engine_args: Mapping[str, Any] = MappingProxyType({}), /, **folders: Path
 ) -> None:
     args = ENGINE_ARGS | dict(engine_args)
     for version, folder in folders.items():

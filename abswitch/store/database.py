@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -31,6 +32,8 @@ CONFIG = {
     # A table name must never resolve to a Python variable that happens to be in scope.
     "python_enable_replacements": "false",
 }
+_ROW_GROUP = 122_880
+"""DuckDB reads so many rows in one thread, however many it has."""
 _HOLDER = re.compile(r"lock is held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
 
 # DuckDB shares a file among the connections of one process, so its lock does not stop a second recorder there; two
@@ -68,6 +71,8 @@ class Database:
         self._closed = False
         self._root: duckdb.DuckDBPyConnection | None = None
         self._laid = False
+        self._readers, self._readers_lock = 0, threading.Lock()
+        self._most_threads = 1
         self._claim()
         try:
             self.ensure_open()
@@ -127,27 +132,43 @@ class Database:
 
     def select(self, sql: str, params: Params = None) -> pd.DataFrame:
         """Rows of one reading statement; see `abswitch.store.reading.select`."""
-        cursor = self.cursor()
-        try:
+        with self._reading() as cursor:
             return reading.select(cursor, self.name, sql, params)
-        finally:
-            cursor.close()
 
     def rows(self, sql: str, params: Params = None) -> list[tuple[Any, ...]]:
         """`select` as tuples, without looking at the statement; for the store's own modules."""
-        cursor = self.cursor()
-        try:
+        with self._reading() as cursor:
             return reading.rows(cursor, self.name, sql, params)
-        finally:
-            cursor.close()
 
     def export(self, source: str, path: Path | str) -> Path:
         """A table, or what a statement selects, as a file; see `abswitch.store.reading.export`."""
-        cursor = self.cursor()
-        try:
+        with self._reading() as cursor:
             return reading.export(cursor, self.name, source, path)
+
+    @contextmanager
+    def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor; while one of a large store is in use, DuckDB has all its threads.
+
+        Otherwise it has that of the caller alone. Its others help with many rows only, but wake up at every commit,
+        too, and hold for milliseconds the cores that requests and switches need.
+        """
+        cursor = self.cursor()
+        large = _is_large(cursor)
+        try:
+            if large:
+                self._threads(cursor, readers=1)
+            yield cursor
         finally:
+            if large:
+                self._threads(cursor, readers=-1)
             cursor.close()
+
+    def _threads(self, cursor: duckdb.DuckDBPyConnection, *, readers: int) -> None:
+        with self._readers_lock:
+            self._readers += readers
+            # A store that was closed, or given up, meanwhile is told of by whatever reads it.
+            with suppress(Exception):
+                cursor.execute(f"SET threads = {self._most_threads if self._readers else 1}")
 
     def close(self) -> None:
         """Let go of the file. Idempotent."""
@@ -171,7 +192,10 @@ class Database:
         try:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            return duckdb.connect(self.name, config=dict(CONFIG))
+            connection = duckdb.connect(self.name, config=dict(CONFIG))
+            self._most_threads = int(connection.execute("SELECT current_setting('threads')").fetchall()[0][0])
+            connection.execute("SET threads = 1")
+            return connection
         except (duckdb.Error, OSError) as error:
             kind = Held if _HOLDER.search(str(error)) else Unavailable
             raise kind(_why_not_open(self.name, error)) from error
@@ -219,6 +243,14 @@ class Database:
         with _OPEN_LOCK:
             if self.path is not None:
                 _OPEN_PATHS.discard(self.path)
+
+
+def _is_large(cursor: duckdb.DuckDBPyConnection) -> bool:
+    """Whether there is more than one thread can be busy with; DuckDB knows the number without counting."""
+    try:
+        return bool(cursor.execute("SELECT count(*) FROM requests").fetchall()[0][0] > _ROW_GROUP)
+    except Exception:  # what is wrong is told by the reading itself
+        return False
 
 
 def _create(connection: duckdb.DuckDBPyConnection) -> None:
