@@ -6,9 +6,10 @@
 set -uo pipefail
 with_engines=(tests/benchmarks tests/browser tests/integration)
 most_again=5
-folder=${ABSWITCH_TEST_FOLDER:-$(mktemp -d)}
+given=${2:-}  # with `beside`: the folder of whoever settles what failed
+folder=${given:-$(mktemp -d)}
 child=
-trap '[ -z "$child" ] || kill "$child" 2>/dev/null; [ -n "${ABSWITCH_TEST_FOLDER:-}" ] || rm -rf "$folder"' EXIT
+trap '[ -z "$child" ] || kill "$child" 2>/dev/null; [ -n "$given" ] || rm -rf "$folder"' EXIT
 trap 'exit 1' TERM
 
 # part NAME ARGUMENTS…: a run of pytest; its failures and its status are kept under its name.
@@ -50,9 +51,9 @@ settle() {
 
 if [ "${1:-}" = beside ]; then
     beside
-    [ -z "${ABSWITCH_TEST_FOLDER:-}" ] || exit 0  # settled by whoever keeps the folder
+    [ -z "$given" ] || exit 0
 else
-    ABSWITCH_TEST_FOLDER=$folder nice -n 5 "$0" beside >"$folder/said" 2>&1 & other=$!
+    nice -n 5 "$0" beside "$folder" >"$folder/said" 2>&1 & other=$!
     trap 'kill "$other" ${child:+"$child"} 2>/dev/null; rm -rf "$folder"' EXIT
     engines
     wait "$other"
