@@ -41,6 +41,7 @@ from abswitch.rollout.operation import (
     Warm,
     Warmed,
     WarmFailed,
+    Withdraw,
 )
 from abswitch.rollout.strategies import AtEnd
 
@@ -197,7 +198,8 @@ def _stage_timer(op: Operation) -> tuple[Effect, ...]:
 
 def _route_failed(op: Operation, event: RouteFailed) -> Step:
     if op.phase is P.ROLLING_BACK:
-        return replace(op, phase=P.FAILED, reason=f"no way back: {event.reason}"), (Unpin(op.candidates),)
+        failed = replace(op, phase=P.FAILED, reason=f"no way back: {event.reason}")
+        return failed, (Withdraw(), Unpin(op.candidates))
     return _back(op, P.ROLLED_BACK, event.reason)
 
 

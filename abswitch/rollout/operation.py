@@ -276,6 +276,12 @@ class Route(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw(Effect):
+    """Take what the operation routes beside the stable version out of the route, although no way back could be brought
+    up: the stable version keeps all traffic, dead as it may be, and is started again like any other."""
+
+
+@dataclass(frozen=True, slots=True)
 class Drain(Effect):
     """Report when no request holds any of the versions any more."""
 

@@ -91,6 +91,9 @@ class Effects:
                 self._run(self._drain(operation, versions))
             case ops.Route():
                 self._route(operation, effect)
+            case ops.Withdraw():
+                for row in self._router.stable_alone(operation.model_id, operation.operation_id):
+                    self._record_route(row)
             case ops.SetTimer(delay_s):
                 elapsed = ops.StageElapsed(epoch=operation.epoch)
                 self._timers[operation.operation_id] = self._after(delay_s, operation, elapsed)

@@ -74,8 +74,10 @@ class Reviver:
         self._expected[model_id] = reason
 
     def settled(self, model_id: str) -> None:
-        """There is nothing to wait for any more; who waits is told."""
+        """There is nothing to wait for any more, unless a version is on its way; who waits is told."""
         self._expected.pop(model_id, None)
+        if coming := [task.get_name() for key, task in self._tasks.items() if key[0] == model_id]:
+            self._expected[model_id] = coming[-1]
         self._router.tell(model_id)
 
     def bring_up(self, model_id: str, version: str) -> None:
@@ -100,7 +102,7 @@ class Reviver:
             work.close()
             return
         self._expected[model_id] = words
-        task = asyncio.get_running_loop().create_task(work, name=f"revive {model_id}:{version}")
+        task = asyncio.get_running_loop().create_task(work, name=words)  # what `settled` goes back to
         self._tasks[key] = task
         task.add_done_callback(lambda _: self._ended(key))
 

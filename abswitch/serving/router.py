@@ -238,6 +238,17 @@ class RequestRouter:
         )
         return self._put(snapshot)
 
+    def stable_alone(self, model_id: str, operation_id: str) -> tuple[RouteRecord, ...]:
+        """End an operation's split: the stable arm has all of it, whatever became of its instance.
+
+        Returns:
+            The rows of the new snapshot; none where the snapshot in force is not the operation's.
+        """
+        current = self._snapshots.get(model_id)
+        if current is None or current.operation_id != operation_id:
+            return ()
+        return self.commit(model_id, stable=current.stable).records()
+
     def withdraw(self, model_id: str) -> None:
         """Let nothing serve the model any more; who waits for a change is told."""
         self._snapshots.pop(model_id, None)

@@ -155,3 +155,24 @@ async def test_a_stable_version_that_dies_during_an_operation_is_tried_for_as_lo
     await passing(shell, 10)
     assert set(await asyncio.gather(*waiting)) == {"I am v1", "I am v2"}
     await shell.close()
+
+
+async def test_where_nothing_can_be_brought_back_the_stable_version_keeps_all_traffic() -> None:
+    shell = breakable()
+    await shell.deploy("v1")
+    operation_id = await shell.split("v2", 50)
+    never_load(shell, "v1")
+    for version in ("v1", "v2"):
+        shell.instance(version).die("out of memory")
+    waiting = [asyncio.create_task(shell.ask(f"user-{i}")) for i in range(40)]
+    await passing(shell, 3)
+    failed = shell.switcher.operation(operation_id)
+    assert failed.phase is Phase.FAILED and "no way back" in failed.reason
+    route = shell.router.snapshot(MODEL)
+    assert [(arm.version, arm.share) for arm in route.arms] == [("v1", 1.0)], "no share for one that is gone"
+    assert route.operation_id is None
+    assert [(row.version, row.share) for row in shell.routes if row.epoch == route.epoch] == [("v1", 1.0)]
+    never_load(shell, "nothing")
+    await passing(shell, 10)
+    assert set(await asyncio.gather(*waiting)) == {"I am v1"}
+    await shell.close()
