@@ -43,9 +43,18 @@ class Readiness:
     async def prove(self, version: ModelVersion) -> CachedVersion:
         """Load the version if need be, and return once it has shown that it works. Concurrent calls share the work.
 
+        Until the caller goes on it is not brought down, so that who takes a lease at once has one of what runs.
+
         Raises:
             LoadFailed: it did not load, generated nothing, or its answers are not its own.
         """
+        self._cache.pin(version.key)
+        try:
+            return await self._proven(version)
+        finally:
+            self._cache.unpin(version.key)
+
+    async def _proven(self, version: ModelVersion) -> CachedVersion:
         while True:
             cached = await self._cache.ensure(version)
             if self._shown.get(version.key) is cached:

@@ -11,7 +11,8 @@ from abswitch.domain import SwitchPath
 from abswitch.errors import LoadFailed
 from abswitch.serving.golden import PROMPTS, Answers, GoldenPrompts, ReferenceKey, agreement
 from abswitch.serving.readiness import Readiness
-from tests.serving.harness import MODEL, Shell
+from abswitch.serving.scripted import Gate
+from tests.serving.harness import MODEL, Shell, eventually
 
 
 async def test_a_version_is_ready_only_after_it_generated(shell: Shell) -> None:
@@ -28,6 +29,20 @@ async def test_many_who_ask_share_one_showing(shell: Shell) -> None:
     cached = await asyncio.gather(*(shell.readiness.prove(version) for _ in range(10)))
     assert len({id(one) for one in cached}) == 1
     assert shell.instance("v1").counts.loads == 1 and len(shell.instance("v1").requests) == 1
+
+
+async def test_what_is_being_shown_is_not_unloaded_for_another() -> None:
+    gate = Gate()
+    shell = Shell(max_cached_models=1, configure=lambda instance: setattr(instance, "token_gate", gate))
+    one, other = (shell.registry.get(MODEL, version) for version in ("v1", "v2"))
+    asked = asyncio.create_task(shell.readiness.prove(one))
+    await eventually(lambda: gate.waiting == 1)
+    await shell.cache.ensure(other)
+    assert shell.cache.loaded.keys() == {one.key, other.key}, "the limit gives way to what is in use"
+    gate.open()
+    assert (await asked).instance is shell.instance("v1")
+    assert shell.instance("v1").counts.stops == 0
+    await shell.close()
 
 
 async def test_a_reload_is_shown_anew(shell: Shell) -> None:
