@@ -14,9 +14,11 @@ import pytest
 
 from abswitch.serving.reaper import marked
 from abswitch.testing import TinyModels
-from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(240)]
+
+GONE_WITHIN_S = 10.0
+START_S = 120.0
 
 KERNEL = """
 import asyncio, signal, sys
@@ -110,9 +112,9 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float) -> No
 
 def assert_nothing_survives(kernel: Kernel, engines: list[psutil.Process]) -> None:
     kernel.kill()
-    wait_until(lambda: not kernel.engines(), "every engine of a killed kernel ends", PATIENCE_S)
+    wait_until(lambda: not kernel.engines(), "every engine of a killed kernel ends", GONE_WITHIN_S)
     # Also those whose marker could not be read any more.
-    wait_until(lambda: not any(is_running(engine) for engine in engines), "the engines seen before", PATIENCE_S)
+    wait_until(lambda: not any(is_running(engine) for engine in engines), "the engines seen before", GONE_WITHIN_S)
 
 
 def is_running(process: psutil.Process) -> bool:
@@ -139,6 +141,6 @@ def test_killed_while_it_serves_and_not_by_an_interrupt(kernel: Kernel) -> None:
 def test_killed_during_the_start(kernel: Kernel, resident_bytes: int) -> None:
     kernel.until_said("starting")
     wait_until(
-        lambda: any(engine.memory_info().rss > resident_bytes for engine in kernel.engines()), "a start", PATIENCE_S
+        lambda: any(engine.memory_info().rss > resident_bytes for engine in kernel.engines()), "a start", START_S
     )
     assert_nothing_survives(kernel, kernel.engines())
