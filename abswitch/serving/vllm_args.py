@@ -34,9 +34,7 @@ DEVICE_KV_CACHE_BYTES = 4 << 30
 LORA_SLOTS = 4
 _LORA_RANK = 16
 EXECUTOR = "abswitch.serving.vllm_executor.PlacedExecutor"
-_SPREAD = (
-    "distributed_executor_backend", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size",
-)  # fmt: skip
+_WORKERS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 _OWNED = ("model", "revision", "trust_remote_code")
 _LORA_FIELDS = ("enable_lora", "max_lora_rank", "max_loras")
 _IMPORT = threading.Lock()
@@ -208,8 +206,9 @@ def defaults(vllm: Vllm, given: Mapping[str, Any]) -> dict[str, Any]:
 def may_be_placed(vllm: Vllm, args: Mapping[str, Any]) -> bool:
     """Whether an engine computes on cores of our choice: not on an accelerator, nor where the user said otherwise, by
     an executor, several workers, or `VLLM_CPU_OMP_THREADS_BIND`."""
-    chosen = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto" or any(args.get(name) for name in _SPREAD)
-    return vllm.on_cpu and not chosen
+    bound = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "auto") != "auto"
+    several = any((args.get(name) or 1) != 1 for name in _WORKERS)
+    return vllm.on_cpu and not (bound or several or args.get("distributed_executor_backend"))
 
 
 def on_cores(args: Mapping[str, Any], group: CoreGroup) -> dict[str, Any]:
@@ -217,7 +216,7 @@ def on_cores(args: Mapping[str, Any], group: CoreGroup) -> dict[str, Any]:
     cores = {"abswitch_cores": {"cpus": list(group.cpus), "threads": group.threads}}
     return {
         "distributed_executor_backend": EXECUTOR,
-        "additional_config": {**args.get("additional_config", {}), **cores},
+        "additional_config": {**(args.get("additional_config") or {}), **cores},
     }
 
 

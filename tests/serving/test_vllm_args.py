@@ -16,7 +16,8 @@ import pytest
 
 from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import InvalidInput
-from abswitch.serving.vllm_args import EnginePlan, LoraRoom, Vllm, plan_of
+from abswitch.serving.cores import CoreGroup
+from abswitch.serving.vllm_args import EXECUTOR, EnginePlan, LoraRoom, Vllm, may_be_placed, on_cores, plan_of
 from abswitch.serving.vllm_engine import _Slot
 from abswitch.serving.vllm_log import EngineLog, exit_words, why_it_died, why_it_failed
 
@@ -107,6 +108,34 @@ def test_unknown_and_misplaced_arguments(model: Path, name: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         plan(model, **wrong)
     assert caught.value.field == f"model_config.engine_args.{name}"
+
+
+@pytest.mark.parametrize(
+    ("args", "placed"),
+    [
+        ({}, True),
+        ({"tensor_parallel_size": 1, "additional_config": None}, True),
+        ({"tensor_parallel_size": 2}, False),
+        ({"data_parallel_size": 2}, False),
+        ({"distributed_executor_backend": "mp"}, False),
+    ],
+)
+def test_cores_are_chosen_unless_the_user_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch, args: dict[str, Any], placed: bool
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    assert may_be_placed(library(), args) is placed
+    assert not may_be_placed(library(cpu=False), args)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-1")
+    assert not may_be_placed(library(), args)
+
+
+def test_the_cores_are_told_beside_what_the_user_told() -> None:
+    group = CoreGroup((2, 3), 2)
+    cores = {"abswitch_cores": {"cpus": [2, 3], "threads": 2}}
+    assert on_cores({"additional_config": None}, group)["additional_config"] == cores
+    mine = on_cores({"additional_config": {"mine": 1}}, group)
+    assert mine == {"distributed_executor_backend": EXECUTOR, "additional_config": {"mine": 1} | cores}
 
 
 def test_an_adapter_brings_its_room(model: Path, adapter: Path) -> None:
