@@ -57,13 +57,16 @@ class GoldenPrompts:
         self._keep = keep
         self._numbers = count()
 
-    async def check(self, version: ModelVersion, cached: CachedVersion) -> None:
-        """Compare with the reference, or record it where there is none.
+    async def ask(self, key: VersionKey, instance: ModelInstance) -> Answers:
+        """What an instance answers to the golden prompts, asked all at once."""
+        return tuple(await asyncio.gather(*(self._answer(key, instance, prompt) for prompt in PROMPTS)))
+
+    def compare(self, version: ModelVersion, cached: CachedVersion, answers: Answers) -> None:
+        """Hold answers against the reference, or make them the reference where there is none.
 
         Raises:
             LoadFailed: the answers are not those of this version.
         """
-        answers = await self._ask(version.key, cached.instance)
         key = (*version.key, cached.weights_digest or "")
         reference = self._references.get(key)
         if reference is None or len(reference) != len(answers):  # none yet, or to other prompts than today's
@@ -88,9 +91,6 @@ class GoldenPrompts:
             return
         self._references[key] = answers
         self._keep(key, answers)
-
-    async def _ask(self, key: VersionKey, instance: ModelInstance) -> Answers:
-        return tuple(await asyncio.gather(*(self._answer(key, instance, prompt) for prompt in PROMPTS)))
 
     async def _answer(self, key: VersionKey, instance: ModelInstance, prompt: str) -> tuple[str, ...]:
         request = GenerationRequest(

@@ -13,7 +13,7 @@ from itertools import count
 from abswitch.domain import GenerationRequest, ModelVersion, SwitchPath, VersionKey
 from abswitch.errors import LoadFailed
 from abswitch.serving.cache import CachedVersion, ModelCache
-from abswitch.serving.golden import GoldenPrompts
+from abswitch.serving.golden import Answers, GoldenPrompts
 from abswitch.serving.instance import ModelInstance
 
 log = logging.getLogger(__name__)
@@ -79,10 +79,11 @@ class Readiness:
 
     async def _show(self, version: ModelVersion, cached: CachedVersion) -> CachedVersion:
         try:
-            if not await self._first_token(version, cached.instance):
+            tokens, answers = await self._first_tokens(version, cached.instance)
+            if not tokens:
                 raise LoadFailed(f"{version} loaded but generated no token")
             if self._golden is not None:
-                await self._golden.check(version, cached)
+                self._golden.compare(version, cached, answers)
         except Exception as error:
             self._give_up(version, cached)
             if isinstance(error, LoadFailed):
@@ -95,6 +96,19 @@ class Readiness:
         """What did not show that it works is unloaded, so that the next attempt begins from its files."""
         if self._cache.loaded.get(version.key) is cached:
             self._cache.evict(version.key)
+
+    async def _first_tokens(self, version: ModelVersion, instance: ModelInstance) -> tuple[int, Answers]:
+        """How many tokens a first request brought, and the golden answers. They are asked for together: an engine takes
+        little longer for a step of many requests than for one of a single request."""
+        if self._golden is None:
+            return await self._first_token(version, instance), ()
+        asked = (self._first_token(version, instance), self._golden.ask(version.key, instance))
+        tokens, answers = await asyncio.gather(*asked, return_exceptions=True)  # neither is left behind by the other
+        if isinstance(tokens, BaseException):
+            raise tokens
+        if isinstance(answers, BaseException):
+            raise answers
+        return tokens, answers
 
     async def _first_token(self, version: ModelVersion, instance: ModelInstance) -> int:
         request = GenerationRequest(

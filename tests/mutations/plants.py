@@ -152,8 +152,8 @@ PLANTS = (
           "xorbitsai/inference/pull/5549"),
     # --- instances and memory
     Plant("traffic to a candidate that generated nothing", "serving/readiness.py",
-          "            if not await self._first_token(version, cached.instance):\n", "            if False:\n",
-          SERVING + "test_readiness.py::test_a_version_is_ready_only_after_it_generated",
+          "            if not tokens:\n", "            if False:\n",
+          SERVING + "test_readiness.py::test_what_did_not_show_it_is_unloaded",
           "SeldonIO/MLServer/issues/2056"),
     Plant("what was proven once counts for every later load", "serving/readiness.py",
           "return cached if cached is not None and self._shown.get(key) is cached else None",
