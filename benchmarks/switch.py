@@ -6,8 +6,9 @@
                 that is still being written to the store
 - transitions   p95 latency while an immediate, gradual or canary switch runs, against steady windows beside it, at half
                 of what both engines take together at a split of 50 %. Beside it steady windows at such a split: what
-                two engines at work cost without any transition. And all of it at a twentieth, which leaves two cores
-                time (light): an engine computes without a pause while it has any request
+                two engines at work cost without any transition. At 34 M parameters, where an engine computes most of
+                the time; and at 0.3 M (tiny), where a step of vLLM is its own Python, and this process, the third that
+                never rests, takes a good part of the two cores from the engines
 - cold          a switch to a version that must be loaded, against the start of a bare `AsyncLLM`
 - in place      the same by putting its weights into the running engine, against stop and start, at 350 M parameters:
                 of engines as vLLM starts them by itself, and of ours, which on a CPU start in half the time
@@ -63,6 +64,8 @@ GOALS = {
     "loop_gap_ms": 100.0,
 }
 _AT_LEAST = {"in_place_speedup"}
+_REST_S = 1.0
+"""Before a window of load, so that none begins while the one before it is still being written to the store."""
 _IN_MEMORY = next(filter(os.path.isdir, ["/dev/shm"]), None)  # a file system in memory is what is asked for
 
 _BARE = """
@@ -146,9 +149,9 @@ async def flips_in_memory(rounds: int) -> dict[str, float]:
 
 
 async def transitions(
-    engine: SwitchingEngine, models: TinyModels, windows: int, window_s: float, capacity: float | None = None
+    engine: SwitchingEngine, models: TinyModels, windows: int, window_s: float, at: str = ""
 ) -> dict[str, float]:
-    """Windows with a switch in their middle, each beside a steady one: at half load, or a twentieth of a capacity."""
+    """Windows with a switch in their middle, each beside a steady one, at half load; `at` ends the figures' names."""
     prompts = [problem.prompt for problem in models.task.problems(200, seed=4)]
 
     def other() -> str:
@@ -161,8 +164,11 @@ async def transitions(
         await handle.keep()
         return seen
 
-    at = "" if capacity is None else "_light"
-    rate = 0.5 * await split(lambda: capacity_per_s(engine, prompts)) if capacity is None else 0.05 * capacity
+    async def steadily() -> list[float]:
+        await asyncio.sleep(_REST_S)
+        return await load(engine, prompts, rate, window_s)
+
+    rate = 0.5 * await split(lambda: capacity_per_s(engine, prompts))
     say(f"  load: {rate:.0f} requests/s")
     found: dict[str, float] = {f"load_per_s{at}": rate}
     kinds: dict[str, dict[str, Any]] = {
@@ -177,6 +183,7 @@ async def transitions(
         for kind, config in kinds.items():
 
             async def switched(kind: str = kind, config: dict[str, Any] = config) -> list[float]:
+                await asyncio.sleep(_REST_S)
                 under_load = asyncio.create_task(load(engine, prompts, rate, window_s))
                 await asyncio.sleep(0.1 * window_s)
                 handle = await engine.start_switch(other(), kind, config, model_id="tiny")
@@ -187,11 +194,11 @@ async def transitions(
                 return latencies
 
             if window % 2:
-                moved, steady = await switched(), await load(engine, prompts, rate, window_s)
+                moved, steady = await switched(), await steadily()
             else:
-                steady, moved = await load(engine, prompts, rate, window_s), await switched()
+                steady, moved = await steadily(), await switched()
             pairs[kind].append((moved, steady))
-        splits.append(await split(lambda: load(engine, prompts, rate, window_s)))
+        splits.append(await split(steadily))
         say(f"  window {window + 1}/{windows}: " + ", ".join(
             f"{kind} p95 {1e3 * p(pairs[kind][-1][0], 0.95):.1f} ms (steady {1e3 * p(pairs[kind][-1][1], 0.95):.1f})"
             for kind in kinds) + f", steady split {1e3 * p(splits[-1], 0.95):.1f}")  # fmt: skip
@@ -203,6 +210,19 @@ async def transitions(
     return found | _added(
         f"added_p95_split{at}", list(zip(splits, [steady for _, steady in pairs["canary"]], strict=True))
     )
+
+
+async def computing(models: TinyModels, scratch: Path, windows: int, window_s: float) -> dict[str, float]:
+    """The same where an engine's time goes into the model."""
+    folders = {
+        version: await asyncio.to_thread(checkpoint, scratch / version, models.baseline, seed=seed, millions=30)
+        for seed, version in enumerate(("v1", "v2"))
+    }
+    async with SwitchingEngine(store=scratch / "computing.duckdb") as engine:
+        register(engine, "tiny", **folders)
+        await asyncio.gather(engine.load("v1"), engine.load("v2"))
+        await engine.deploy("v1")
+        return await transitions(engine, models, windows, window_s)
 
 
 def _added(name: str, windows: list[tuple[list[float], list[float]]]) -> dict[str, float]:
@@ -330,10 +350,10 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
             found |= router_us(engine, 2_000 if quick else 100_000)
             await handle.abort()
             await handle.done()
-            say("transitions under load")
-            window_s = 2.0 if quick else 4.0
-            found |= await transitions(engine, models, 1 if quick else 8, window_s)
-            found |= await transitions(engine, models, 1 if quick else 8, window_s, 2 * found["load_per_s"])
+            say("transitions under load, tiny")
+            found |= await transitions(engine, models, 1 if quick else 8, 2.0 if quick else 4.0, "_tiny")
+        say("transitions under load, 34 M parameters")
+        found |= await computing(models, scratch, 1 if quick else 12, 4.0 if quick else 8.0)
         say("cold switches")
         found |= await cold(models, 1 if quick else 3)
         say("memory per version")
