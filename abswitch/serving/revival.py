@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from abswitch.clock import Clock
 from abswitch.domain import RouteRecord, SwitchPath, VersionKey
@@ -18,6 +18,13 @@ from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.router import STABLE, RequestRouter, RoutedArm
 
 log = logging.getLogger(__name__)
+
+
+class _Coming(NamedTuple):
+    """A version on its way, and how who waits for it is told so."""
+
+    words: str
+    task: asyncio.Task[None]
 
 
 class Reviver:
@@ -50,7 +57,7 @@ class Reviver:
         self._is_switching = is_switching
         self._give_up = give_up
         self._backoffs: dict[VersionKey, BackOff] = {}
-        self._tasks: dict[VersionKey, asyncio.Task[None]] = {}
+        self._coming: dict[VersionKey, _Coming] = {}
         self._expected: dict[str, str] = {}
         self._failures: dict[str, tuple[float, str]] = {}
 
@@ -76,7 +83,7 @@ class Reviver:
     def settled(self, model_id: str) -> None:
         """There is nothing to wait for any more, unless a version is on its way; who waits is told."""
         self._expected.pop(model_id, None)
-        if coming := [task.get_name() for key, task in self._tasks.items() if key[0] == model_id]:
+        if coming := [one.words for key, one in self._coming.items() if key[0] == model_id]:
             self._expected[model_id] = coming[-1]
         self._router.tell(model_id)
 
@@ -91,24 +98,24 @@ class Reviver:
 
     async def close(self) -> None:
         """End the attempts."""
-        tasks = tuple(self._tasks.values())
+        tasks = [one.task for one in self._coming.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _begin(self, model_id: str, version: str, words: str, work: Coroutine[Any, Any, None]) -> None:
         key = (model_id, version)
-        if key in self._tasks:
+        if key in self._coming:
             work.close()
             return
         self._expected[model_id] = words
-        task = asyncio.get_running_loop().create_task(work, name=words)  # what `settled` goes back to
-        self._tasks[key] = task
+        task = asyncio.get_running_loop().create_task(work)
+        self._coming[key] = _Coming(words, task)
         task.add_done_callback(lambda _: self._ended(key))
 
     def _ended(self, key: VersionKey) -> None:
-        self._tasks.pop(key, None)
-        if not any(model_id == key[0] for model_id, _ in self._tasks):
+        self._coming.pop(key, None)
+        if not any(model_id == key[0] for model_id, _ in self._coming):
             self._expected.pop(key[0], None)
 
     async def _serve(self, model_id: str, version: str) -> None:
