@@ -131,6 +131,10 @@ class Effects:
     def _after(self, delay_s: float, operation: Operation, event: Event) -> Timer:
         return self._clock.call_later(delay_s, lambda: self._answer_to(operation.operation_id, event))
 
+    def _goes_on(self, operation: Operation) -> bool:
+        """Whether the operation is still where it was when it asked for this."""
+        return self._current(operation.operation_id).epoch == operation.epoch
+
     def _answer(self, operation: Operation, event: Event) -> None:
         self._answer_to(operation.operation_id, replace(event, epoch=operation.epoch))
 
@@ -142,8 +146,10 @@ class Effects:
                 await self._make_room(operation, instead_of)
                 await self._take_the_place(operation, versions[0], instead_of)
             for version in versions:
+                if not self._goes_on(operation):
+                    return
                 await self._in_time(operation, version, self._cache.ensure)
-            if operation.stable is not None and operation.strategy.needs_stable:
+            if self._goes_on(operation) and operation.stable is not None and operation.strategy.needs_stable:
                 await self._cache.ensure(self._registry.get(operation.model_id, operation.stable))
         except LoadFailed as failure:
             self._answer(operation, ops.LoadFailed(reason=str(failure)))
@@ -177,6 +183,8 @@ class Effects:
     async def _warm(self, operation: Operation, versions: tuple[str, ...]) -> None:
         try:
             for version in versions:
+                if not self._goes_on(operation):
+                    return
                 await self._in_time(operation, version, self._readiness.prove)
         except Exception as error:
             self._answer(operation, ops.WarmFailed(reason=str(error) or type(error).__name__))
@@ -219,11 +227,13 @@ class Effects:
         try:
             while not all(self._readiness.ready((model_id, version)) for version in wanted):
                 for version in wanted:
+                    if not self._goes_on(operation):
+                        return  # aborted, say: nothing keeps its versions loaded any more, and they push out each other
                     await self._readiness.prove(self._registry.get(model_id, version))
         except Exception as error:
             self._answer(operation, ops.RouteFailed(reason=str(error)))
             return
-        if self._current(operation.operation_id).epoch == operation.epoch:  # not aborted meanwhile
+        if self._goes_on(operation):
             self._commit(operation, route)
 
     def _commit(self, operation: Operation, route: ops.Route) -> None:

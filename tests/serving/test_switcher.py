@@ -19,7 +19,8 @@ from abswitch.errors import (
     UnknownVersion,
 )
 from abswitch.rollout import operation as ops
-from abswitch.rollout.operation import Phase
+from abswitch.rollout.operation import Operation, Phase
+from abswitch.rollout.strategies import strategy_of
 from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.scripted import Gate, ScriptedInstance
 from tests.serving.harness import MODEL, Shell, eventually
@@ -141,6 +142,58 @@ async def test_abort_while_loading_leaves_the_stable_version_alone() -> None:
     gate.open()
     await shell.close()
     assert all(instance.counts.stops == 1 for instance in shell.backend.made), "also the one that was loading"
+
+
+ARMS = {"arms": {"v2": 25, "v3": 25}}
+
+
+def made(shell: Shell) -> list[str]:
+    return [instance.version.version for instance in shell.backend.made]
+
+
+async def test_after_an_abort_no_further_candidate_is_loaded() -> None:
+    gate = Gate(is_open=True)
+    shell = Shell(configure=lambda instance: setattr(instance, "load_gate", gate))
+    await shell.deploy("v1")
+    gate.close()
+    operation_id = await shell.start("v2", "ab_test", ARMS)
+    await eventually(lambda: gate.waiting == 1)
+    await shell.switcher.abort(operation_id)
+    gate.open()
+    await settled()
+    assert made(shell) == ["v1", "v2"]
+    await shell.close()
+
+
+async def test_an_abort_ends_the_bringing_back_of_versions_that_do_not_all_fit() -> None:
+    """Nothing keeps them loaded any more: each would push out another one, and so on without an end."""
+    gate = Gate(is_open=True)
+    shell = Shell(configure=lambda instance: setattr(instance, "load_gate", gate), max_cached_models=2)
+    await shell.deploy("v1")
+    gate.close()
+    found = Operation(
+        operation_id="op-found",
+        model_id=MODEL,
+        stable="v1",
+        candidate="v2",
+        strategy=strategy_of("ab_test", ARMS),
+        phase=Phase.PAUSED,
+        detached=True,
+    )
+    shell.switcher.adopt(found, "salt", 1)
+    await shell.switcher.tell("op-found", ops.Resume())
+    await eventually(lambda: gate.waiting == 1)
+    await shell.switcher.abort("op-found")
+    await shell.until("op-found", Phase.ABORTED)
+    gate.open()
+    await settled()
+    assert made(shell) == ["v1", "v2"] and await shell.ask() == "I am v1"
+    await shell.close()
+
+
+async def settled() -> None:
+    for _ in range(300):
+        await asyncio.sleep(0)
 
 
 async def test_a_command_the_phase_does_not_take_changes_nothing(shell: Shell) -> None:

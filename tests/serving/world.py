@@ -56,14 +56,21 @@ class TickingClock(VirtualClock):
         self._heap.clear()
 
 
+MOST_TURNS = 200_000
+"""Of the event loop until everything waits; the busiest step of a history takes a few thousand."""
+
+
 class IdleSelector(selectors.DefaultSelector):
-    """Tells when the event loop has nothing left to run."""
+    """Tells when the event loop has nothing left to run, and fails when that does not come."""
 
     def __init__(self) -> None:
         super().__init__()
         self.when_idle: Callable[[], None] = lambda: None
+        self.turns = 0
 
     def select(self, timeout: float | None = None) -> Any:
+        self.turns += 1
+        assert self.turns < MOST_TURNS, "something goes on and on although no time passes"
         if timeout is None or timeout > 0:
             self.when_idle()
         return super().select(0)
@@ -76,6 +83,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         selector = IdleSelector()
         super().__init__(selector)
         selector.when_idle = self.stop
+        self._selecting = selector
         self._virtual = clock
 
     def time(self) -> float:
@@ -83,6 +91,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def settle(self) -> None:
         """Run until everything waits."""
+        self._selecting.turns = 0
         self.run_forever()
 
 
