@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from functools import lru_cache
 from typing import Any
 
 from abswitch.rollout.operation import Operation, Phase
-from abswitch.rollout.strategies import strategy_of
+from abswitch.rollout.strategies import Strategy, strategy_of
+
+_FIELDS = tuple(field.name for field in fields(Operation))
 
 
 def recovered(operation: Operation, now_s: float) -> Operation:
@@ -52,9 +55,15 @@ def _doing(operation: Operation) -> str:
 
 def operation_to_dict(operation: Operation) -> dict[str, Any]:
     """JSON values; `operation_of` reads them back."""
-    plain = {f.name: getattr(operation, f.name) for f in fields(operation)}
-    strategy = {"type": operation.strategy.type.value, "config": asdict(operation.strategy)}
+    plain = {name: getattr(operation, name) for name in _FIELDS}
+    strategy = {"type": operation.strategy.type.value, "config": dict(_config(operation.strategy))}
     return plain | {"strategy": strategy, "phase": operation.phase.value, "ending": operation.ending}
+
+
+@lru_cache(maxsize=64)
+def _config(strategy: Strategy) -> Mapping[str, Any]:
+    """The same at every move of an operation."""
+    return asdict(strategy)
 
 
 def operation_of(plain: Mapping[str, Any]) -> Operation:

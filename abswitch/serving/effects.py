@@ -237,13 +237,19 @@ class Effects:
             self._commit(operation, route)
 
     def _commit(self, operation: Operation, route: ops.Route) -> None:
-        model_id = operation.model_id
+        snapshot = None
         if route.active is None:
-            self._router.withdraw(model_id)
+            self._router.withdraw(operation.model_id)
         else:
-            for row in self._committed(operation, route, route.active).records():
-                self._record_route(row)
-        self._registry.activate(model_id, route.active, operation.operation_id, reason=operation.reason)
+            snapshot = self._committed(operation, route, route.active)
+        # A turn of the loop later: requests that are there already meet the new route before the registry and the store
+        # hear of it.
+        asyncio.get_running_loop().call_soon(self._tell_of, operation, route.active, snapshot)
+
+    def _tell_of(self, operation: Operation, active: str | None, snapshot: RouteSnapshot | None) -> None:
+        for row in () if snapshot is None else snapshot.records():
+            self._record_route(row)
+        self._registry.activate(operation.model_id, active, operation.operation_id, reason=operation.reason)
         self._answer(operation, ops.Routed())
 
     def _committed(self, operation: Operation, route: ops.Route, active: str) -> RouteSnapshot:
