@@ -175,8 +175,9 @@ def assemble(
         machinery = _wire(
             config, clock, recorder, switch_log, tracking, registry_uri, accepted_scorers, record_text, backends
         )
+        undo.callback(machinery.loop.close)
+        _take_over(machinery)
         undo.pop_all()
-    _take_over(machinery)
     return machinery
 
 

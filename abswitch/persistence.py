@@ -7,9 +7,9 @@ as evidence, a little later.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from abswitch.domain import ModelVersion
 from abswitch.errors import AbswitchError, InvalidInput, StoreError
 from abswitch.records import Action, HistoryEntry
 from abswitch.rollout.operation import Operation
-from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered
+from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered, superseded
 from abswitch.serving.golden import Answers, ReferenceKey
 from abswitch.serving.moves import JournalEntry
 from abswitch.serving.timings import Timing
@@ -63,6 +63,13 @@ class Recovery:
     def version_of(self, model_id: str) -> str | None:
         """The version that serves the model."""
         return self.active.get(model_id, (None, ""))[0]
+
+    def take_over(self, move: Mapping[str, Any]) -> None:
+        """Which version serves, after a move."""
+        model_id, operation_id = _model(move), str(move["operation"]["operation_id"])
+        if self.version_of(model_id) != move["active"]:
+            self.activations.append(_activation(move))
+        self.active[model_id] = (move["active"], operation_id)
 
 
 def open_journal(store: Path | str) -> Journal:
@@ -121,17 +128,16 @@ class SwitchLog:
         found = Recovery(crashed=not self._journal.clean)
         latest: dict[str, Adopted] = {}
         for body in _moves(self._journal.entries):
+            found.take_over(body)
             try:
                 operation = operation_of(body["operation"])
             except (InvalidInput, KeyError, TypeError, ValueError) as error:
-                log.error("a move in the journal cannot be read and is left out: %s", error)
+                log.error("an operation in the journal cannot be read and is left out: %s", error)
                 continue
             sequence = body["transition"]["sequence"]
+            latest.pop(operation.operation_id, None)  # in the order of their last moves
             latest[operation.operation_id] = Adopted(recovered(operation, now_s), body["salt"], sequence)
-            if found.version_of(operation.model_id) != body["active"]:
-                found.activations.append(_activation(operation, body))
-            found.active[operation.model_id] = (body["active"], operation.operation_id)
-        found.operations = list(latest.values())
+        found.operations = list(_one_of_each_model(list(latest.values())))
         for entry in self._journal.entries:
             if entry.kind == TIMING:
                 found.timings.append(Timing(**entry.body))
@@ -143,6 +149,14 @@ class SwitchLog:
     def close(self) -> None:
         """Note that this process ended in order."""
         self._journal.close()
+
+
+def _one_of_each_model(adopted: Sequence[Adopted]) -> Iterator[Adopted]:
+    """The same operations; of those of a model that did not end, only the one that moved last still holds it."""
+    holders = {one.operation.model_id: one for one in adopted if not one.operation.phase.is_final}
+    for one in adopted:
+        ended = one.operation.phase.is_final or holders[one.operation.model_id] is one
+        yield one if ended else replace(one, operation=superseded(one.operation))
 
 
 def still_needed(entries: Iterable[Record]) -> list[Record]:
@@ -175,17 +189,17 @@ def _model(body: Mapping[str, Any]) -> str:
     return str(body["operation"]["model_id"])
 
 
-def _activation(operation: Operation, body: Mapping[str, Any]) -> HistoryEntry:
+def _activation(body: Mapping[str, Any]) -> HistoryEntry:
     return HistoryEntry(
-        model_id=operation.model_id,
+        model_id=_model(body),
         sequence=0,  # its place in the history is found when it is taken over
         action=Action.PROMOTED if body["active"] is not None else Action.WITHDRAWN,
         version=body["active"],
         previous=None,
         alias=None,
         actor="journal",
-        reason=operation.reason,
-        operation_id=operation.operation_id,
+        reason=str(body["operation"].get("reason", "")),
+        operation_id=str(body["operation"]["operation_id"]),
         at_s=body["transition"]["at_s"],
     )
 

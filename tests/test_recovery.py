@@ -6,15 +6,22 @@ import json
 import subprocess
 import sys
 import textwrap
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from abswitch import ModelSwitchingConfig, SwitchingEngine
-from abswitch.errors import DuplicateVersion, OperationInProgress
+from abswitch import ModelSwitchingConfig, SwitchingEngine, assembly
+from abswitch.errors import DuplicateVersion, OperationInProgress, StoreError
+from abswitch.persistence import SwitchLog, open_journal
+from abswitch.rollout import operation as ops
+from abswitch.rollout.operation import Operation, Phase
+from abswitch.rollout.strategies import CanaryStrategy
+from abswitch.serving.moves import JournalEntry
 from abswitch.serving.scripted import ScriptedBackend
 
 CONFIG = {"model_id": "bot", "model": "script", "backend": "scripted"}
@@ -259,3 +266,59 @@ def test_the_journal_is_beside_the_store_and_readable(tmp_path: Path) -> None:
     kinds = [json.loads(line.partition(b" ")[2])[1] for line in lines]
     assert kinds[0] == "opened" and kinds.count("move") == 3, kinds
     assert Path(f"{store}.journal.lock").exists()
+
+
+def left_behind(store: Path, *operations: Operation) -> SwitchLog:
+    """The journal of a process that was killed after the last move of each."""
+    journal = open_journal(store)
+    for operation in operations:
+        entry = JournalEntry.of(operation, ops.Routed(), operation, sequence=1, salt="salt", at_s=1.0)
+        SwitchLog(journal, cast(Any, None)).write(entry)
+    journal.abandon()
+    return SwitchLog(open_journal(store), cast(Any, None))
+
+
+def switch(operation_id: str, model_id: str = "bot", phase: Phase = Phase.EVALUATING) -> Operation:
+    return Operation(
+        operation_id=operation_id,
+        model_id=model_id,
+        stable="v1",
+        candidate="v2",
+        strategy=CanaryStrategy(),
+        phase=phase,
+    )
+
+
+def test_of_operations_that_hold_a_model_the_one_that_moved_last_is_taken_over(tmp_path: Path) -> None:
+    log = left_behind(tmp_path / "s.duckdb", switch("op-1"), switch("op-2"), switch("op-3", "helper"))
+    found = {one.operation.operation_id: one.operation.phase for one in log.recovery(0.0).operations}
+    assert found == {"op-1": Phase.ABORTED, "op-2": Phase.PAUSED, "op-3": Phase.PAUSED}
+    log.close()
+
+
+def test_an_operation_that_cannot_be_read_still_tells_which_version_serves(tmp_path: Path) -> None:
+    """One of a newer abswitch, say."""
+    store = tmp_path / "s.duckdb"
+    promoted = replace(switch("op-1", phase=Phase.SUCCEEDED), winner="v2")
+    left_behind(store, switch("op-0", phase=Phase.ABORTED), promoted)._journal.abandon()
+    path = Path(f"{store}.journal")
+    lines = path.read_bytes().rstrip(b"\0").replace(b'"succeeded"', b'"perfected"').splitlines()
+    texts = [line.partition(b" ")[2] for line in lines]
+    path.write_bytes(b"".join(f"{zlib.crc32(text):08x} ".encode() + text + b"\n" for text in texts))
+    log = SwitchLog(open_journal(store), cast(Any, None))
+    found = log.recovery(0.0)
+    assert (found.version_of("bot"), found.activations[-1].version, found.operations) == ("v2", "v2", [])
+    log.close()
+
+
+def test_an_engine_that_could_not_take_over_lets_go_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(machinery: object) -> None:
+        raise StoreError("unreadable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(assembly, "_take_over", refuse)
+        with pytest.raises(StoreError, match="unreadable"):
+            SwitchingEngine(store=tmp_path / "s.duckdb")
+    SwitchingEngine(store=tmp_path / "s.duckdb").close()

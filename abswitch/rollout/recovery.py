@@ -47,6 +47,12 @@ def recovered(operation: Operation, now_s: float) -> Operation:
     )
 
 
+def superseded(operation: Operation) -> Operation:
+    """An operation that another one of its model came after: it had ended, and that was never written down."""
+    reason = f"{operation.reason}; a later operation of the model says that it had ended"
+    return replace(operation, phase=Phase.ABORTED, winner=None, detached=False, reason=reason)
+
+
 def _doing(operation: Operation) -> str:
     if operation.phase in (Phase.SHIFTING, Phase.EVALUATING, Phase.PAUSED):
         return f"{operation.phase} at stage {operation.stage} ({operation.share:.0%} on {operation.candidate})"
@@ -74,4 +80,5 @@ def operation_of(plain: Mapping[str, Any]) -> Operation:
     """
     strategy = strategy_of(plain["strategy"]["type"], plain["strategy"]["config"])
     ending = None if plain["ending"] is None else Phase(plain["ending"])
-    return Operation(**{**plain, "strategy": strategy, "phase": Phase(plain["phase"]), "ending": ending})
+    read = {"strategy": strategy, "phase": Phase(plain["phase"]), "ending": ending, "reason": str(plain["reason"])}
+    return Operation(**{**plain, **read})

@@ -99,6 +99,11 @@ def test_a_paused_operation_can_be_resumed_promoted_kept_or_aborted(strategy: St
         assert step(paused, event, 6.0)[0].phase is phase
 
 
+def test_a_reason_of_an_earlier_abswitch_that_was_no_text_is_read_as_one() -> None:
+    plain = operation_to_dict(operation(Phase.PAUSED)) | {"reason": 5}
+    assert operation_of(plain).reason == "5"
+
+
 def test_an_answer_to_the_old_process_is_dropped() -> None:
     before = operation(Phase.EVALUATING)
     after = recovered(before, 5.0)
