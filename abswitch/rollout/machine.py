@@ -97,8 +97,8 @@ TABLE: Mapping[Phase, Mapping[type[Event], frozenset[Phase]]] = {
         Routed: frozenset({P.DRAINING}),
         RouteFailed: frozenset({P.ROLLING_BACK}),
         DeadlineElapsed: frozenset({P.PROMOTING}),
-        CandidateLost: frozenset({P.ROLLING_BACK}),
-        Breached: frozenset({P.ROLLING_BACK}),
+        CandidateLost: frozenset({P.ROLLING_BACK, P.PROMOTING}),
+        Breached: frozenset({P.ROLLING_BACK, P.PROMOTING}),
         Abort: frozenset({P.ROLLING_BACK}),
     },
     P.ROLLING_BACK: {
@@ -153,7 +153,7 @@ def step(operation: Operation, event: Event, now_s: float) -> Step:
 
 
 def _start(op: Operation, _: Start) -> Step:
-    instead_of = op.stable if op.strategy.drains_first else None
+    instead_of = op.stable if op.strategy.drains_first and op.stable not in op.candidates else None
     reason = "loading the candidate" if instead_of is None else f"{instead_of} leaves to make room for the candidate"
     return replace(op, phase=P.LOADING, reason=reason), (Load(op.candidates, instead_of),)
 
@@ -169,7 +169,7 @@ def _never_routed(op: Operation, event: LoadFailed | WarmFailed) -> Step:
 def _before_traffic(op: Operation, ending: Phase, reason: str) -> Step:
     if op.strategy.drains_first and op.stable is not None and op.phase is not P.PENDING:
         return _back(op, ending, reason)  # requests are waiting: the stable version must serve them again
-    return replace(op, phase=ending, reason=reason), (Unpin(op.candidates),)
+    return replace(op, phase=ending, reason=reason), (Unpin(op.leaving),)
 
 
 def _warmed(op: Operation, _: Warmed) -> Step:
@@ -197,10 +197,14 @@ def _stage_timer(op: Operation) -> tuple[Effect, ...]:
 
 
 def _route_failed(op: Operation, event: RouteFailed) -> Step:
-    if op.phase is P.ROLLING_BACK:
-        failed = replace(op, phase=P.FAILED, reason=f"no way back: {event.reason}")
-        return failed, (Withdraw(), Unpin(op.candidates))
-    return _back(op, P.ROLLED_BACK, event.reason)
+    if op.phase is not P.ROLLING_BACK:
+        return _back(op, P.ROLLED_BACK, event.reason)
+    failed = replace(op, phase=P.FAILED, reason=f"no way back: {event.reason}")
+    if event.serving is None:
+        return failed, (Withdraw(), Unpin(failed.leaving))
+    # It had been promoted, and there is nothing else: what still answers is not taken away.
+    stays = replace(failed, winner=event.serving, share=1.0, reason=f"{failed.reason}; {event.serving} goes on serving")
+    return stays, (Unpin(stays.leaving),)
 
 
 def _stage_elapsed(op: Operation, _: StageElapsed) -> Step:
@@ -270,7 +274,7 @@ def _candidate_lost(op: Operation, event: CandidateLost | Breached) -> Step:
         if isinstance(event, Breached):
             return op, ()  # nobody meets the candidate yet; whether it may serve is being found out
         return _before_traffic(op, P.FAILED, event.reason)
-    if _is_leaving(op):
+    if _is_leaving(op) or (op.winner is not None and event.version not in (None, op.winner)):
         return op, ()  # traffic is already leaving it; the way it ends does not change
     return _give_up(op, P.ROLLED_BACK, event.reason)
 

@@ -98,8 +98,8 @@ class Operation:
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """Every version that takes part, the stable one first."""
-        return (() if self.stable is None else (self.stable,)) + self.candidates
+        """Every version that takes part, the stable one first; once each, should the candidate be the stable one."""
+        return tuple(dict.fromkeys((() if self.stable is None else (self.stable,)) + self.candidates))
 
     @property
     def stays(self) -> str | None:
@@ -158,9 +158,10 @@ class Routed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteFailed(Event):
-    """The wanted routing snapshot could not be put in force."""
+    """The wanted routing snapshot could not be put in force; `serving` is the promoted candidate that still serves."""
 
     reason: str
+    serving: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,16 +211,18 @@ class Abort(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateLost(Event):
-    """A candidate's process or server went away."""
+    """A candidate's process or server went away; `version` is the candidate, None means the one that is decided on."""
 
     reason: str
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breached(Event):
-    """A candidate that serves broke a critical limit."""
+    """A candidate that serves broke a critical limit; `version` as in `CandidateLost`."""
 
     reason: str
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,8 +92,7 @@ class Effects:
             case ops.Route():
                 self._route(operation, effect)
             case ops.Withdraw():
-                for row in self._router.stable_alone(operation.model_id, operation.operation_id):
-                    self._record_route(row)
+                self._withdraw(operation)
             case ops.SetTimer(delay_s):
                 elapsed = ops.StageElapsed(epoch=operation.epoch)
                 self._timers[operation.operation_id] = self._after(delay_s, operation, elapsed)
@@ -145,12 +144,10 @@ class Effects:
             if instead_of is not None:
                 await self._make_room(operation, instead_of)
                 await self._take_the_place(operation, versions[0], instead_of)
-            for version in versions:
+            for version in (*versions, *_beside(operation)):
                 if not self._goes_on(operation):
                     return
                 await self._in_time(operation, version, self._cache.ensure)
-            if self._goes_on(operation) and operation.stable is not None and operation.strategy.needs_stable:
-                await self._cache.ensure(self._registry.get(operation.model_id, operation.stable))
         except LoadFailed as failure:
             self._answer(operation, ops.LoadFailed(reason=str(failure)))
         except Exception as error:
@@ -171,14 +168,18 @@ class Effects:
             )
 
     async def _take_the_place(self, operation: Operation, version: str, old: str) -> None:
-        """Of a version that is drained: swap the weights where that is wanted and possible, unload it else."""
+        """Of a version that is drained: swap the weights where that is wanted and possible, unload it else.
+
+        Not of one that serves again, as the operation was aborted while it drained.
+        """
         key = (operation.model_id, old)
-        if operation.strategy.swaps and key in self._cache.loaded:
+        if self._goes_on(operation) and operation.strategy.swaps and key in self._cache.loaded:
             try:
                 await self._cache.swap(key, self._registry.get(operation.model_id, version))
             except InstanceError as refused:
                 log.warning("%s: no swap in place, loading instead: %s", operation.operation_id, refused)
-        await self._cache.discard(key)
+        if self._goes_on(operation):
+            await self._cache.discard(key)
 
     async def _warm(self, operation: Operation, versions: tuple[str, ...]) -> None:
         try:
@@ -229,9 +230,9 @@ class Effects:
                 for version in wanted:
                     if not self._goes_on(operation):
                         return  # aborted, say: nothing keeps its versions loaded any more, and they push out each other
-                    await self._readiness.prove(self._registry.get(model_id, version))
+                    await self._in_time(operation, version, self._readiness.prove)
         except Exception as error:
-            self._answer(operation, ops.RouteFailed(reason=str(error)))
+            self._answer(operation, ops.RouteFailed(reason=str(error), serving=self._promoted(operation)))
             return
         if self._goes_on(operation):
             self._commit(operation, route)
@@ -247,10 +248,33 @@ class Effects:
         asyncio.get_running_loop().call_soon(self._tell_of, operation, route.active, snapshot)
 
     def _tell_of(self, operation: Operation, active: str | None, snapshot: RouteSnapshot | None) -> None:
-        for row in () if snapshot is None else snapshot.records():
+        try:
+            for row in () if snapshot is None else snapshot.records():
+                self._record_route(row)
+            self._registry.activate(operation.model_id, active, operation.operation_id, reason=operation.reason)
+        except Exception as error:
+            log.exception("%s: the route cannot stay", operation.operation_id)
+            self._answer(operation, ops.RouteFailed(reason=f"{type(error).__name__}: {error}"))
+        else:
+            self._answer(operation, ops.Routed())
+
+    def _promoted(self, operation: Operation) -> str | None:
+        """The candidate that had been promoted and answers still."""
+        route = self._router.current(operation.model_id)
+        if route is None or route.stable.version not in operation.candidates:
+            return None
+        cached = self._cache.loaded.get((operation.model_id, route.stable.version))
+        return route.stable.version if cached is not None and cached.instance is route.stable.instance else None
+
+    def _withdraw(self, operation: Operation) -> None:
+        """There is no way back, and no candidate that could stay: the stable version has everything, once it comes."""
+        model_id = operation.model_id
+        for row in self._router.stable_alone(model_id, operation.operation_id):
             self._record_route(row)
-        self._registry.activate(operation.model_id, active, operation.operation_id, reason=operation.reason)
-        self._answer(operation, ops.Routed())
+        route = self._router.current(model_id)
+        if route is not None and route.stable.version in operation.candidates:
+            self._registry.activate(model_id, operation.stable, operation.operation_id, reason=operation.reason)
+            self._reviver.failed(model_id, operation.reason)
 
     def _committed(self, operation: Operation, route: ops.Route, active: str) -> RouteSnapshot:
         model_id = operation.model_id
@@ -308,6 +332,11 @@ class Effects:
             reason = f"the judge failed: {type(error).__name__}: {error}"
             judgement = Judgement(ruling=Ruling.HOLD, reason=reason)
         self._answer(operation, ops.Judged(judgement=judgement))
+
+
+def _beside(operation: Operation) -> tuple[str, ...]:
+    """The version that must serve beside the candidates."""
+    return (operation.stable,) if operation.stable is not None and operation.strategy.needs_stable else ()
 
 
 def _wanted(route: ops.Route) -> tuple[str, ...]:

@@ -54,7 +54,8 @@ class SwitchHandle:
             lambda o: (o.share > 0 or o.mirror > 0) and o.phase not in (Phase.SHIFTING, Phase.PROMOTING)
         )
         if status.phase in (Phase.FAILED, Phase.ABORTED, Phase.ROLLED_BACK):
-            raise SwitchFailed(status.operation_id, status.phase, status.reason, status.stable)
+            stays = None if status.stable in status.candidates else status.stable  # it was being deployed itself
+            raise SwitchFailed(status.operation_id, status.phase, status.reason, status.winner or stays)
         return status
 
     async def done(self) -> OperationStatus:

@@ -44,6 +44,9 @@ class JournalEntry:
 
 
 def _active(operation: Operation) -> str | None:
-    """The version that a restart lets serve: a promotion counts from the moment its route was in force."""
-    routed = operation.phase in (Phase.DRAINING, Phase.SUCCEEDED)
+    """The version that a restart lets serve: a promotion counts from the moment its route was in force.
+
+    One that failed has a winner where there was no way back from it.
+    """
+    routed = operation.phase in (Phase.DRAINING, Phase.SUCCEEDED, Phase.FAILED)
     return operation.winner if routed and operation.promoted else operation.stable

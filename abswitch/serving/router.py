@@ -185,6 +185,11 @@ class RequestRouter:
         shadowed = snapshot.mirror is not None and snapshot.mirror.arm.version == version
         return shadowed or any(arm.version == version for arm in snapshot.arms)
 
+    def leads_to(self, model_id: str, instance: ModelInstance) -> bool:
+        """Whether users' traffic may reach this very instance now."""
+        snapshot = self._snapshots.get(model_id)
+        return snapshot is not None and any(arm.instance is instance for arm in snapshot.arms)
+
     def commit(
         self,
         model_id: str,

@@ -117,6 +117,8 @@ class ModelSwitcher:
         self._controller: asyncio.Task[None] | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._unwritten: dict[tuple[str, type[Event]], Timer] = {}
+        self._owed: dict[str, JournalEntry] = {}
+        self._paying: Timer | None = None
         self._last_duration_s: float | None = None
         self._reviver = Reviver(
             registry,
@@ -207,7 +209,7 @@ class ModelSwitcher:
             )
         stable = self._registry.active_version(model_id)
         if stable == target_version and not strategy.needs_stable and self._router.current(model_id) is None:
-            return None  # it was active in an earlier process and serves nothing yet: deploying it is a beginning
+            return stable  # it was active in an earlier process and serves nothing yet; if it fails, it is active still
         _refuse_senseless(model_id, stable, target_version, strategy)
         return stable
 
@@ -336,13 +338,15 @@ class ModelSwitcher:
         """An instance died or hangs: forget it, tell the operation whose candidate it was, restart a stable one."""
         version = instance.version.version
         cached = self._cache.loaded.get((model_id, version))
-        if cached is None or cached.instance is not instance:
+        if cached is not None and cached.instance is instance:
+            log.warning("version %s of model %s was lost: %s", version, model_id, reason)
+            self._cache.evict((model_id, version), killed_for=reason)
+        elif cached is not None or not self._router.leads_to(model_id, instance):
             return  # every request on it reports the same death; the first one was enough
-        log.warning("version %s of model %s was lost: %s", version, model_id, reason)
-        self._cache.evict((model_id, version), killed_for=reason)
         operation = self.running(model_id)
         if operation is not None and version in operation.candidates:
-            self._put(operation.operation_id, ops.CandidateLost(reason=f"version {version!r} was lost: {reason}"))
+            lost = ops.CandidateLost(reason=f"version {version!r} was lost: {reason}", version=version)
+            self._put(operation.operation_id, lost)
         elif self._router.is_routed(model_id, version):
             self._reviver.restart(model_id, version, reason)
 
@@ -350,7 +354,7 @@ class ModelSwitcher:
         """A version broke a critical limit: roll its operation back, or give way; False when neither is possible."""
         operation = self.running(model_id)
         if operation is not None and version in operation.candidates:
-            self._put(operation.operation_id, ops.Breached(reason=reason))
+            self._put(operation.operation_id, ops.Breached(reason=reason, version=version))
             return True
         if operation is None and self._registry.active_version(model_id) == version:
             return self._retreat(model_id, version, reason)
@@ -387,7 +391,7 @@ class ModelSwitcher:
 
     async def close(self) -> None:
         """Stop the controller; operations stay where they are."""
-        for timer in self._unwritten.values():
+        for timer in (*self._unwritten.values(), *([self._paying] if self._paying else [])):
             timer.cancel()
         tasks = list(self._starting)
         if self._controller is not None:
@@ -462,14 +466,44 @@ class ModelSwitcher:
         entry = JournalEntry.of(before, event, after, sequence=sequence, salt=salt, at_s=at_s)
         written: JournalEntry | None = entry
         try:
+            if self._owed:
+                self._pay(besides=after.operation_id)
             self._journal(entry)
+            self._owed.pop(after.operation_id, None)
         except Exception as error:
             if after.phase not in _SAFE:
                 raise
             log.critical("%s: %s is not in the journal: %s", after.operation_id, after.phase, error)
+            self._owe(entry)
             written = None
         self._sequence[after.operation_id] = sequence
         return written
+
+    def _owe(self, entry: JournalEntry) -> None:
+        self._owed.pop(entry.operation.operation_id, None)  # the newest last, as they will be written
+        self._owed[entry.operation.operation_id] = entry
+        if self._paying is None:
+            self._paying = self._clock.call_later(_RETRY_S, self._pay_later)
+
+    def _pay_later(self) -> None:
+        self._paying = None
+        try:
+            self._pay()
+        except StoreError as error:
+            log.error("%d move(s) are still not in the journal: %s", len(self._owed), error)
+            self._paying = self._clock.call_later(_RETRY_S, self._pay_later)
+
+    def _pay(self, besides: str | None = None) -> None:
+        """Write down the moves back that could not be: no journal may say of two operations that they hold a model.
+
+        Args:
+            besides: of this operation a newer move is about to be written.
+        """
+        for operation_id, entry in tuple(self._owed.items()):
+            if operation_id != besides:
+                self._journal(entry)
+                del self._owed[operation_id]
+                self._evidence(entry)
 
     def _end(self, operation: Operation) -> None:
         self._running.pop(operation.model_id, None)

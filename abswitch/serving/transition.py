@@ -59,8 +59,11 @@ class TransitionManager:
         Returns:
             How many still hold it after `timeout_s`; they are left to finish.
         """
-        if self._held[key]:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + timeout_s
+        # Again, where a request that names the version came between the last one's end and this turn of the loop.
+        while self._held[key] and (left_s := until_s - loop.time()) > 0.0:
+            waiter: asyncio.Future[None] = loop.create_future()
             self._waiting.setdefault(key, []).append(waiter)
-            await asyncio.wait([waiter], timeout=timeout_s)
+            await asyncio.wait([waiter], timeout=left_s)
         return self._held[key]

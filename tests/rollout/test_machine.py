@@ -55,6 +55,7 @@ EVENTS: tuple[Event, ...] = (
     ops.WarmFailed(reason="x"),
     ops.Routed(),
     ops.RouteFailed(reason="x"),
+    ops.RouteFailed(reason="x", serving="v2"),
     ops.StageElapsed(),
     says(Ruling.ADVANCE),
     says(Ruling.HOLD),
@@ -67,7 +68,9 @@ EVENTS: tuple[Event, ...] = (
     ops.Resume(),
     ops.Abort(reason="x"),
     ops.CandidateLost(reason="x"),
+    ops.CandidateLost(reason="x", version="v3"),
     ops.Breached(reason="x"),
+    ops.Breached(reason="x", version="v3"),
     ops.Drained(),
 )
 
@@ -168,6 +171,41 @@ def test_abort_wins_in_every_phase_that_is_not_final(strategy: Strategy) -> None
             assert not after.promoted and after.reason == "stop"
             assert not any(isinstance(one, ops.Route) and (one.arms or one.shadow) for one in effects)
             assert all(one.active == "v1" for one in effects if isinstance(one, ops.Route))
+
+
+@pytest.mark.parametrize("event", [ops.CandidateLost(reason="x", version="v3"), ops.Breached(reason="x", version="v3")])
+@pytest.mark.parametrize("phase", [Phase.PROMOTING, Phase.DRAINING])
+def test_what_becomes_of_a_loser_does_not_undo_the_promotion_of_the_winner(phase: Phase, event: Event) -> None:
+    before = operation(ARMS, phase=phase, promoted=True)
+    assert step(before, event, 0.0) == (before, ())
+    own = replace(event, version="v2")  # type: ignore[call-arg]  # both kinds have it
+    assert step(before, own, 0.0)[0].phase is Phase.ROLLING_BACK
+
+
+def test_without_a_way_back_a_promoted_version_that_still_answers_stays() -> None:
+    back = operation(phase=Phase.ROLLING_BACK)
+    failed, effects = step(back, ops.RouteFailed(reason="no memory", serving="v2"), 0.0)
+    assert (failed.phase, failed.stays, failed.shares) == (Phase.FAILED, "v2", (("v2", 1.0),))
+    assert effects == (ops.Unpin(("v1",)),) and "v2 goes on serving" in failed.reason
+    failed, effects = step(back, ops.RouteFailed(reason="no memory"), 0.0)
+    assert (failed.phase, failed.stays) == (Phase.FAILED, "v1")
+    assert effects == (ops.Withdraw(), ops.Unpin(("v2",)))
+
+
+@pytest.mark.parametrize("strategy", [AT_ONCE, SWAP], ids=["beside", "instead"])
+def test_deploying_anew_what_is_active_never_ends_without_an_active_version(strategy: Strategy) -> None:
+    """After a restart; it is the stable version and the candidate in one."""
+    for phase, event in product((Phase.LOADING, Phase.WARMING, Phase.PROMOTING, Phase.PAUSED, Phase.DRAINING), EVENTS):
+        before = replace(operation(strategy, phase=phase), candidate="v1", detached=phase is Phase.PAUSED)
+        assert before.versions == ("v1",)
+        if type(event) in TABLE[phase] and not (isinstance(event, ops.Conclude) and event.version):
+            after, effects = step(before, event, 0.0)
+            assert after.stays == "v1"
+            assert all(one.active == "v1" for one in effects if isinstance(one, ops.Route))
+            assert not any(one.versions for one in effects if isinstance(one, ops.Unpin)), "its end lets go of it"
+    assert step(replace(operation(strategy), candidate="v1"), ops.Start(), 0.0)[1] == (ops.Load(("v1",), None),), (
+        "nothing makes room for itself"
+    )
 
 
 def test_every_transition_of_the_table_can_be_reached_and_no_other_is() -> None:
@@ -340,6 +378,7 @@ class Switches(RuleBasedStateMachine):
     def begin(self, strategy: Strategy) -> None:
         self.operation = operation(strategy)
         self.routed: ops.Route | None = None
+        self.in_force: ops.Route | None = None
         self.warm = False
         self.pinned = set(self.operation.versions)
 
@@ -347,6 +386,9 @@ class Switches(RuleBasedStateMachine):
     @rule(event=st.sampled_from(EVENTS), stale=st.booleans())
     def happen(self, event: Event, stale: bool) -> None:
         before = self.operation
+        promoted = self.in_force if self.in_force == ops.Route("v2") else None
+        if isinstance(event, ops.RouteFailed) and event.serving is not None and promoted is None:
+            return  # only what was promoted can be told to serve still
         tagged = replace(event, epoch=before.epoch - 1) if stale else event
         try:
             self.operation, effects = step(before, tagged, 0.0)
@@ -357,6 +399,10 @@ class Switches(RuleBasedStateMachine):
             assert self.operation is before
             return
         self.warm |= isinstance(event, ops.Warmed)
+        if isinstance(event, ops.Routed):
+            self.in_force = self.routed
+        elif isinstance(event, ops.RouteFailed) and event.serving is not None:
+            self.routed = promoted
         for effect in effects:
             if isinstance(effect, ops.Route):
                 self.routed = effect
@@ -368,7 +414,11 @@ class Switches(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.operation = operation_of(json.loads(json.dumps(operation_to_dict(recovered(self.operation, 0.0)))))
-        self.routed, self.warm = None, True  # what a detached operation routes, its controller proves anew
+        self.routed, self.in_force, self.warm = (
+            None,
+            None,
+            True,
+        )  # what a detached operation routes, its controller proves anew
         if self.operation.phase.is_final:
             self.pinned = set()
 
@@ -414,7 +464,8 @@ def test_epochs_never_go_back(strategy: Strategy, events: list[Event]) -> None:
 
 def test_a_batch_of_a_bandit_changes_the_share_and_nothing_else() -> None:
     evaluating = replace(operation(BANDIT, phase=Phase.EVALUATING), share=0.5, exposed=True, evaluation=2)
-    judged, effects = step(evaluating, EVENTS[10], 5.0)
+    moves = ops.Judged(judgement=Judgement(ruling=Ruling.HOLD, reason="x", share=0.7))
+    judged, effects = step(evaluating, moves, 5.0)
     assert (judged.phase, judged.stage, judged.share, judged.evaluation) == (Phase.SHIFTING, 0, 0.7, 3)
     assert effects == (ops.Route("v1", (("v2", 0.7),), 0.7),)
     routed, effects = step(judged, ops.Routed(epoch=judged.epoch), 5.0)

@@ -191,6 +191,156 @@ async def test_an_abort_ends_the_bringing_back_of_versions_that_do_not_all_fit()
     await shell.close()
 
 
+@pytest.mark.parametrize("config", [{"drain_first": True}, {"in_place": True}], ids=lambda one: next(iter(one)))
+async def test_an_abort_while_the_stable_version_drains_keeps_it(shell: Shell, config: dict[str, bool]) -> None:
+    """It serves again from the abort on: what waited for its drain must not unload it, or change its weights."""
+    await shell.deploy("v1")
+    gate = shell.instance("v1").token_gate = Gate()
+    begun = asyncio.create_task(shell.ask())
+    await eventually(lambda: gate.waiting == 1)
+    operation_id = await shell.start("v2", "immediate", config)
+    await settled()
+    await shell.switcher.abort(operation_id)
+    await shell.until(operation_id, Phase.ABORTED)
+    gate.open()
+    assert await begun == "I am v1"
+    await settled()
+    assert made(shell) == ["v1"] and shell.instance("v1").counts.stops == 0
+    assert await shell.ask() == "I am v1"
+
+
+async def test_a_routed_version_that_was_unloaded_all_the_same_is_started_again(shell: Shell) -> None:
+    await shell.deploy("v1")
+    await shell.cache.discard((MODEL, "v1"))
+    assert await shell.ask() == "I am v1"
+    assert made(shell) == ["v1", "v1"]
+
+
+async def no_way_back(shell: Shell, *, dies: bool) -> Operation:
+    """v2 took the place of v1, is told to go again while it is being promoted, and v1 does not load any more."""
+    await shell.deploy("v1")
+    gate = shell.instance("v1").token_gate = Gate(is_open=True)
+    operation_id = await shell.start("v2", "immediate", {"drain_first": True})
+    moved = shell.switcher._on_move
+
+    def on_move(operation: Operation) -> None:
+        moved(operation)
+        if operation.phase is Phase.DRAINING and operation.promoted:
+            shell.backend._configure = refuses
+            if dies:
+                shell.instance("v2").die("bus error")
+                shell.switcher.instance_lost(MODEL, shell.instance("v2"), "bus error")
+            else:
+                shell.switcher._put(operation.operation_id, ops.Abort(reason="by hand"))
+
+    shell.switcher._on_move = on_move
+    ended = await shell.until(operation_id, *(phase for phase in Phase if phase.is_final))
+    gate.open()
+    return ended
+
+
+def refuses(instance: ScriptedInstance) -> None:
+    if instance.version.version == "v1":
+        instance.load_error = "no memory"
+
+
+async def test_without_a_way_back_the_stable_version_is_brought_up_as_soon_as_it_loads() -> None:
+    shell = Shell()
+    ended = await no_way_back(shell, dies=True)
+    assert ended.phase is Phase.FAILED and ended.stays == "v1"
+    assert shell.registry.active_version(MODEL) == shell.entries[-1].active == "v1"
+    with pytest.raises(NoActiveVersion, match="no memory"):
+        await shell.ask()
+    shell.backend._configure = None
+    await shell.pass_time(400, 10.0)
+    assert await shell.ask() == "I am v1"
+    assert not shell.cache._pins
+    await shell.close()
+
+
+async def test_without_a_way_back_a_promoted_version_that_lives_goes_on_serving() -> None:
+    shell = Shell()
+    ended = await no_way_back(shell, dies=False)
+    assert ended.phase is Phase.FAILED and ended.stays == "v2"
+    assert shell.registry.active_version(MODEL) == shell.entries[-1].active == "v2"
+    assert await shell.ask() == "I am v2"
+    assert not shell.cache._pins
+    await shell.close()
+
+
+async def test_a_loser_that_dies_while_it_leaves_does_not_undo_the_promotion(shell: Shell) -> None:
+    await shell.deploy("v1")
+    operation_id = await shell.start("v2", "ab_test", {"arms": {"v2": 40, "v3": 40}})
+    await shell.until(operation_id, Phase.EVALUATING)
+    gate = shell.instance("v3").token_gate = Gate()
+    route = shell.router.snapshot(MODEL)
+    unit = next(name for name in map("u{}".format, range(999)) if route.choose(name).version == "v3")
+    asked = asyncio.create_task(shell.ask(unit))
+    await eventually(lambda: gate.waiting == 1)
+    await shell.switcher.tell(operation_id, ops.Conclude(promote=True, reason="v2 is better"))
+    await shell.until(operation_id, Phase.DRAINING)
+    shell.instance("v3").die("bus error")
+    await asyncio.gather(asked, return_exceptions=True)
+    ended = await shell.until(operation_id, *(phase for phase in Phase if phase.is_final))
+    assert ended.phase is Phase.SUCCEEDED and shell.registry.active_version(MODEL) == "v2"
+
+
+async def test_a_stable_version_that_hangs_on_its_way_back_is_not_waited_for_without_end() -> None:
+    shell = Shell()
+    gate = Gate(is_open=True)
+    shell.backend._configure = lambda instance: setattr(instance, "load_gate", gate)
+    await shell.deploy("v1")
+    operation_id = await shell.start("v2", "immediate", {"drain_first": True})
+    shell.switcher._on_move = lambda operation: gate.close() if operation.phase is Phase.WARMING else None
+    await shell.until(operation_id, Phase.SUCCEEDED)
+    back = await shell.start("v1", "immediate", {"drain_first": True})
+    await eventually(lambda: gate.waiting == 1)
+    assert await shell.switcher.abort(back)  # the way back to v2, which was unloaded, hangs as well
+    await eventually(lambda: gate.waiting == 2)
+    await shell.pass_time(301, 10.0)
+    assert shell.switcher.operation(back).phase is Phase.FAILED
+    assert "not ready within 300 s" in shell.switcher.operation(back).reason
+    gate.open()
+    await shell.close()
+
+
+async def test_an_end_that_could_not_be_written_down_is_written_before_another_beginning(shell: Shell) -> None:
+    """Or a restart would find two operations that hold the model."""
+    gate = Gate(is_open=True)
+    shell.backend._configure = lambda instance: setattr(instance, "load_gate", gate)
+    await shell.deploy("v1")
+    gate.close()
+    operation_id = await shell.start("v2", "canary")
+    shell.journal_error = StoreError("disk full")
+    assert await shell.switcher.abort(operation_id)
+    with pytest.raises(StoreError, match="disk full"):
+        await shell.start("v3", "canary")
+    shell.journal_error = None
+    await shell.start("v3", "canary")
+    assert [(one.operation_id == operation_id, one.phase_to) for one in shell.journal[-2:]] == [
+        (True, "aborted"),
+        (False, "loading"),
+    ]
+    gate.open()
+
+
+async def test_an_end_that_could_not_be_written_down_is_written_as_soon_as_it_can_be() -> None:
+    gate = Gate(is_open=True)
+    shell = Shell(configure=lambda instance: setattr(instance, "load_gate", gate))
+    await shell.deploy("v1")
+    gate.close()
+    operation_id = await shell.start("v2", "canary")
+    shell.journal_error = StoreError("disk full")
+    assert await shell.switcher.abort(operation_id)
+    await shell.pass_time(3)
+    assert shell.journal[-1].phase_to == "loading"
+    shell.journal_error = None
+    await shell.pass_time(2)
+    assert [one.phase_to for one in shell.journal].count("aborted") == 1
+    gate.open()
+    await shell.close()
+
+
 async def settled() -> None:
     for _ in range(300):
         await asyncio.sleep(0)

@@ -30,6 +30,21 @@ async def test_a_drain_ends_with_the_last_holder_of_that_version() -> None:
     assert manager.in_flight() == (other,)
 
 
+async def test_one_that_comes_just_as_the_last_one_ends_is_waited_for_as_well() -> None:
+    manager = TransitionManager()
+    first, second = lease("r1"), lease("r2")
+    manager.acquire(first)
+    drain = asyncio.create_task(manager.drain(KEY, timeout_s=60))
+    await asyncio.sleep(0)
+    manager.release(first)
+    manager.acquire(second)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not drain.done()
+    manager.release(second)
+    assert await drain == 0
+
+
 async def test_a_deadline_reports_who_is_left_and_leaves_them() -> None:
     manager = TransitionManager()
     manager.acquire(lease())

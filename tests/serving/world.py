@@ -306,7 +306,9 @@ class World:
     def routed(self, record: RouteRecord) -> None:
         """A snapshot came into force: everything in it has shown a token, and nobody aborted it before."""
         snapshot = self.life.router.current(record.model_id)
-        assert snapshot is not None and snapshot.epoch == record.epoch
+        if snapshot is None or snapshot.epoch != record.epoch:
+            assert snapshot is None or snapshot.epoch > record.epoch
+            return  # another one came into force before this one was told of
         mirror = () if snapshot.mirror is None else (snapshot.mirror.arm,)
         for arm in (*snapshot.arms, *mirror):
             instance = cast(ScriptedInstance, arm.instance)
