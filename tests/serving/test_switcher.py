@@ -317,11 +317,9 @@ async def test_an_end_that_could_not_be_written_down_is_written_before_another_b
         await shell.start("v3", "canary")
     shell.journal_error = None
     await shell.start("v3", "canary")
-    assert [(one.operation_id == operation_id, one.phase_to) for one in shell.journal[-2:]] == [
-        (True, "aborted"),
-        (False, "loading"),
-    ]
+    written = [(one.operation_id == operation_id, one.phase_to) for one in shell.journal[-2:]]
     gate.open()
+    assert written == [(True, "aborted"), (False, "loading")]
 
 
 async def test_an_end_that_could_not_be_written_down_is_written_as_soon_as_it_can_be() -> None:
