@@ -107,8 +107,10 @@ class Machinery:
         await self.dispatcher.close()
         await self.switcher.close()
         await self.grader.close()
-        await self.cache.close()
-        await self.alerts.close()
+        try:
+            await self.cache.close()
+        finally:  # also when something did not stop: there may be an alert to deliver
+            await self.alerts.close()
 
     async def begin(self, work: Coroutine[Any, Any, object]) -> None:
         """Have something done in the background."""

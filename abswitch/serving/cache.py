@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from abswitch.clock import Clock, SystemClock
 from abswitch.domain import LoadFacts, ModelVersion, Residency, SwitchPath, VersionKey
 from abswitch.errors import EngineClosed, InstanceError, InvalidInput, LoadFailed, OutOfBudget
+from abswitch.serving.departures import Departures
 from abswitch.serving.instance import InstanceFactory, ModelInstance
 from abswitch.serving.policy import Budget, Footprint, Held, Room, Step, make_room, usage
 from abswitch.serving.timings import Timings
@@ -77,7 +78,7 @@ class ModelCache:
         self._loading: dict[VersionKey, asyncio.Task[CachedVersion]] = {}
         self._reserved: dict[VersionKey, Footprint] = {}
         self._memory: dict[VersionKey, Footprint] = {}
-        self._stopping: set[asyncio.Task[None]] = set()
+        self._departures = Departures()
         self._pins: Counter[VersionKey] = Counter()
         self._room = asyncio.Lock()
         self._closed = False
@@ -103,8 +104,8 @@ class ModelCache:
     @property
     def held(self) -> list[Held]:
         """Everything that takes memory, the first to leave first: parked, resident, and what is being loaded."""
-        parked = [self._held(key, one.cached, one.tier) for key, one in self._parked.items()]
-        resident = [self._held(key, cached, Residency.RESIDENT) for key, cached in self._loaded.items()]
+        parked = [self._held(key, one.cached.instance, one.tier) for key, one in self._parked.items()]
+        resident = [self._held(key, cached.instance, Residency.RESIDENT) for key, cached in self._loaded.items()]
         loading = [
             Held(
                 key=key,
@@ -117,17 +118,17 @@ class ModelCache:
         ]
         return parked + resident + loading
 
-    def _held(self, key: VersionKey, cached: CachedVersion, tier: Residency) -> Held:
+    def _held(self, key: VersionKey, instance: ModelInstance, tier: Residency) -> Held:
         awake = self._memory.get(key, Footprint())
         tiers = [(Residency.RESIDENT, awake)]
-        if cached.instance.can_sleep:
+        if instance.can_sleep:
             tiers.append((Residency.SLEEPING, Footprint(0, awake.host_bytes + awake.device_bytes)))
             tiers.append((Residency.DISCARDED, Footprint(0, awake.host_bytes)))
         return Held(
             key=key,
             tier=tier,
             tiers=tuple(tiers),
-            engine=cached.instance.engine_key,
+            engine=instance.engine_key,
             protected=key in self._loading or bool(self._pins[key]) or self._in_use(key),
         )
 
@@ -141,7 +142,7 @@ class ModelCache:
             return Footprint()
         known = self._memory.get(key)
         if known is not None and key in self._parked:
-            now = self._held(key, self._parked[key].cached, self._parked[key].tier).footprint
+            now = self._held(key, self._parked[key].cached.instance, self._parked[key].tier).footprint
             return Footprint(known.device_bytes - now.device_bytes, max(0, known.host_bytes - now.host_bytes))
         return await instance.needs()
 
@@ -245,7 +246,7 @@ class ModelCache:
             await parked.cached.instance.wake()
         except Exception as error:
             log.warning("%s did not wake and is loaded anew: %s", version, error)
-            await parked.cached.instance.stop()
+            await self._stopped(version.key, parked.cached.instance)
             return await self._load(version, fresh)
         self.timings.took(*version.key, SwitchPath.WAKE, self._clock.monotonic_s() - began_s)
         return replace(parked.cached, path=SwitchPath.WAKE)
@@ -328,41 +329,49 @@ class ModelCache:
             await cached.instance.sleep(_LEVELS[step.to])
         except Exception as error:
             log.warning("%s:%s did not go to sleep and is unloaded: %s", *key, error)
-            await self._stop(key, cached)
+            await self._stopped(key, cached.instance)
             return
         self._parked[key] = _Parked(cached, step.to)
 
-    def evict(self, key: VersionKey, *, killed_for: str | None = None) -> asyncio.Task[None] | None:
-        """Forget a version now and begin to stop its instance; None when nothing of it is held.
+    def evict(self, key: VersionKey, *, killed_for: str | None = None) -> None:
+        """Forget a version now and begin to stop its instance; does nothing when nothing of it is held.
 
         Args:
             killed_for: the instance hangs or is gone, for this reason, and cannot help.
         """
         parked = self._parked.pop(key, None)
-        cached = self._loaded.pop(key, None) or (parked.cached if parked else None)
-        return None if cached is None else self._stop(key, cached, killed_for)
+        if parked is not None:
+            self._departures.begin(
+                self._held(key, parked.cached.instance, parked.tier), parked.cached.instance, killed_for
+            )
+        cached = self._loaded.pop(key, None)
+        if cached is not None:
+            self._departures.begin(self._held(key, cached.instance, Residency.RESIDENT), cached.instance, killed_for)
 
-    def _stop(self, key: VersionKey, cached: CachedVersion, killed_for: str | None = None) -> asyncio.Task[None]:
-        log.info("unloading %s:%s", *key)
-        end = cached.instance.stop() if killed_for is None else cached.instance.kill(killed_for)
-        task = asyncio.create_task(end, name=f"stop {key}")
-        self._stopping.add(task)
-        task.add_done_callback(self._stopping.discard)
-        return task
+    async def _stopped(self, key: VersionKey, instance: ModelInstance) -> None:
+        """Stop an instance that is in none of the tables any more."""
+        self._departures.begin(self._held(key, instance, Residency.RESIDENT), instance)
+        await self._departures.gone(key)
 
     async def discard(self, key: VersionKey) -> None:
         """Evict, and wait until nothing of the version is left."""
-        task = self.evict(key)
-        if task is not None:
-            await asyncio.shield(task)  # a stop that is cut short could leave a process behind
+        self.evict(key)
+        await self._departures.gone(key)
 
     async def close(self) -> None:
-        """Stop every instance, loading ones included."""
+        """Stop every instance, loading ones included.
+
+        Raises:
+            InstanceError: naming those that did not stop; everything else was stopped.
+        """
         self._closed = True
         for task in tuple(self._loading.values()):
             # A load cannot be interrupted half-way without leaving a process behind: let it end, then stop it.
             await asyncio.wait([task])
-        await asyncio.gather(*(self.discard(key) for key in (*self._loaded, *self._parked)), *self._stopping)
+        for key in (*self._loaded, *self._parked):
+            self.evict(key)
+        if failures := await self._departures.all_gone():
+            raise InstanceError("; ".join(failures))
 
 
 def _named(held: list[Held]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -23,6 +24,20 @@ def version(name: str, model: str = "script") -> ModelVersion:
 
 async def digest_of(one: ModelVersion) -> str:
     return f"digest of {one.version}"
+
+
+@contextmanager
+def failing(instance: ScriptedInstance, method: str, error: Exception) -> Iterator[None]:
+    """For a while one of an instance's methods raises."""
+
+    async def fail(*_: object) -> None:
+        raise error
+
+    setattr(instance, method, fail)
+    try:
+        yield
+    finally:
+        delattr(instance, method)
 
 
 class Bench:
@@ -183,6 +198,27 @@ async def test_a_swap_that_breaks_leaves_nothing_behind(bench: type[Bench]) -> N
     with pytest.raises(LoadFailed, match="shapes differ"):
         await b.cache.swap(("m", "a"), version("b"))
     assert b.tiers("a", "b") == ["cold", "cold"]
+
+
+async def test_one_that_does_not_stop_fails_no_other(bench: type[Bench], caplog: pytest.LogCaptureFixture) -> None:
+    b = bench(device_bytes=10, host_bytes=1)
+    await b.load("a")
+    with failing(b.backend["m", "a"], "stop", RuntimeError("it is stuck")):
+        await b.load("b")
+    assert b.tiers("a", "b") == ["cold", "resident"]
+    assert "m:a did not stop: RuntimeError: it is stuck" in caplog.text
+    await b.backend["m", "a"].stop()
+
+
+async def test_at_the_end_all_are_stopped_and_those_that_did_not_are_named(bench: type[Bench]) -> None:
+    b = bench()
+    await b.load("a", "b", "c")
+    b.cache.evict(("m", "c"))
+    stuck = failing(b.backend["m", "a"], "stop", RuntimeError("it is stuck"))
+    with stuck, pytest.raises(InstanceError, match=r"^m:a did not stop: RuntimeError: it is stuck$"):
+        await b.cache.close()
+    assert [b.backend["m", name].counts.stops for name in "abc"] == [0, 1, 1]
+    await b.backend["m", "a"].stop()
 
 
 async def test_a_wake_that_returns_garbage_is_loaded_from_its_files(bench: type[Bench]) -> None:

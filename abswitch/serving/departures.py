@@ -1,0 +1,55 @@
+"""`Departures`: instances on their way out. One that does not stop is reported, and is nobody else's failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from abswitch.domain import VersionKey
+from abswitch.serving.instance import ModelInstance
+from abswitch.serving.policy import Held
+
+log = logging.getLogger(__name__)
+
+
+class Departures:
+    """Lives on the engine's loop; one task per instance, which nobody who waits for it can cut short."""
+
+    def __init__(self) -> None:
+        self._going: dict[asyncio.Task[str | None], Held] = {}
+
+    def begin(self, held: Held, instance: ModelInstance, killed_for: str | None = None) -> None:
+        """Have an instance stop.
+
+        Args:
+            held: what is held of it until it has gone.
+            killed_for: it hangs or is gone, for this reason, and cannot help.
+        """
+        log.info("unloading %s:%s", *held.key)
+        task = asyncio.create_task(_ended(held.key, instance, killed_for), name=f"stop {held.key}")
+        self._going[task] = held
+        task.add_done_callback(self._going.pop)
+
+    async def gone(self, key: VersionKey) -> None:
+        """Return once nothing of a version is on its way out."""
+        while going := [task for task, held in self._going.items() if held.key == key]:
+            await asyncio.wait(going)
+
+    async def all_gone(self) -> list[str]:
+        """Return once nothing is on its way out, with what did not stop, in words."""
+        failures: list[str] = []
+        while self._going:
+            ended, _ = await asyncio.wait(self._going)
+            failures += [failure for task in ended if (failure := task.result()) is not None]
+        return failures
+
+
+async def _ended(key: VersionKey, instance: ModelInstance, killed_for: str | None) -> str | None:
+    """Why the instance did not stop; None when it did."""
+    try:
+        await (instance.stop() if killed_for is None else instance.kill(killed_for))
+    except Exception as error:
+        failure = f"{key[0]}:{key[1]} did not stop: {type(error).__name__}: {error}"
+        log.error("%s; a part of it may still run", failure)
+        return failure
+    return None
