@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from abswitch.clock import Clock, SystemClock
@@ -200,7 +201,8 @@ class ModelCache:
             await self._reserve(version, instance)
             parked = self._parked.pop(key, None)
             cached = await (self._wake(version, parked, instance) if parked else self._load(version, instance))
-            self._memory[key] = await cached.instance.memory()
+            async with self._or_stopped(version, cached.instance):
+                self._memory[key] = await cached.instance.memory()
             self._loaded[key] = cached
         finally:
             self._reserved.pop(key, None)
@@ -233,11 +235,12 @@ class ModelCache:
         except Exception as error:
             reading.cancel()
             raise LoadFailed(f"{version} did not load: {type(error).__name__}: {error}") from error
-        log.info("loaded %s in %.1f s", version, facts.load_s)
-        joined = facts.shared_engine and version.config.adapter is not None
-        path = SwitchPath.ADAPTER if joined else SwitchPath.LOAD
-        self.timings.took(*version.key, path, facts.load_s)
-        return CachedVersion(instance, facts, path, await reading)
+        async with self._or_stopped(version, instance):
+            log.info("loaded %s in %.1f s", version, facts.load_s)
+            joined = facts.shared_engine and version.config.adapter is not None
+            path = SwitchPath.ADAPTER if joined else SwitchPath.LOAD
+            self.timings.took(*version.key, path, facts.load_s)
+            return CachedVersion(instance, facts, path, await reading)
 
     async def _wake(self, version: ModelVersion, parked: _Parked, fresh: ModelInstance) -> CachedVersion:
         """Wake it; what does not wake is stopped and loaded from its files."""
@@ -248,8 +251,20 @@ class ModelCache:
             log.warning("%s did not wake and is loaded anew: %s", version, error)
             await self._stopped(version.key, parked.cached.instance)
             return await self._load(version, fresh)
-        self.timings.took(*version.key, SwitchPath.WAKE, self._clock.monotonic_s() - began_s)
-        return replace(parked.cached, path=SwitchPath.WAKE)
+        async with self._or_stopped(version, parked.cached.instance):
+            self.timings.took(*version.key, SwitchPath.WAKE, self._clock.monotonic_s() - began_s)
+            return replace(parked.cached, path=SwitchPath.WAKE)
+
+    @asynccontextmanager
+    async def _or_stopped(self, version: ModelVersion, instance: ModelInstance) -> AsyncIterator[None]:
+        """What goes wrong here ends an instance that runs and is held by nobody yet: nobody else would."""
+        try:
+            yield
+        except BaseException as error:
+            await self._stopped(version.key, instance)
+            if isinstance(error, LoadFailed) or not isinstance(error, Exception):
+                raise
+            raise LoadFailed(f"{version} did not load: {type(error).__name__}: {error}") from error
 
     async def swap(self, old: VersionKey, version: ModelVersion) -> CachedVersion:
         """Put a version's weights into the engine of another one, which is drained and is forgotten.

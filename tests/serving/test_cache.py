@@ -22,18 +22,17 @@ def version(name: str, model: str = "script") -> ModelVersion:
     return ModelVersion(version=name, config=ModelConfig(model_id="m", model=model, backend="scripted"))
 
 
-async def digest_of(one: ModelVersion) -> str:
-    return f"digest of {one.version}"
+def raising(error: Exception) -> Callable[..., Any]:
+    async def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 @contextmanager
 def failing(instance: ScriptedInstance, method: str, error: Exception) -> Iterator[None]:
     """For a while one of an instance's methods raises."""
-
-    async def fail(*_: object) -> None:
-        raise error
-
-    setattr(instance, method, fail)
+    setattr(instance, method, raising(error))
     try:
         yield
     finally:
@@ -49,13 +48,15 @@ class Bench:
         self.sizes: dict[str, tuple[int, int]] = {}
         self.used: set[VersionKey] = set()
         self.gate: Gate | None = None
+        self.broken: dict[str, Exception] = {}
+        self.unreadable: set[str] = set()
         self.backend = ScriptedBackend(configure=self._configure)
         self.timings = Timings()
         self.cache = ModelCache(
             {"scripted": self.backend},
             in_use=self.used.__contains__,
             timings=self.timings,
-            digest=digest_of,
+            digest=self._digest,
             max_cached_models=max_cached_models,
             device_bytes=device_bytes,
             host_bytes=host_bytes,
@@ -64,6 +65,14 @@ class Bench:
     def _configure(self, instance: ScriptedInstance) -> None:
         instance.load_gate = self.gate
         instance.device_bytes, instance.memory_bytes = self.sizes.get(instance.version.version, (10, 1))
+
+        for method, error in self.broken.items():
+            setattr(instance, method, raising(error))
+
+    async def _digest(self, one: ModelVersion) -> str:
+        if one.version in self.unreadable:
+            raise ValueError("not a tensor")
+        return f"digest of {one.version}"
 
     async def load(self, *names: str) -> None:
         for name in names:
@@ -198,6 +207,30 @@ async def test_a_swap_that_breaks_leaves_nothing_behind(bench: type[Bench]) -> N
     with pytest.raises(LoadFailed, match="shapes differ"):
         await b.cache.swap(("m", "a"), version("b"))
     assert b.tiers("a", "b") == ["cold", "cold"]
+
+
+async def test_what_started_and_then_failed_is_stopped(bench: type[Bench]) -> None:
+    b = bench()
+    b.broken["memory"] = OSError("no such process")
+    with pytest.raises(LoadFailed, match=r"m:a did not load: OSError: no such process"):
+        await b.load("a")
+    b.broken.clear()
+    b.unreadable.add("b")
+    with pytest.raises(LoadFailed, match=r"m:b did not load: ValueError: not a tensor"):
+        await b.load("b")
+    assert [(one.counts.loads, one.counts.stops) for one in b.backend.made] == [(1, 1), (1, 1)]
+    assert b.tiers("a", "b") == ["cold", "cold"] and not b.cache.held
+    await b.load("a")
+    assert b.tiers("a") == ["resident"], "the next attempt begins anew"
+
+
+async def test_what_woke_and_then_failed_is_stopped(bench: type[Bench]) -> None:
+    b = bench(device_bytes=10)
+    await b.load("a", "b")
+    sleeper = b.backend["m", "a"]
+    with failing(sleeper, "memory", OSError("no such process")), pytest.raises(LoadFailed):
+        await b.load("a")
+    assert (b.tiers("a"), sleeper.counts.stops) == (["cold"], 1)
 
 
 async def test_one_that_does_not_stop_fails_no_other(bench: type[Bench], caplog: pytest.LogCaptureFixture) -> None:
