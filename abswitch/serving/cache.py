@@ -9,31 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from abswitch.clock import Clock, SystemClock
-from abswitch.domain import LoadFacts, ModelVersion, Residency, SwitchPath, VersionKey
+from abswitch.domain import ModelVersion, Residency, VersionKey
 from abswitch.errors import EngineClosed, InstanceError, InvalidInput, LoadFailed, OutOfBudget
+from abswitch.serving.arrivals import Arrivals, Arrived, CachedVersion, SwapRefused
 from abswitch.serving.departures import Departures
 from abswitch.serving.instance import InstanceFactory, ModelInstance
 from abswitch.serving.policy import Budget, Footprint, Held, Room, Step, make_room, usage
 from abswitch.serving.timings import Timings
 from abswitch.serving.weights import weights_of
 
+__all__ = ["CachedVersion", "ModelCache"]
+
 log = logging.getLogger(__name__)
 _LEVELS = {Residency.SLEEPING: 1, Residency.DISCARDED: 2}
-
-
-@dataclass(frozen=True, slots=True)
-class CachedVersion:
-    """A version that is able to serve: the instance, what it cost, and how it came to be so."""
-
-    instance: ModelInstance
-    facts: LoadFacts
-    path: SwitchPath = SwitchPath.LOAD
-    weights_digest: str | None = None
 
 
 @dataclass(slots=True)
@@ -72,14 +65,13 @@ class ModelCache:
         self.budget = Budget(max_models=max_cached_models, device_bytes=device_bytes, host_bytes=host_bytes)
         self.timings = timings or Timings()
         self._in_use = in_use
-        self._digest = digest
-        self._clock = clock or SystemClock()
         self._loaded: dict[VersionKey, CachedVersion] = {}  # least recently used first
         self._parked: dict[VersionKey, _Parked] = {}  # brought down longest ago first
         self._loading: dict[VersionKey, asyncio.Task[CachedVersion]] = {}
         self._reserved: dict[VersionKey, Footprint] = {}
         self._memory: dict[VersionKey, Footprint] = {}
         self._departures = Departures()
+        self._arrivals = Arrivals(self._departures, self.timings, digest, clock or SystemClock())
         self._pins: Counter[VersionKey] = Counter()
         self._room = asyncio.Lock()
         self._closed = False
@@ -174,20 +166,26 @@ class ModelCache:
             OutOfBudget: it does not fit beside what is in use; nothing was loaded.
             LoadFailed: with the reason; the next call tries again.
         """
-        if self._closed:
-            raise EngineClosed("the engine was shut down")
         key = version.key
-        cached = self._loaded.pop(key, None)
-        if cached is not None:
-            self._loaded[key] = cached  # now the most recently used
-            return cached
-        task = self._loading.get(key)
-        if task is None:
-            task = asyncio.create_task(self._bring_up(version), name=f"load {version}")
-            self._loading[key] = task
-            task.add_done_callback(lambda done: self._load_ended(key, done))
-        # Shielded: one caller that goes away must not end the load for the others.
-        return await asyncio.shield(task)
+        while True:
+            if self._closed:
+                raise EngineClosed("the engine was shut down")
+            cached = self._loaded.pop(key, None)
+            if cached is not None:
+                self._loaded[key] = cached  # now the most recently used
+                return cached
+            task = self._loading.get(key) or self._begin(version, self._bring_up(version))
+            try:
+                # Shielded: one caller that goes away must not end the load for the others.
+                return await asyncio.shield(task)
+            except SwapRefused as refused:
+                log.info("%s; it is loaded from its files", refused)
+
+    def _begin(self, version: ModelVersion, work: Coroutine[Any, Any, CachedVersion]) -> asyncio.Task[CachedVersion]:
+        """Let work bring a version up; whoever asks for the version meanwhile waits for it."""
+        task = self._loading[version.key] = asyncio.create_task(work, name=f"load {version}")
+        task.add_done_callback(lambda done: self._load_ended(version.key, done))
+        return task
 
     def _load_ended(self, key: VersionKey, task: asyncio.Task[CachedVersion]) -> None:
         self._loading.pop(key, None)
@@ -200,14 +198,18 @@ class ModelCache:
             instance = self._backends[version.config.backend](version)
             await self._reserve(version, instance)
             parked = self._parked.pop(key, None)
-            cached = await (self._wake(version, parked, instance) if parked else self._load(version, instance))
-            async with self._or_stopped(version, cached.instance):
-                self._memory[key] = await cached.instance.memory()
-            self._loaded[key] = cached
+            if parked is None:
+                arrived = await self._arrivals.load(version, instance)
+            else:
+                arrived = await self._arrivals.wake(version, parked.cached, instance)
+            self._take_in(key, arrived)
         finally:
             self._reserved.pop(key, None)
         await self.trim(keep=key)
-        return cached
+        return arrived.cached
+
+    def _take_in(self, key: VersionKey, arrived: Arrived) -> None:
+        self._loaded[key], self._memory[key] = arrived
 
     async def _reserve(self, version: ModelVersion, instance: ModelInstance) -> None:
         """Make room for a version, and hold it until its memory can be measured."""
@@ -225,80 +227,59 @@ class ModelCache:
         except Exception as error:
             raise LoadFailed(f"{version} did not load: {error}") from error
 
-    async def _load(self, version: ModelVersion, instance: ModelInstance) -> CachedVersion:
-        reading = asyncio.ensure_future(self._digest(version))  # the same bytes that the load reads, beside it
-        try:
-            facts = await instance.start()
-        except LoadFailed:
-            reading.cancel()
-            raise
-        except Exception as error:
-            reading.cancel()
-            raise LoadFailed(f"{version} did not load: {type(error).__name__}: {error}") from error
-        async with self._or_stopped(version, instance):
-            log.info("loaded %s in %.1f s", version, facts.load_s)
-            joined = facts.shared_engine and version.config.adapter is not None
-            path = SwitchPath.ADAPTER if joined else SwitchPath.LOAD
-            self.timings.took(*version.key, path, facts.load_s)
-            return CachedVersion(instance, facts, path, await reading)
-
-    async def _wake(self, version: ModelVersion, parked: _Parked, fresh: ModelInstance) -> CachedVersion:
-        """Wake it; what does not wake is stopped and loaded from its files."""
-        began_s = self._clock.monotonic_s()
-        try:
-            await parked.cached.instance.wake()
-        except Exception as error:
-            log.warning("%s did not wake and is loaded anew: %s", version, error)
-            await self._stopped(version.key, parked.cached.instance)
-            return await self._load(version, fresh)
-        async with self._or_stopped(version, parked.cached.instance):
-            self.timings.took(*version.key, SwitchPath.WAKE, self._clock.monotonic_s() - began_s)
-            return replace(parked.cached, path=SwitchPath.WAKE)
-
-    @asynccontextmanager
-    async def _or_stopped(self, version: ModelVersion, instance: ModelInstance) -> AsyncIterator[None]:
-        """What goes wrong here ends an instance that runs and is held by nobody yet: nobody else would."""
-        try:
-            yield
-        except BaseException as error:
-            await self._stopped(version.key, instance)
-            if isinstance(error, LoadFailed) or not isinstance(error, Exception):
-                raise
-            raise LoadFailed(f"{version} did not load: {type(error).__name__}: {error}") from error
-
     async def swap(self, old: VersionKey, version: ModelVersion) -> CachedVersion:
         """Put a version's weights into the engine of another one, which is drained and is forgotten.
+
+        Whoever asks for the new version meanwhile waits for it.
 
         Raises:
             InstanceError: that is not possible here, or the old version is in use; nothing changed.
             LoadFailed: the engine did not take the weights; it was stopped.
         """
+        cached = self._swappable(old, version)
+        reason = await cached.instance.why_not_in_place(version)
+        if reason is not None:
+            raise InstanceError(f"{version} cannot take the place of {old[0]}:{old[1]}: {reason}")
+        cached = self._swappable(old, version)  # again: it took time to find that out
+        del self._loaded[old]  # nobody may lease it while its weights change
+        self._reserved[version.key] = self._memory.get(old, Footprint())
+        return await asyncio.shield(self._begin(version, self._swap(old, cached, version)))
+
+    def _swappable(self, old: VersionKey, version: ModelVersion) -> CachedVersion:
+        """The version whose place is to be taken.
+
+        Raises:
+            InstanceError: it is not there, or needed; or the new one is there, too.
+        """
+        if self._closed:
+            raise EngineClosed("the engine was shut down")
         cached = self._loaded.get(old)
         if cached is None:
             raise InstanceError(f"{old[0]}:{old[1]} is not loaded")
         if self._in_use(old):
             raise InstanceError(f"{old[0]}:{old[1]} is in use")
-        reason = await cached.instance.why_not_in_place(version)
-        if reason is not None:
-            raise InstanceError(f"{version} cannot take the place of {old[0]}:{old[1]}: {reason}")
-        began_s = self._clock.monotonic_s()
-        del self._loaded[old]  # nobody may lease it while its weights change
-        reading = asyncio.ensure_future(self._digest(version))
+        if version.key in self._loading or self.tier(version.key) is not Residency.COLD:
+            raise InstanceError(f"{version} is held, or being loaded, beside {old[0]}:{old[1]}")
+        return cached
+
+    async def _swap(self, old: VersionKey, cached: CachedVersion, version: ModelVersion) -> CachedVersion:
         try:
-            instance = await cached.instance.become(version)
-        except BaseException:
-            reading.cancel()
+            arrived = await self._arrivals.swap(cached, version)
+            self._take_in(version.key, arrived)
+        except SwapRefused:
+            await self._put_back(old, cached)
             raise
-        took_s = self._clock.monotonic_s() - began_s
-        self.timings.took(*version.key, SwitchPath.IN_PLACE, took_s)
-        memory = self._memory[version.key] = await instance.memory()
-        facts = LoadFacts(
-            load_s=took_s, memory_bytes=memory.host_bytes, device_memory_bytes=memory.device_bytes or None
-        )
-        digest = await reading
-        swapped = CachedVersion(instance, facts, SwitchPath.IN_PLACE, digest)
-        self._loaded[version.key] = swapped
-        return swapped
+        finally:
+            self._reserved.pop(version.key, None)
+        return arrived.cached
+
+    async def _put_back(self, key: VersionKey, cached: CachedVersion) -> None:
+        """Of a version that was to be swapped and stays: if it serves still, and was not loaded anew meanwhile."""
+        serves = await _serves(cached.instance)
+        if serves and key not in self._loading and self.tier(key) is Residency.COLD:
+            self._loaded[key] = cached
+        else:
+            await self._departures.stop(cached.instance)
 
     # --- bringing down ----------------------------------------------------------------------------------------------
 
@@ -387,6 +368,15 @@ class ModelCache:
             self.evict(key)
         if failures := await self._departures.all_gone():
             raise InstanceError("; ".join(failures))
+
+
+async def _serves(instance: ModelInstance) -> bool:
+    try:
+        facts = await instance.health()
+    except Exception as error:
+        log.warning("%s: its health could not be seen: %s", instance.version, error)
+        return False
+    return facts.alive and facts.residency is Residency.RESIDENT
 
 
 def _named(held: list[Held]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from abswitch.domain import VersionKey
+from abswitch.domain import Residency, VersionKey
 from abswitch.serving.instance import ModelInstance
 from abswitch.serving.policy import Held
 
@@ -29,6 +29,12 @@ class Departures:
         task = asyncio.create_task(_ended(held.key, instance, killed_for), name=f"stop {held.key}")
         self._going[task] = held
         task.add_done_callback(self._going.pop)
+
+    async def stop(self, instance: ModelInstance) -> None:
+        """Stop an instance whose memory the caller accounts for until it has gone."""
+        key = instance.version.key
+        self.begin(Held(key=key, tier=Residency.COLD, tiers=(), engine=instance.engine_key, protected=True), instance)
+        await self.gone(key)
 
     async def gone(self, key: VersionKey) -> None:
         """Return once nothing of a version is on its way out."""

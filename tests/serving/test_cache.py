@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from abswitch.domain import ModelConfig, ModelVersion, SwitchPath, VersionKey
+from abswitch.domain import GenerationRequest, ModelConfig, ModelVersion, Sampling, SwitchPath, VersionKey
 from abswitch.errors import InstanceError, LoadFailed, OutOfBudget
 from abswitch.serving.cache import ModelCache
 from abswitch.serving.golden import GoldenPrompts
@@ -252,6 +252,113 @@ async def test_at_the_end_all_are_stopped_and_those_that_did_not_are_named(bench
         await b.cache.close()
     assert [b.backend["m", name].counts.stops for name in "abc"] == [0, 1, 1]
     await b.backend["m", "a"].stop()
+
+
+async def test_what_is_asked_for_during_a_swap_waits_for_it(bench: type[Bench]) -> None:
+    b = bench(device_bytes=10)
+    await b.load("a")
+    gate = b.gate = Gate()
+    swap = asyncio.create_task(b.cache.swap(("m", "a"), version("b")))
+    await b.until(lambda: gate.waiting == 1)
+    asked = asyncio.create_task(b.cache.ensure(version("b")))
+    with pytest.raises(OutOfBudget, match=r"m:b \(in use\)"):
+        await b.load("c")
+    assert b.cache.why_needed(("m", "b")) == "it is being loaded"
+    gate.open()
+    assert await asked is await swap
+    assert sum(one.counts.loads for one in b.backend.made if one.version.version == "b") == 1
+
+
+async def test_a_swap_that_the_engine_refuses_leaves_all_as_it_was(bench: type[Bench]) -> None:
+    b = bench()
+    await b.load("a")
+    a = b.backend["m", "a"]
+    gate = a.token_gate = Gate()
+    request = GenerationRequest(request_id="probe", prompt="1", sampling=Sampling())
+
+    async def probe() -> int:  # without a lease
+        return len([chunk async for chunk in a.generate(request)])
+
+    probing = asyncio.create_task(probe())
+    await b.until(lambda: gate.waiting == 1)
+    with pytest.raises(InstanceError, match="in flight"):
+        await b.cache.swap(("m", "a"), version("b"))
+    gate.open()
+    assert await probing == 1
+    assert b.tiers("a", "b") == ["resident", "cold"] and (await b.cache.ensure(version("a"))).instance is a
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_what_waited_for_a_swap_that_is_refused_is_loaded(bench: type[Bench], *, dies: bool) -> None:
+    b = bench()
+    await b.load("a")
+    a, gate = b.backend["m", "a"], Gate()
+
+    async def become(_: ModelVersion) -> ScriptedInstance:
+        await gate.passage()
+        if dies:
+            a.die()
+        raise InstanceError("not now")
+
+    vars(a)["become"] = become
+    swap = asyncio.create_task(b.cache.swap(("m", "a"), version("b")))
+    await b.until(lambda: gate.waiting == 1)
+    asked = asyncio.create_task(b.cache.ensure(version("b")))
+    await asyncio.sleep(0)
+    gate.open()
+    with pytest.raises(InstanceError, match="not now"):
+        await swap
+    assert (await asked).path is SwitchPath.LOAD
+    assert b.tiers("a", "b") == ["cold" if dies else "resident", "resident"] and a.counts.stops == dies
+
+
+async def test_a_version_that_is_loaded_anew_during_its_swap_is_held_once(bench: type[Bench]) -> None:
+    b = bench()
+    await b.load("a")
+    a = b.backend["m", "a"]
+
+    async def become(_: ModelVersion) -> ScriptedInstance:
+        await b.load("a")
+        raise InstanceError("not now")
+
+    vars(a)["become"] = become
+    with pytest.raises(InstanceError, match="not now"):
+        await b.cache.swap(("m", "a"), version("b"))
+    assert a.counts.stops == 1 and b.cache.loaded["m", "a"].instance is not a
+
+
+async def test_a_version_that_comes_into_use_while_a_swap_is_looked_into_stays(bench: type[Bench]) -> None:
+    b = bench()
+    await b.load("a")
+
+    async def why_not(_: ModelVersion) -> None:
+        b.used.add(("m", "a"))
+
+    vars(b.backend["m", "a"])["why_not_in_place"] = why_not
+    with pytest.raises(InstanceError, match="in use"):
+        await b.cache.swap(("m", "a"), version("b"))
+    assert b.tiers("a", "b") == ["resident", "cold"]
+
+
+async def test_no_swap_to_a_version_that_is_held(bench: type[Bench]) -> None:
+    b = bench()
+    await b.load("a", "b")
+    with pytest.raises(InstanceError, match="m:b is held, or being loaded, beside m:a"):
+        await b.cache.swap(("m", "a"), version("b"))
+    assert b.tiers("a", "b") == ["resident", "resident"]
+
+
+async def test_what_fails_in_or_after_a_swap_is_stopped(bench: type[Bench]) -> None:
+    b = bench()
+    await b.load("a")
+    lost = failing(b.backend["m", "a"], "become", RuntimeError("the call was lost"))
+    with lost, pytest.raises(LoadFailed, match="m:b did not load: RuntimeError: the call was lost"):
+        await b.cache.swap(("m", "a"), version("b"))
+    await b.load("a")
+    b.broken["memory"] = OSError("no such process")
+    with pytest.raises(LoadFailed, match="m:b did not load: OSError: no such process"):
+        await b.cache.swap(("m", "a"), version("b"))
+    assert not b.cache.held and [one.counts.stops for one in b.backend.made] == [1, 1, 1]
 
 
 async def test_a_wake_that_returns_garbage_is_loaded_from_its_files(bench: type[Bench]) -> None:
