@@ -19,7 +19,7 @@ from abswitch.errors import EngineClosed, InstanceError, InvalidInput, LoadFaile
 from abswitch.serving.arrivals import Arrivals, Arrived, CachedVersion, SwapRefused
 from abswitch.serving.departures import Departures
 from abswitch.serving.instance import InstanceFactory, ModelInstance
-from abswitch.serving.policy import Budget, Footprint, Held, Room, Step, make_room, usage
+from abswitch.serving.policy import Budget, Footprint, Held, Room, Step, lacking, make_room, usage
 from abswitch.serving.timings import Timings
 from abswitch.serving.weights import weights_of
 
@@ -96,7 +96,10 @@ class ModelCache:
 
     @property
     def held(self) -> list[Held]:
-        """Everything that takes memory, the first to leave first: parked, resident, and what is being loaded."""
+        """Everything that takes memory and stays, the first to leave first: parked, resident, and what is being loaded.
+
+        Not what is on its way out: it makes no other leave, but a load waits until it has gone.
+        """
         parked = [self._held(key, one.cached.instance, one.tier) for key, one in self._parked.items()]
         resident = [self._held(key, cached.instance, Residency.RESIDENT) for key, cached in self._loaded.items()]
         loading = [
@@ -201,6 +204,7 @@ class ModelCache:
             if parked is None:
                 arrived = await self._arrivals.load(version, instance)
             else:
+                self._reserved[key] += self._held(key, parked.cached.instance, parked.tier).footprint
                 arrived = await self._arrivals.wake(version, parked.cached, instance)
             self._take_in(key, arrived)
         finally:
@@ -302,11 +306,19 @@ class ModelCache:
         room = self.plan_room(need, models=models)
         if room.fits:
             room = await self._follow(lambda: self.plan_room(need, models=models))
+        while room.fits and self._is_taken_still(need):
+            await self._departures.next_gone()
+            room = await self._follow(lambda: self.plan_room(need, models=models))
         if not room.fits:
             raise OutOfBudget(
                 f"{what} did not load: it needs {need}, of which {room.lacking} do not fit; "
-                f"{usage(self.held)} are held by {_named(self.held)}, and the budget is {_limits(self.budget)}"
+                f"{usage(self.held)} are held by {_named(self.held)}, and the budget is {self.budget}"
             )
+
+    def _is_taken_still(self, need: Footprint) -> bool:
+        """Whether memory that `need` is to have has not been given back yet by what is on its way out."""
+        taken = usage([*self.held, *self._departures.held])
+        return lacking(taken + need, self.budget) != Footprint()
 
     async def _follow(self, plan: Callable[[], Room]) -> Room:
         """Take a plan's steps one by one, and make it anew after each: what is needed changes while one is taken."""
@@ -381,9 +393,3 @@ async def _serves(instance: ModelInstance) -> bool:
 
 def _named(held: list[Held]) -> str:
     return ", ".join(f"{one.key[0]}:{one.key[1]}{' (in use)' if one.protected else ''}" for one in held) or "nothing"
-
-
-def _limits(budget: Budget) -> str:
-    device = "" if budget.device_bytes is None else f"{Footprint(budget.device_bytes)}".split(" and ")[0]
-    host = "" if budget.host_bytes is None else f"{Footprint(0, budget.host_bytes)}"
-    return " and ".join(filter(None, (device, host))) or "unlimited"

@@ -30,11 +30,20 @@ class Departures:
         self._going[task] = held
         task.add_done_callback(self._going.pop)
 
+    @property
+    def held(self) -> list[Held]:
+        """What takes memory still, as none of it has gone."""
+        return list(self._going.values())
+
     async def stop(self, instance: ModelInstance) -> None:
         """Stop an instance whose memory the caller accounts for until it has gone."""
         key = instance.version.key
         self.begin(Held(key=key, tier=Residency.COLD, tiers=(), engine=instance.engine_key, protected=True), instance)
         await self.gone(key)
+
+    async def next_gone(self) -> None:
+        """Return once one of those on their way out has gone."""
+        await asyncio.wait(self._going, return_when=asyncio.FIRST_COMPLETED)
 
     async def gone(self, key: VersionKey) -> None:
         """Return once nothing of a version is on its way out."""

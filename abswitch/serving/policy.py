@@ -39,6 +39,11 @@ class Budget:
     device_bytes: int | None = None
     host_bytes: int | None = None
 
+    def __str__(self) -> str:
+        device = "" if self.device_bytes is None else f"{Footprint(self.device_bytes)}".split(" and ")[0]
+        host = "" if self.host_bytes is None else f"{Footprint(0, self.host_bytes)}"
+        return " and ".join(filter(None, (device, host))) or "unlimited"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
@@ -100,10 +105,11 @@ def make_room(least_recent_first: Sequence[Held], need: Footprint, budget: Budge
     while (step := _next(held, need, budget, models)) is not None:
         steps.append(step)
         held = _after(held, step)
-    return Room(tuple(steps), _lacking(usage(held) + need, budget))
+    return Room(tuple(steps), lacking(usage(held) + need, budget))
 
 
-def _lacking(used: Footprint, budget: Budget) -> Footprint:
+def lacking(used: Footprint, budget: Budget) -> Footprint:
+    """By how much a use is over the budget."""
     device = 0 if budget.device_bytes is None else max(0, used.device_bytes - budget.device_bytes)
     host = 0 if budget.host_bytes is None else max(0, used.host_bytes - budget.host_bytes)
     return Footprint(device, host)
@@ -111,12 +117,12 @@ def _lacking(used: Footprint, budget: Budget) -> Footprint:
 
 def _next(held: list[Held], need: Footprint, budget: Budget, models: int) -> Step | None:
     free = [one for one in held if not one.protected]
-    lacking = _lacking(usage(held) + need, budget)
+    missing = lacking(usage(held) + need, budget)
     if len(held) + models > budget.max_models and free:
         return Step(free[0].key, Residency.COLD)
     for one in free:
-        helps_device = lacking.device_bytes and one.footprint.device_bytes
-        helps_host = lacking.host_bytes and one.footprint.host_bytes
+        helps_device = missing.device_bytes and one.footprint.device_bytes
+        helps_host = missing.host_bytes and one.footprint.host_bytes
         if helps_device:
             return Step(one.key, _down(one, held, need, budget))
         if helps_host:
@@ -132,7 +138,7 @@ def _down(one: Held, held: list[Held], need: Footprint, budget: Budget) -> Resid
     for tier in (Residency.SLEEPING, Residency.DISCARDED):
         if tier in dict(one.tiers):
             asleep = [replace(other, tier=tier) if other is one else other for other in held]
-            if not _lacking(usage(asleep) + need, replace(budget, device_bytes=None)).host_bytes:
+            if not lacking(usage(asleep) + need, replace(budget, device_bytes=None)).host_bytes:
                 return tier
     return Residency.COLD
 

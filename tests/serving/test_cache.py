@@ -48,6 +48,7 @@ class Bench:
         self.sizes: dict[str, tuple[int, int]] = {}
         self.used: set[VersionKey] = set()
         self.gate: Gate | None = None
+        self.gates: list[Gate] = []
         self.broken: dict[str, Exception] = {}
         self.unreadable: set[str] = set()
         self.backend = ScriptedBackend(configure=self._configure)
@@ -73,6 +74,11 @@ class Bench:
         if one.version in self.unreadable:
             raise ValueError("not a tensor")
         return f"digest of {one.version}"
+
+    def new_gate(self) -> Gate:
+        """One that is open at the latest when the test ends."""
+        self.gates.append(Gate())
+        return self.gates[-1]
 
     async def load(self, *names: str) -> None:
         for name in names:
@@ -100,9 +106,8 @@ async def bench() -> AsyncIterator[type[Bench]]:
 
     yield Noted
     for one in made:
-        for instance in one.backend.made:
-            if instance.load_gate is not None:
-                instance.load_gate.open()  # after a failure it would be waited for
+        for gate in one.gates:
+            gate.open()  # after a failure it would be waited for
         await one.cache.close()
         assert all(instance.counts.loads <= instance.counts.stops for instance in one.backend.made), "one is left"
 
@@ -138,13 +143,52 @@ async def test_out_of_budget_is_one_clear_error_and_nothing_was_touched(bench: t
 async def test_loads_at_once_do_not_both_take_the_last_place(bench: type[Bench]) -> None:
     b = bench(device_bytes=20)
     b.used |= {("m", name) for name in "abc"}
-    gate = b.gate = Gate()
+    gate = b.gate = b.new_gate()
     loads = [asyncio.create_task(b.cache.ensure(version(name))) for name in "abc"]
     await b.until(lambda: any(load.done() for load in loads))
     gate.open()
     found = await asyncio.gather(*loads, return_exceptions=True)
     assert sum(isinstance(one, OutOfBudget) for one in found) == 1
     assert sum(instance.counts.loads for instance in b.backend.made) == 2, "nothing was loaded for the third"
+
+
+async def test_a_load_waits_until_what_leaves_has_given_its_memory_back(bench: type[Bench]) -> None:
+    b = bench(device_bytes=20)
+    await b.load("a", "b")
+    gate, stop = b.new_gate(), b.backend["m", "a"].stop
+
+    async def slow_stop() -> None:
+        await gate.passage()
+        await stop()
+
+    vars(b.backend["m", "a"])["stop"] = slow_stop
+    b.cache.evict(("m", "a"), killed_for="it hangs")
+    loading = asyncio.create_task(b.cache.ensure(version("c")))
+    await b.until(lambda: gate.waiting == 1)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert b.backend["m", "c"].counts.loads == 0, "there would be 30 bytes taken of 20"
+    gate.open()
+    await loading
+    assert b.tiers("a", "b", "c") == ["cold", "resident", "resident"], "and b need not leave for it"
+
+
+async def test_what_wakes_takes_what_it_had_until_it_is_awake(bench: type[Bench]) -> None:
+    b = bench(device_bytes=10, host_bytes=20)
+    await b.load("a", "b")
+    gate, wake = b.new_gate(), b.backend["m", "a"].wake
+
+    async def slow_wake() -> None:
+        await gate.passage()
+        await wake()
+
+    vars(b.backend["m", "a"])["wake"] = slow_wake
+    waking = asyncio.create_task(b.cache.ensure(version("a")))
+    await b.until(lambda: gate.waiting == 1)
+    taken = {one.key[1]: one.footprint for one in b.cache.held}
+    assert (taken["a"].device_bytes, taken["a"].host_bytes) == (10, 11), "its weights are on both sides now"
+    gate.open()
+    await waking
 
 
 async def test_a_version_asked_for_while_it_goes_to_sleep_comes_back(bench: type[Bench]) -> None:
@@ -160,7 +204,7 @@ async def test_pinned_leased_and_loading_versions_stay(bench: type[Bench]) -> No
     b.cache.pin(("m", "pinned"))
     await b.load("leased")
     b.used.add(("m", "leased"))
-    gate = b.gate = Gate()
+    gate = b.gate = b.new_gate()
     loading = asyncio.create_task(b.cache.ensure(version("slow")))
     await b.until(lambda: len(b.backend.made) == 3)
     b.gate = None
@@ -257,7 +301,7 @@ async def test_at_the_end_all_are_stopped_and_those_that_did_not_are_named(bench
 async def test_what_is_asked_for_during_a_swap_waits_for_it(bench: type[Bench]) -> None:
     b = bench(device_bytes=10)
     await b.load("a")
-    gate = b.gate = Gate()
+    gate = b.gate = b.new_gate()
     swap = asyncio.create_task(b.cache.swap(("m", "a"), version("b")))
     await b.until(lambda: gate.waiting == 1)
     asked = asyncio.create_task(b.cache.ensure(version("b")))
@@ -273,7 +317,7 @@ async def test_a_swap_that_the_engine_refuses_leaves_all_as_it_was(bench: type[B
     b = bench()
     await b.load("a")
     a = b.backend["m", "a"]
-    gate = a.token_gate = Gate()
+    gate = a.token_gate = b.new_gate()
     request = GenerationRequest(request_id="probe", prompt="1", sampling=Sampling())
 
     async def probe() -> int:  # without a lease
@@ -292,7 +336,7 @@ async def test_a_swap_that_the_engine_refuses_leaves_all_as_it_was(bench: type[B
 async def test_what_waited_for_a_swap_that_is_refused_is_loaded(bench: type[Bench], *, dies: bool) -> None:
     b = bench()
     await b.load("a")
-    a, gate = b.backend["m", "a"], Gate()
+    a, gate = b.backend["m", "a"], b.new_gate()
 
     async def become(_: ModelVersion) -> ScriptedInstance:
         await gate.passage()
