@@ -335,9 +335,12 @@ class ModelCache:
         log.info("%s:%s goes to sleep (%s)", *key, step.to)
         try:
             await cached.instance.sleep(_LEVELS[step.to])
-        except Exception as error:
+        except BaseException as error:  # who waited for room has gone, it may be; nobody holds this one now
             log.warning("%s:%s did not go to sleep and is unloaded: %s", *key, error)
-            await self._stopped(key, cached.instance)
+            self._leave(key, cached.instance, Residency.RESIDENT)
+            if not isinstance(error, Exception):
+                raise
+            await self._departures.gone(key)
             return
         self._parked[key] = _Parked(cached, step.to)
 
@@ -347,19 +350,13 @@ class ModelCache:
         Args:
             killed_for: the instance hangs or is gone, for this reason, and cannot help.
         """
-        parked = self._parked.pop(key, None)
-        if parked is not None:
-            self._departures.begin(
-                self._held(key, parked.cached.instance, parked.tier), parked.cached.instance, killed_for
-            )
-        cached = self._loaded.pop(key, None)
-        if cached is not None:
-            self._departures.begin(self._held(key, cached.instance, Residency.RESIDENT), cached.instance, killed_for)
+        if (parked := self._parked.pop(key, None)) is not None:
+            self._leave(key, parked.cached.instance, parked.tier, killed_for)
+        if (cached := self._loaded.pop(key, None)) is not None:
+            self._leave(key, cached.instance, Residency.RESIDENT, killed_for)
 
-    async def _stopped(self, key: VersionKey, instance: ModelInstance) -> None:
-        """Stop an instance that is in none of the tables any more."""
-        self._departures.begin(self._held(key, instance, Residency.RESIDENT), instance)
-        await self._departures.gone(key)
+    def _leave(self, key: VersionKey, instance: ModelInstance, tier: Residency, killed_for: str | None = None) -> None:
+        self._departures.begin(self._held(key, instance, tier), instance, killed_for)
 
     async def discard(self, key: VersionKey) -> None:
         """Evict, and wait until nothing of the version is left."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -403,6 +404,25 @@ async def test_what_fails_in_or_after_a_swap_is_stopped(bench: type[Bench]) -> N
     with pytest.raises(LoadFailed, match="m:b did not load: OSError: no such process"):
         await b.cache.swap(("m", "a"), version("b"))
     assert not b.cache.held and [one.counts.stops for one in b.backend.made] == [1, 1, 1]
+
+
+async def test_one_whose_way_to_sleep_is_cut_short_is_stopped(bench: type[Bench]) -> None:
+    b = bench(device_bytes=20)
+    await b.load("a", "b")
+    a, gate = b.backend["m", "a"], b.new_gate()
+
+    async def slow_sleep(_: int) -> None:
+        await gate.passage()
+
+    vars(a)["sleep"] = slow_sleep
+    b.cache.budget = replace(b.cache.budget, device_bytes=10)
+    trim = asyncio.create_task(b.cache.trim())
+    await b.until(lambda: gate.waiting == 1)
+    trim.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await trim
+    await b.cache.close()
+    assert a.counts.stops == 1
 
 
 async def test_a_wake_that_returns_garbage_is_loaded_from_its_files(bench: type[Bench]) -> None:
