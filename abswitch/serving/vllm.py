@@ -156,16 +156,16 @@ class VllmInstance:
                 engine, joined = await self._pool.acquire(self._version)
                 try:
                     await self._add_adapter(engine)
+                    facts = LoadFacts(
+                        load_s=time.monotonic() - began_s,
+                        memory_bytes=await asyncio.to_thread(engine.memory_bytes),
+                        device_memory_bytes=await asyncio.to_thread(engine.device_memory_bytes),
+                        shared_engine=joined,
+                    )
                 except BaseException:
-                    await self._pool.release(engine, self._version)
+                    await self._give_back(engine)
                     raise
-                self._engine, self._residency = engine, Residency.RESIDENT
-                self._facts = LoadFacts(
-                    load_s=time.monotonic() - began_s,
-                    memory_bytes=await asyncio.to_thread(engine.memory_bytes),
-                    device_memory_bytes=await asyncio.to_thread(engine.device_memory_bytes),
-                    shared_engine=joined,
-                )
+                self._engine, self._facts, self._residency = engine, facts, Residency.RESIDENT
             return self._facts
 
     async def _add_adapter(self, engine: VllmEngine) -> None:
@@ -340,12 +340,18 @@ class VllmInstance:
             engine, self._engine = self._engine, None
             self._facts, self._residency = None, Residency.COLD
             if engine is not None:
-                lora, self._lora = self._lora, None
-                if not engine.is_dead and not engine.was_killed:
-                    await engine.llm.abort(list(self._open))
-                    if lora is not None and self._pool.holders(engine) > 1:
-                        await engine.llm.remove_lora(lora.lora_int_id)
-                await self._pool.release(engine, self._version)
+                await self._give_back(engine)
+
+    async def _give_back(self, engine: VllmEngine) -> None:
+        """Whatever the engine says to it: nobody else gives it back."""
+        lora, self._lora = self._lora, None
+        try:
+            if not engine.is_dead and not engine.was_killed:
+                await engine.llm.abort(list(self._open))
+                if lora is not None and self._pool.holders(engine) > 1:
+                    await engine.llm.remove_lora(lora.lora_int_id)
+        finally:
+            await self._pool.release(engine, self._version)
 
     async def kill(self, reason: str) -> None:
         if self._engine is not None:

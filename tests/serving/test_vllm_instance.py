@@ -1,0 +1,105 @@
+"""A version gives its engine back however its start or its end goes wrong; the engine is a stand-in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from abswitch.domain import ModelConfig, ModelVersion
+from abswitch.errors import InstanceNotRunning
+from abswitch.serving.vllm import VllmEngine, VllmEnginePool, VllmInstance
+
+
+class StandIn:
+    """An engine, its `llm`, its library and its pool in one, with as much of each as a start and an end ask for."""
+
+    is_dead = was_killed = False
+
+    def __init__(self) -> None:
+        self.holding = 1  # another version
+        self.adapters: set[int] = set()
+        self.lost: Exception | None = None  # what it raises when it is told something
+        self.unseen: Exception | None = None  # what it raises when its memory is read
+
+    @property
+    def llm(self) -> StandIn:
+        return self
+
+    vllm = llm
+
+    async def acquire(self, _: ModelVersion) -> tuple[VllmEngine, bool]:
+        self.holding += 1
+        return cast(VllmEngine, self), True
+
+    async def release(self, *_: object) -> None:
+        self.holding -= 1
+
+    def holders(self, _: object) -> int:
+        return self.holding
+
+    def next_adapter_id(self) -> int:
+        return 7
+
+    def lora_request(self, _name: str, number: int, _folder: str) -> StandIn:
+        self.lora_int_id = number
+        return self
+
+    async def add_lora(self, lora: StandIn) -> bool:
+        self.adapters.add(lora.lora_int_id)
+        return True
+
+    async def remove_lora(self, number: int) -> None:
+        self.adapters.remove(number)
+
+    async def abort(self, _: list[str]) -> None:
+        if self.lost is not None:
+            raise self.lost
+
+    def memory_bytes(self) -> int:
+        if self.unseen is not None:
+            raise self.unseen
+        return 5
+
+    def device_memory_bytes(self) -> int | None:
+        return None
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8, "base_model_name_or_path": "base"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return tmp_path
+
+
+def instance_on(engine: StandIn, adapter: Path) -> VllmInstance:
+    config = ModelConfig(model_id="m", model="base", adapter=str(adapter))
+    return VllmInstance(ModelVersion(version="v1", config=config), cast(VllmEnginePool, cast(Any, engine)))
+
+
+async def test_a_start_that_cannot_measure_its_engine_gives_it_back(adapter: Path) -> None:
+    engine = StandIn()
+    instance = instance_on(engine, adapter)
+    engine.unseen = OSError("no such process")
+    with pytest.raises(OSError, match="no such process"):
+        await instance.start()
+    assert (engine.holding, engine.adapters) == (1, set())
+    with pytest.raises(InstanceNotRunning):
+        _ = instance.async_llm
+    engine.unseen = None
+    assert (await instance.start()).memory_bytes == 5 and (engine.holding, engine.adapters) == (2, {7})
+    await instance.stop()
+    assert (engine.holding, engine.adapters) == (1, set())
+
+
+async def test_an_end_that_the_engine_does_not_hear_of_gives_it_back(adapter: Path) -> None:
+    engine = StandIn()
+    instance = instance_on(engine, adapter)
+    await instance.start()
+    engine.lost = OSError("the pipe is broken")
+    with pytest.raises(OSError, match="the pipe is broken"):
+        await instance.stop()
+    assert engine.holding == 1
+    await instance.stop()
+    assert engine.holding == 1, "once"
