@@ -211,7 +211,7 @@ def _wire(
         clock=clock,
     )
     golden = GoldenPrompts(recovery.golden, keep=switch_log.golden) if config.golden_prompt_check else None
-    readiness = Readiness(cache, golden)
+    readiness = Readiness(cache, golden, clock=clock, load_timeout_s=config.switch_timeout_seconds)
     registry = DynamicModelRegistry(
         clock,
         check=_version_check(cache),

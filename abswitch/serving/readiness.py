@@ -10,15 +10,21 @@ import logging
 from contextlib import aclosing
 from itertools import count
 
+from abswitch.clock import Clock, SystemClock
 from abswitch.domain import GenerationRequest, ModelVersion, SwitchPath, VersionKey
 from abswitch.errors import LoadFailed
 from abswitch.serving.cache import CachedVersion, ModelCache
 from abswitch.serving.golden import Answers, GoldenPrompts
 from abswitch.serving.instance import ModelInstance
+from abswitch.serving.timelimit import time_limit
 
 log = logging.getLogger(__name__)
 WARM_PROMPT = "1"
 _SHORT_CUTS = frozenset({SwitchPath.WAKE, SwitchPath.IN_PLACE})
+
+
+class _Silent(LoadFailed):
+    """It gave no first token in time: it hangs, and cannot help to end it."""
 
 
 class Readiness:
@@ -26,11 +32,21 @@ class Readiness:
 
     Args:
         golden: compares a version's answers with those it gave at first; None leaves it at one token.
+        load_timeout_s: how long a loaded version may take to show it, and `prove_in_time` from the load on.
     """
 
-    def __init__(self, cache: ModelCache, golden: GoldenPrompts | None = None) -> None:
+    def __init__(
+        self,
+        cache: ModelCache,
+        golden: GoldenPrompts | None = None,
+        *,
+        clock: Clock | None = None,
+        load_timeout_s: float = 300.0,
+    ) -> None:
         self._cache = cache
         self._golden = golden
+        self._clock = clock or SystemClock()
+        self._load_timeout_s = load_timeout_s
         self._shown: dict[VersionKey, CachedVersion] = {}
         self._showing: dict[VersionKey, asyncio.Task[CachedVersion]] = {}
         self._numbers = count()
@@ -46,13 +62,26 @@ class Readiness:
         Until the caller goes on it is not brought down, so that who takes a lease at once has one of what runs.
 
         Raises:
-            LoadFailed: it did not load, generated nothing, or its answers are not its own.
+            LoadFailed: it did not load, generated nothing (in time), or its answers are not its own.
         """
         self._cache.pin(version.key)
         try:
             return await self._proven(version)
         finally:
             self._cache.unpin(version.key)
+
+    async def prove_in_time(self, version: ModelVersion) -> CachedVersion:
+        """`prove`, waited for only so long. A load goes on nevertheless: one that is cut short leaves a process behind.
+
+        Raises:
+            LoadFailed: as `prove`, or it was not ready in time.
+        """
+
+        def late() -> Exception:
+            return LoadFailed(f"{version} was not ready within {self._load_timeout_s:g} s (switch_timeout_seconds)")
+
+        async with time_limit(self._load_timeout_s, self._clock, late):
+            return await self.prove(version)
 
     async def _proven(self, version: ModelVersion) -> CachedVersion:
         while True:
@@ -79,23 +108,36 @@ class Readiness:
 
     async def _show(self, version: ModelVersion, cached: CachedVersion) -> CachedVersion:
         try:
-            tokens, answers = await self._first_tokens(version, cached.instance)
+            tokens, answers = await self._first_tokens_in_time(version, cached.instance)
             if not tokens:
                 raise LoadFailed(f"{version} loaded but generated no token")
             if self._golden is not None:
                 self._golden.compare(version, cached, answers)
         except Exception as error:
-            self._give_up(version, cached)
+            self._give_up(version, cached, killed_for=str(error) if isinstance(error, _Silent) else None)
             if isinstance(error, LoadFailed):
                 raise
             raise LoadFailed(f"{version}: no first token: {type(error).__name__}: {error}") from error
         self._shown[version.key] = cached
         return cached
 
-    def _give_up(self, version: ModelVersion, cached: CachedVersion) -> None:
+    def _give_up(self, version: ModelVersion, cached: CachedVersion, *, killed_for: str | None) -> None:
         """What did not show that it works is unloaded, so that the next attempt begins from its files."""
         if self._cache.loaded.get(version.key) is cached:
-            self._cache.evict(version.key)
+            self._cache.evict(version.key, killed_for=killed_for)
+
+    async def _first_tokens_in_time(self, version: ModelVersion, instance: ModelInstance) -> tuple[int, Answers]:
+        def late() -> Exception:
+            return _Silent(
+                f"{version} loaded but gave no first token within {self._load_timeout_s:g} s (switch_timeout_seconds)"
+            )
+
+        asking = asyncio.ensure_future(self._first_tokens(version, instance))
+        try:
+            async with time_limit(self._load_timeout_s, self._clock, late):
+                return await asyncio.shield(asking)
+        finally:
+            asking.cancel()  # not waited for: what hangs may hang at that, too
 
     async def _first_tokens(self, version: ModelVersion, instance: ModelInstance) -> tuple[int, Answers]:
         """How many tokens a first request brought, and the golden answers. They are asked for together: an engine takes

@@ -41,6 +41,7 @@ class Shell:
         *,
         max_cached_models: int = 5,
         drain_timeout_s: float = 60.0,
+        load_timeout_s: float = 300.0,
         configure: Callable[[ScriptedInstance], None] | None = None,
         restarts: RestartPolicy | None = None,
         max_wait_s: float = 60.0,
@@ -68,7 +69,7 @@ class Shell:
             max_cached_models=max_cached_models,
             in_use=lambda key: self.transitions.holders(key) > 0 or self.router.is_routed(*key),
         )
-        self.readiness = Readiness(self.cache)
+        self.readiness = Readiness(self.cache, clock=self.clock, load_timeout_s=load_timeout_s)
         self.registry = DynamicModelRegistry(self.clock)
         self.tally = StepTally(self.clock)
         self.desk = AlertDesk(self.clock, cooldown_s=health.cooldown_s, history=health.history)
@@ -84,6 +85,7 @@ class Shell:
             record_route=self._route,
             on_move=self._moved,
             drain_timeout_s=drain_timeout_s,
+            load_timeout_s=load_timeout_s,
             restarts=restarts,
         )
         self.queue = AdmissionQueue(

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from abswitch.domain import ModelVersion, SwitchPath
+from abswitch.domain import ModelVersion, Residency, SwitchPath
 from abswitch.errors import LoadFailed
+from abswitch.rollout.operation import Phase
 from abswitch.serving.cache import CachedVersion
 from abswitch.serving.golden import PROMPTS, Answers, GoldenPrompts, ReferenceKey, agreement
+from abswitch.serving.policy import Step
 from abswitch.serving.readiness import Readiness
-from abswitch.serving.scripted import Gate
+from abswitch.serving.scripted import Gate, ScriptedInstance
 from tests.serving.harness import MODEL, Shell, eventually
 
 
@@ -60,6 +62,77 @@ async def test_what_did_not_show_it_is_unloaded(shell: Shell) -> None:
     with pytest.raises(LoadFailed, match="generated no token"):
         await shell.readiness.prove(shell.registry.get(MODEL, "v1"))
     assert (MODEL, "v1") not in shell.cache.loaded
+
+
+def hung_at_first(shell: Shell, version: str) -> list[ScriptedInstance]:
+    """The version's first engine hangs at its first token, a later one does not; returns the engines as they come."""
+    made: list[ScriptedInstance] = []
+
+    def configure(instance: ScriptedInstance) -> None:
+        if instance.version.version == version:
+            instance.token_gate = None if made else Gate()
+            made.append(instance)
+
+    shell.backend._configure = configure
+    return made
+
+
+async def test_what_gives_no_first_token_in_time_is_killed_and_the_next_attempt_has_a_fresh_engine(
+    shell: Shell,
+) -> None:
+    made = hung_at_first(shell, "v1")
+    version = shell.registry.get(MODEL, "v1")
+    asked = [asyncio.create_task(shell.readiness.prove(version)) for _ in range(3)]
+    await eventually(lambda: bool(made) and made[0].in_flight == 1)
+    await shell.pass_time(299, 13.0)
+    assert not any(one.done() for one in asked)
+    await shell.pass_time(1)
+    assert all(one.done() for one in asked)
+    for failure in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(failure, LoadFailed) and "no first token within 300 s" in str(failure)
+    assert version.key not in shell.cache.loaded
+    assert (made[0].counts.stops, made[0].in_flight) == (1, 0)
+    assert (await shell.readiness.prove(version)).instance is made[1]
+
+
+async def test_a_switch_to_what_hung_before_succeeds_with_a_fresh_engine(shell: Shell) -> None:
+    made = hung_at_first(shell, "v2")
+    await shell.deploy("v1")
+    first = await shell.start("v2")
+    await eventually(lambda: bool(made) and made[0].in_flight == 1)
+    await shell.pass_time(300, 30.0)
+    assert (await shell.until(first, Phase.FAILED)).phase is Phase.FAILED
+    assert (await shell.deploy("v2")).phase is Phase.SUCCEEDED
+    assert len(made) == 2
+
+
+async def test_what_hangs_after_its_wake_is_loaded_from_its_files(shell: Shell) -> None:
+    version = shell.registry.get(MODEL, "v1")
+    woken = await shell.readiness.prove(version)
+    await shell.cache._bring_down(Step(version.key, Residency.SLEEPING))
+    gate = shell.instance("v1").token_gate = Gate()
+    asked = asyncio.create_task(shell.readiness.prove(version))
+    await eventually(lambda: gate.waiting == 1)
+    await shell.pass_time(300, 30.0)
+    assert asked.done()
+    cached = await asked
+    assert cached.instance is not woken.instance and cached.path is SwitchPath.LOAD
+
+
+async def test_a_load_is_waited_for_only_so_long_and_goes_on() -> None:
+    gate = Gate()
+    shell = Shell(configure=lambda instance: setattr(instance, "load_gate", gate))
+    version = shell.registry.get(MODEL, "v1")
+    asked = asyncio.create_task(shell.readiness.prove_in_time(version))
+    await eventually(lambda: gate.waiting == 1)
+    await shell.pass_time(300, 30.0)
+    assert asked.done()
+    with pytest.raises(LoadFailed, match=r"bot:v1 was not ready within 300 s \(switch_timeout_seconds\)"):
+        await asked
+    gate.open()
+    assert (await shell.readiness.prove_in_time(version)).instance is shell.instance("v1")
+    assert shell.instance("v1").counts.loads == 1
+    await shell.close()
 
 
 def guarded(shell: Shell, known: dict[ReferenceKey, Answers] | None = None) -> tuple[Readiness, dict[str, Answers]]:
