@@ -48,3 +48,8 @@ class BackOff:
         delay_s = 0.0 if not tried else min(self.policy.max_s, self.policy.initial_s * 2.0 ** (tried - 1))
         self._at_s.append(now_s + delay_s)
         return delay_s
+
+    def in_vain(self, lasted_s: float) -> None:
+        """An attempt failed after so long. The version did not run meanwhile, so the earlier restarts are no older:
+        else attempts that each take minutes to fail would be forgotten before there are too many of them."""
+        self._at_s = deque(at_s + lasted_s for at_s in self._at_s)

@@ -120,16 +120,25 @@ class Reviver:
 
     async def _serve(self, model_id: str, version: str) -> None:
         try:
-            cached = await self._readiness.prove(self._registry.get(model_id, version))
+            cached = await self._attempt(model_id, version)
         except Exception as error:
             log.error("model %s: version %s did not come up: %s", model_id, version, error)
             self.failed(model_id, str(error))
+            self._give_up_in_the_end(model_id, version, str(error))
             return
         if self._router.current(model_id) is None and self._registry.active_version(model_id) == version:
             self._told(self._router.commit(model_id, stable=arm_of(STABLE, version, cached)).records())
 
+    def _give_up_in_the_end(self, model_id: str, version: str, reason: str) -> None:
+        """The next request tries again, but not for ever. An operation under way decides for itself what serves."""
+        delay_s = self._backoff(model_id, version).next_delay_s(self._clock.monotonic_s())
+        if delay_s is not None or self._is_switching(model_id):
+            return
+        if self._registry.active_version(model_id) == version:
+            self._give_up(model_id, version, f"{reason}; more than {self._policy.max_restarts} attempt(s) were in vain")
+
     async def _restart(self, model_id: str, version: str, reason: str) -> None:
-        backoff = self._backoffs.setdefault((model_id, version), BackOff(self._policy))
+        backoff = self._backoff(model_id, version)
         while self._router.is_routed(model_id, version):
             delay_s = backoff.next_delay_s(self._clock.monotonic_s())
             if delay_s is None and self._is_switching(model_id):
@@ -139,7 +148,7 @@ class Reviver:
                 return
             await self._pause(delay_s)
             try:
-                cached = await self._readiness.prove(self._registry.get(model_id, version))
+                cached = await self._attempt(model_id, version)
             except Exception as error:
                 log.error("model %s: version %s did not come back: %s", model_id, version, error)
                 reason = str(error)
@@ -148,6 +157,17 @@ class Reviver:
             snapshot = self._router.replace_instance(model_id, restarted)
             self._told(snapshot.records() if snapshot else ())
             return
+
+    async def _attempt(self, model_id: str, version: str) -> CachedVersion:
+        began_s = self._clock.monotonic_s()
+        try:
+            return await self._readiness.prove_in_time(self._registry.get(model_id, version))
+        except Exception:
+            self._backoff(model_id, version).in_vain(self._clock.monotonic_s() - began_s)
+            raise
+
+    def _backoff(self, model_id: str, version: str) -> BackOff:
+        return self._backoffs.setdefault((model_id, version), BackOff(self._policy))
 
     def _told(self, rows: tuple[RouteRecord, ...]) -> None:
         for row in rows:

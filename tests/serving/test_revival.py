@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from abswitch.domain import Prompt
-from abswitch.errors import InstanceDied, InvalidInput
+from abswitch.errors import InstanceDied, InvalidInput, NoActiveVersion
 from abswitch.rollout.operation import Phase
 from abswitch.serving.backoff import BackOff, RestartPolicy
 from abswitch.serving.readiness import WARM_PROMPT
@@ -22,6 +22,16 @@ def test_pauses_double_up_to_the_longest_and_old_restarts_are_forgotten() -> Non
     backoff = BackOff(RestartPolicy(initial_s=1.0, max_s=4.0, max_restarts=5, window_s=100.0))
     assert [backoff.next_delay_s(0.0) for _ in range(6)] == [0.0, 1.0, 2.0, 4.0, 4.0, None]
     assert backoff.next_delay_s(110.0) == 0.0
+
+
+def test_restarts_that_failed_slowly_are_not_forgotten_for_it() -> None:
+    backoff = BackOff(RestartPolicy(initial_s=1.0, max_s=4.0, max_restarts=2, window_s=100.0))
+    assert backoff.next_delay_s(0.0) == 0.0
+    backoff.in_vain(90.0)
+    assert backoff.next_delay_s(90.0) == 1.0
+    backoff.in_vain(90.0)
+    assert backoff.next_delay_s(181.0) is None, "it did not run in those 180 s"
+    assert backoff.next_delay_s(282.0) == 0.0
 
 
 @pytest.mark.parametrize("field", ["initial_s", "max_s", "max_restarts", "window_s"])
@@ -175,4 +185,57 @@ async def test_where_nothing_can_be_brought_back_the_stable_version_keeps_all_tr
     never_load(shell, "nothing")
     await passing(shell, 10)
     assert set(await asyncio.gather(*waiting)) == {"I am v1"}
+    await shell.close()
+
+
+async def test_a_bring_up_that_hangs_at_its_first_token_fails_in_time_and_the_next_request_has_a_fresh_engine() -> None:
+    made: list[ScriptedInstance] = []
+
+    def configure(instance: ScriptedInstance) -> None:
+        instance.token_gate = None if made else Gate()
+        made.append(instance)
+
+    shell = Shell(restarts=POLICY, max_wait_s=1000.0, configure=configure)
+    shell.registry.activate(MODEL, "v1", "op-of-an-earlier-process")
+    waiting = asyncio.create_task(shell.ask())
+    await eventually(lambda: bool(made) and made[0].in_flight == 1)
+    await shell.pass_time(300, 30.0)
+    assert waiting.done(), "it is told, not left to wait for what hangs"
+    with pytest.raises(NoActiveVersion, match=r"did not come up: .*within 300 s"):
+        await waiting
+    assert made[0].counts.stops == 1
+    await shell.pass_time(5)
+    assert await shell.ask() == "I am v1"
+    await shell.close()
+
+
+async def test_restarts_that_hang_are_counted_and_give_way_to_the_last_good_version() -> None:
+    shell = breakable()
+    await shell.deploy("v1")
+    await shell.deploy("v2")
+    gate = Gate()
+    shell.backend._configure = lambda instance: setattr(instance, "load_gate", gate)
+    shell.instance("v2").die("bus error")
+    waiting = asyncio.create_task(shell.ask())
+    await shell.pass_time(3 * 300, 10.0)
+    assert not waiting.done() and shell.registry.active_version(MODEL) == "v2"
+    await shell.pass_time(60, 10.0)
+    assert shell.registry.active_version(MODEL) == "v1", "three restarts, of 300 s each, are more than enough"
+    assert await waiting == "I am v1"
+    gate.open()
+    await shell.close()
+
+
+async def test_a_version_that_never_comes_up_gives_way_to_the_last_good_one() -> None:
+    """As after a restart: nothing serves, and what is active cannot be loaded any more."""
+    shell = breakable()
+    shell.registry.activate(MODEL, "v1", "op-of-an-earlier-process")
+    shell.registry.activate(MODEL, "v2", "op-of-an-earlier-process")
+    never_load(shell, "v2")
+    for _ in range(3):
+        with pytest.raises(NoActiveVersion, match="the disk is gone"):
+            await shell.ask()
+        await shell.pass_time(5)
+    assert await shell.ask() == "I am v1"
+    assert shell.registry.active_version(MODEL) == "v1"
     await shell.close()
