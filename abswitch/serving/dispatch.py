@@ -25,7 +25,15 @@ from abswitch.domain import (
     TokenChunk,
     VersionKey,
 )
-from abswitch.errors import InstanceDied, InstanceNotRunning, LoadFailed, NoActiveVersion, RequestFailed, StreamBroken
+from abswitch.errors import (
+    InstanceDied,
+    InstanceNotRunning,
+    LoadFailed,
+    NoActiveVersion,
+    QueueTimeout,
+    RequestFailed,
+    StreamBroken,
+)
 from abswitch.records import AssignmentRecord
 from abswitch.serving.assignments import Assignments
 from abswitch.serving.cache import CachedVersion
@@ -175,7 +183,7 @@ class Dispatcher:
 
         Raises:
             NoActiveVersion, QueueFull, QueueTimeout: nothing serves the model; no row, as nothing was admitted.
-            LoadFailed: the version that the request names itself does not load; no row either.
+            LoadFailed, QueueTimeout: the version that the request names itself does not load (in time); no row either.
             PromptTooLong: the prompt does not fit.
             InstanceDied: the instance died before its first token and no other could take over.
             StreamBroken: it died later; what had been delivered is in `text`.
@@ -231,7 +239,7 @@ class Dispatcher:
 
     async def _pinned(self, submission: Submission, version: str) -> RoutedArm:
         submission.tier = self._residency((submission.model_id, version))
-        cached = await self._load(submission.model_id, version)
+        cached = await self._queue.loaded(submission.model_id, version, self._load(submission.model_id, version))
         return RoutedArm(PINNED, version, cached.instance, 1.0, cached.path, cached.weights_digest)
 
     def _hold(self, submission: Submission, arm: RoutedArm) -> Lease:
@@ -290,7 +298,7 @@ class Dispatcher:
         if admitted is None:
             try:
                 return await self._pinned(submission, dead.version)
-            except LoadFailed as nothing:
+            except (LoadFailed, QueueTimeout) as nothing:
                 raise death from nothing
         current = self._router.current(submission.model_id)
         while current is None or current.stable.instance is dead.instance:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from abswitch.clock import Clock
 from abswitch.errors import NoActiveVersion, QueueFull, QueueTimeout
+from abswitch.serving.cache import CachedVersion
 from abswitch.serving.router import RequestRouter, RouteSnapshot
+from abswitch.serving.timelimit import time_limit
 
 
 class AdmissionQueue:
@@ -70,6 +72,24 @@ class AdmissionQueue:
         finally:
             self._waiting[model_id] -= 1
 
+    async def loaded(self, model_id: str, version: str, load: Awaitable[CachedVersion]) -> CachedVersion:
+        """What loads the version that a request names itself; waited for no longer than a route.
+
+        Raises:
+            QueueTimeout: it was not ready in time; the load goes on, for whoever asks next.
+        """
+
+        def late() -> Exception:
+            return self._late(model_id, f"version {version!r} is being loaded")
+
+        async with time_limit(self._max_wait_s, self._clock, late):
+            return await load
+
+    def _late(self, model_id: str, reason: str) -> QueueTimeout:
+        return QueueTimeout(
+            f"model {model_id!r}: waited {self._max_wait_s:g} s (max_queue_wait_seconds) while {reason}"
+        )
+
     async def _wait(self, model_id: str, newer_than: int) -> RouteSnapshot:
         overdue = asyncio.Event()
         late = asyncio.ensure_future(overdue.wait())
@@ -86,9 +106,7 @@ class AdmissionQueue:
                 if reason is None:
                     raise self._nothing(model_id)
                 if overdue.is_set():
-                    raise QueueTimeout(
-                        f"model {model_id!r}: waited {self._max_wait_s:g} s (max_queue_wait_seconds) while {reason}"
-                    )
+                    raise self._late(model_id, reason)
         finally:
             timer.cancel()
             late.cancel()

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from abswitch.errors import NoActiveVersion, QueueFull, QueueTimeout
+from abswitch.domain import Completion
+from abswitch.errors import InstanceDied, NoActiveVersion, QueueFull, QueueTimeout
 from abswitch.rollout.operation import Phase
 from abswitch.serving.scripted import Gate, ScriptedInstance
 from tests.patience import PATIENCE_S
@@ -60,6 +61,54 @@ async def test_a_wait_is_bounded_and_says_what_for() -> None:
     with pytest.raises(QueueTimeout, match=r"waited 30 s \(max_queue_wait_seconds\) while operation op-0 is loading"):
         await waiting
     assert shell.queue.waiting() == 0
+    gate.open()
+    await shell.close()
+
+
+def naming(shell: Shell, version: str) -> asyncio.Task[Completion]:
+    """A request that names its version itself."""
+    submission = shell.submission()
+    submission.version = version
+    return asyncio.create_task(shell.dispatcher.complete(submission))
+
+
+async def test_a_request_that_names_its_version_waits_no_longer_for_it_than_others() -> None:
+    gate = Gate()
+    shell = gated(gate)
+    named = naming(shell, "v1")
+    await eventually(lambda: gate.waiting == 1)
+    await shell.pass_time(29)
+    assert not named.done()
+    await shell.pass_time(1)
+    assert named.done()
+    with pytest.raises(
+        QueueTimeout, match=r"waited 30 s \(max_queue_wait_seconds\) while version 'v1' is being loaded"
+    ):
+        await named
+    assert shell.requests == [], "who was not admitted leaves no row"
+    gate.open()
+    assert (await naming(shell, "v1")).text == "I am v1"
+    assert shell.instance("v1").counts.loads == 1, "the load went on for whoever asks next"
+    assert shell.clock.next_timer_s() is None
+    await shell.close()
+
+
+async def test_a_request_whose_named_version_died_waits_no_longer_for_its_return() -> None:
+    gate = Gate(is_open=True)
+    shell = gated(gate)
+    tokens = Gate()
+    await shell.readiness.prove(shell.registry.get(MODEL, "v1"))
+    shell.instance("v1").token_gate = tokens
+    named = naming(shell, "v1")
+    await eventually(lambda: tokens.waiting == 1)
+    gate.close()
+    shell.instance("v1").die("bus error")
+    await eventually(lambda: gate.waiting == 1)
+    await shell.pass_time(30)
+    assert named.done()
+    with pytest.raises(InstanceDied, match="bus error"):
+        await named
+    assert [row.error_type for row in shell.requests] == ["InstanceDied"]
     gate.open()
     await shell.close()
 
