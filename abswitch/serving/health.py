@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 MEMORY_EVERY_S = 10.0
 """Reading what a process tree occupies takes milliseconds per process."""
 _LATE = 2.0  # intervals: a look that comes later than this means that the process itself stood still
+_TRAFFIC_BEGINS = frozenset({Phase.SHIFTING, Phase.PROMOTING})
 HUNG, LOST = "hung", "lost"
 
 
@@ -134,10 +135,15 @@ class HealthMonitor:
         window.request(record, now_s)
 
     def moved(self, operation: Operation) -> None:
-        """An operation took an event. What a candidate did in an earlier operation is not held against it."""
-        if operation.phase is Phase.LOADING:
-            for version in operation.candidates:
+        """An operation took an event. What a candidate did in an earlier operation is not held against it.
+
+        What was told of a candidate before it had traffic led to nothing, so it is told again once it has.
+        """
+        for version in operation.candidates:
+            if operation.phase is Phase.LOADING:
                 self._windows.pop((operation.model_id, version), None)
+            elif operation.phase in _TRAFFIC_BEGINS:
+                self._acted_s.pop((operation.model_id, operation.operation_id, version), None)
 
     def instance_lost(self, model_id: str, instance: ModelInstance, reason: str) -> None:
         """A request met an instance that is gone."""

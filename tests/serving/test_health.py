@@ -18,6 +18,7 @@ from abswitch.serving.alerts import Alert, AlertState, Severity
 from abswitch.serving.backoff import RestartPolicy
 from abswitch.serving.findings import HealthPolicy, HealthState
 from abswitch.serving.scripted import Gate
+from abswitch.serving.transition import Lease
 from tests.patience import PATIENCE_S
 from tests.serving.harness import MODEL, Shell, eventually
 
@@ -301,6 +302,26 @@ async def test_a_critical_breach_by_a_candidate_rolls_back(shell: Shell) -> None
     ended = await shell.until(operation, Phase.ROLLED_BACK)
     assert ever(shell, "latency_p95").operation_id == operation
     assert "40 of 40 answers" in ended.reason
+
+
+async def test_a_breach_before_a_candidate_has_traffic_is_acted_on_once_it_has(shell: Shell) -> None:
+    await shell.deploy("v1")
+    await shell.readiness.prove(shell.registry.get(MODEL, "v2"))
+    gate = Gate()
+    shell.backend._configure = lambda instance: setattr(instance, "load_gate", gate)
+    operation = await shell.start("v2", "ab_test", {"arms": {"v2": 40, "v3": 10}})
+    await eventually(lambda: gate.waiting == 1)
+    named = Lease("named", (MODEL, "v2"), "pinned", "u", 0.0)  # of a request that names the version itself
+    shell.transitions.acquire(named)
+    feed(shell, 40, "v2", error="RequestFailed")
+    await shell.pass_time(3)
+    assert active(shell, "error_rate").version == "v2"
+    assert shell.switcher.operation(operation).phase is Phase.LOADING, "nobody meets it yet"
+    shell.transitions.release(named)
+    gate.open()
+    await shell.until(operation, Phase.EVALUATING)
+    await shell.pass_time(1)
+    assert shell.switcher.operation(operation).phase is Phase.ROLLED_BACK
 
 
 async def test_a_breach_by_the_stable_version_does_not_end_the_operation(shell: Shell) -> None:
