@@ -228,13 +228,17 @@ class HealthMonitor:
     def _retire(self) -> None:
         """Forget versions that neither serve nor are loaded, once nothing of them is left in the window."""
         now_s = self._clock.monotonic_s()
-        for key in tuple(self._windows):
+        alerted = ((alert.model_id, alert.version) for alert in self._desk.active())
+        # An alert may be about a version without a window: a candidate's is forgotten as its next operation loads it.
+        about = [(model_id, version) for model_id, version in alerted if model_id and version]
+        for key in dict.fromkeys((*self._windows, *about)):
             if self._router.is_routed(*key) or self._transitions.holders(key):
                 continue
             self._watchdog.leave(key)
             self._desk.retire(key, "the version no longer serves")
-            if not self._windows[key].totals(now_s).requests:
-                del self._windows[key]
+            window = self._windows.get(key)
+            if window is None or not window.totals(now_s).requests:
+                self._windows.pop(key, None)
                 self._facts.pop(key, None)
         self._acted_s = {m: at_s for m, at_s in self._acted_s.items() if now_s - at_s < self._policy.cooldown_s}
 

@@ -392,6 +392,23 @@ async def test_alerts_of_a_version_end_when_it_no_longer_serves(shell: Shell) ->
     assert shell.desk.book.all()[-1].reason == "the version no longer serves"
 
 
+async def test_an_alert_of_a_candidate_that_did_not_load_again_ends_too(shell: Shell) -> None:
+    await shell.deploy("v1")
+    first = await shell.split("v2")
+    await shell.pass_time(2)
+    lost = shell.instance("v2")
+    lost.die("bus error")
+    shell.health.instance_lost(MODEL, lost, "bus error")
+    await shell.until(first, Phase.ROLLED_BACK)
+    shell.backend._configure = lambda instance: setattr(instance, "load_error", "the disk is gone")
+    second = await shell.start("v2")  # before the next look, and forgetting what v2 did so far
+    await shell.until(second, Phase.FAILED)
+    assert metrics(shell) == ["lost"]
+    await shell.pass_time(2)
+    assert metrics(shell) == []
+    assert shell.desk.book.all()[-1].reason == "the version no longer serves"
+
+
 async def test_a_queue_throughput_and_memory_have_limits_that_only_tell() -> None:
     limits = AlertThresholds(queue_depth=Limit(1.0, 2.0), throughput=Limit(50.0, 10.0), memory_usage=Limit(1e-9, 2e-9))
     shell = Shell(health=HealthPolicy(limits=limits, min_requests=1))
