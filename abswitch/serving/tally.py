@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 from array import array
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -121,10 +122,11 @@ _Key = tuple[str, int, str]  # operation, step, arm
 
 
 class StepTally:
-    """Counts by operation, step and arm. Lives on the engine's loop."""
+    """Counts by operation, step and arm. Lives on the engine's loop, but for `score`, which any thread may call."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._lock = threading.Lock()
         self._arms: dict[_Key, _Arm] = {}
         self._of_request: dict[str, _Key] = {}
         self._since_s: dict[tuple[str, int], float] = {}
@@ -133,10 +135,11 @@ class StepTally:
 
     def moved(self, operation: Operation) -> None:
         """An operation took an event: a step of it may be in force from now on, or it is over."""
-        if operation.phase.is_final:
-            self._end(operation.operation_id)
-        elif operation.phase in (Phase.SHIFTING, Phase.EVALUATING):
-            self._begin(operation)
+        with self._lock:
+            if operation.phase.is_final:
+                self._end(operation.operation_id)
+            elif operation.phase in (Phase.SHIFTING, Phase.EVALUATING):
+                self._begin(operation)
 
     def _begin(self, operation: Operation) -> None:
         key = (operation.operation_id, operation.stage)
@@ -156,11 +159,15 @@ class StepTally:
         """A request ended."""
         if record.operation_id is None:
             return
-        key = (record.operation_id, record.step, record.arm)
+        with self._lock:
+            self._count(record, record.operation_id)
+
+    def _count(self, record: RequestRecord, operation_id: str) -> None:
+        key = (operation_id, record.step, record.arm)
         arm = self._arms.get(key)
         if arm is None or not is_counted(record):
             return
-        arm.request(record, self._erred[record.operation_id])
+        arm.request(record, self._erred[operation_id])
         if record.error_type is None and not record.fallback:
             self._of_request[record.request_id] = key
             if len(self._of_request) > KEPT:  # its scores never came, or came long ago
@@ -168,12 +175,17 @@ class StepTally:
 
     def score(self, record: ScoreRecord) -> None:
         """A score arrived; it belongs to the step in which its request was admitted."""
-        key = self._of_request.get(record.request_id)
-        if key is not None and record.value is not None and key in self._arms:
-            self._arms[key].score(record.scorer, record.value)
+        with self._lock:
+            key = self._of_request.get(record.request_id)
+            if key is not None and record.value is not None and key in self._arms:
+                self._arms[key].score(record.scorer, record.value)
 
     def evidence(self, operation: Operation) -> StepEvidence:
         """What is known about the operation's step now."""
+        with self._lock:
+            return self._evidence(operation)
+
+    def _evidence(self, operation: Operation) -> StepEvidence:
         operation_id, stage = operation.operation_id, operation.stage
         since_s = self._since_s.get((operation_id, stage), self._clock.monotonic_s())
         stable, candidates = self._measures(operation, stage)
