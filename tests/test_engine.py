@@ -288,6 +288,17 @@ async def test_closing_leaves_no_thread_and_nothing_usable(tmp_path: Path) -> No
         await engine.start_switch("v1")
 
 
+async def test_a_cell_closes_its_engine_without_await() -> None:
+    before = engine_threads()
+    scripted = backend()
+    engine = SwitchingEngine(store=":memory:", backends={"scripted": scripted})
+    engine.registry.register_model(CONFIG, "v1")
+    await engine.deploy("v1")
+    engine.close()
+    assert none_but(before)
+    assert scripted["bot", "v1"].counts.stops == 1
+
+
 def test_an_engine_that_is_dropped_shuts_itself_down() -> None:
     """A re-run cell replaces the engine; the old one must not go on holding memory."""
     before = engine_threads()

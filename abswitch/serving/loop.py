@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -16,8 +17,12 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from abswitch.errors import EngineClosed
+from abswitch.serving.threads import on_thread_of_its_own
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+_END_S = 10.0
+"""How long each step of the loop's end may take: tasks that are cancelled, generators, blocking calls in threads."""
 
 
 async def off_loop(function: Callable[[], T]) -> T:
@@ -38,6 +43,8 @@ class EngineLoop:
 
     def __init__(self, name: str = "abswitch-engine") -> None:
         self._loop = asyncio.new_event_loop()
+        self._pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix=f"{name}-worker")
+        self._loop.set_default_executor(self._pool)
         self._mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = WeakKeyDictionary()
         self._inbound = _Mailbox(self._loop)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -113,16 +120,27 @@ class EngineLoop:
                 self.post(pipe.cancel)
 
     def close(self) -> None:
-        """Cancel what is left, stop the loop and its thread. Idempotent."""
+        """Cancel what is left, stop the loop and its thread. Idempotent, and bounded: what does not end is left behind.
+
+        All of it happens on the loop's own thread, as a loop may run on the caller's: in a notebook one always does.
+        """
         if self._loop.is_closed() or self.is_current:
             return
-        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        with suppress(RuntimeError):  # at the interpreter's end there is no thread left to wait for the others with
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        self._loop.close()
+        try:
+            self._submit(self._wind_up()).result()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def _wind_up(self) -> None:
+        await _cancel_others()
+        try:
+            await asyncio.wait_for(self._loop.shutdown_asyncgens(), _END_S)
+            with suppress(RuntimeError):  # at the interpreter's end there is no thread left to wait for the others with
+                await asyncio.wait_for(on_thread_of_its_own(self._pool.shutdown, "abswitch-engine-end"), _END_S)
+        except TimeoutError:
+            log.warning("something that the engine began did not end within %g s; it is left behind", _END_S)
 
 
 async def _asked(question: Callable[[], T]) -> T:
@@ -130,10 +148,13 @@ async def _asked(question: Callable[[], T]) -> T:
 
 
 async def _cancel_others() -> None:
-    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    if others:
+        _, left = await asyncio.wait(others, timeout=_END_S)
+        for task in left:
+            log.warning("%s did not end within %g s of being cancelled; it is left behind", task.get_name(), _END_S)
 
 
 class _Mailbox:

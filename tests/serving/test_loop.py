@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import pytest
 
 from abswitch.errors import EngineClosed
+from abswitch.serving import loop as loop_module
 from abswitch.serving.loop import EngineLoop
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -126,3 +128,48 @@ async def test_closing_the_engine_tells_a_reader_so() -> None:
     with pytest.raises(EngineClosed):
         await engine_loop.call(where())
     engine_loop.close()  # again: nothing happens
+
+
+async def test_closing_works_where_a_loop_runs_in_the_callers_thread_as_in_every_cell() -> None:
+    engine_loop = EngineLoop()
+    source = numbers(10, closed := threading.Event())
+
+    async def begin() -> int:
+        await asyncio.to_thread(lambda: None)  # from here on there are worker threads to end
+        return await anext(source)
+
+    assert await engine_loop.call(begin()) == 0
+    engine_loop.close()
+    assert closed.is_set(), "generators are closed on the loop that ran them"
+    with pytest.raises(EngineClosed):
+        await engine_loop.call(where())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("abswitch-engine")]
+
+
+def test_closing_leaves_behind_what_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop_module, "_END_S", 0.05)
+    engine_loop = EngineLoop()
+    release, begun = threading.Event(), threading.Event()
+
+    async def stubborn() -> None:
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                begun.set()
+                await asyncio.sleep(PATIENCE_S)
+
+    async def begin() -> None:
+        asyncio.get_running_loop().run_in_executor(None, release.wait)
+        keep.append(asyncio.create_task(stubborn(), name="stubborn"))
+
+    keep: list[asyncio.Task[None]] = []
+    engine_loop.run(begin())
+    assert begun.wait(PATIENCE_S)
+    closing = threading.Thread(target=engine_loop.close, daemon=True)
+    closing.start()
+    closing.join(PATIENCE_S)
+    release.set()  # the interpreter's end waits for a pool's threads
+    assert not closing.is_alive()
+    assert "stubborn did not end" in caplog.text
+    assert "something that the engine began did not end" in caplog.text
