@@ -21,6 +21,18 @@ def name(field: str, value: object) -> str:
     return value
 
 
+def text(field: str, value: object) -> str:
+    """A non-empty string that can be hashed and stored: one that UTF-8 can write, not half a surrogate pair."""
+    allowed = "a non-empty string that UTF-8 can write"
+    if not isinstance(value, str) or not value:
+        raise InvalidInput(field, value, allowed)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(field, value, allowed) from error
+    return value
+
+
 def number(
     field: str,
     value: object,

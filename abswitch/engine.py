@@ -200,9 +200,11 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         self._refuse_closed()
         if sampling:
             Sampling().merged(sampling)
-        for field, value in (("unit_id", unit_id), ("request_id", request_id), ("reference", reference)):
-            if value is not None and (not isinstance(value, str) or (not value and field != "reference")):
-                raise InvalidInput(field, value, "a non-empty string, or None")
+        for field, value in (("unit_id", unit_id), ("request_id", request_id)):
+            if value is not None:
+                checks.text(field, value)
+        if reference is not None and not isinstance(reference, str):
+            raise InvalidInput("reference", reference, "a string, or None")
         if version is not None:
             model_id, version = self.registry.resolve(version, model_id).key
         model = self.registry.resolve_model(model_id)

@@ -191,14 +191,14 @@ class Dispatcher:
         snapshot, arm = await self._admission(submission)
         # From here to the lease there is no `await`: the arm is routable at the very moment the request is admitted.
         lease = first = self._hold(submission, arm)
-        if snapshot is not None and snapshot.candidates and submission.copy_of is None:
-            self._assigned.note(snapshot, arm, submission.unit_id, submission.request_id)
-        if snapshot is not None and snapshot.mirror is not None:
-            self._mirror(submission, snapshot)
         serving = arm
         error: BaseException | None = None
         texts = submission.texts
         try:
+            if snapshot is not None and snapshot.candidates and submission.copy_of is None:
+                self._assigned.note(snapshot, arm, submission.unit_id, submission.request_id)
+            if snapshot is not None and snapshot.mirror is not None:
+                self._mirror(submission, snapshot)
             while True:
                 try:
                     async with aclosing(serving.instance.generate(self._request(submission, serving))) as chunks:

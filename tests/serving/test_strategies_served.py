@@ -256,6 +256,16 @@ async def test_a_shadow_that_hangs_or_dies_hurts_nobody(shell: Shell) -> None:
     assert set(await traffic(shell, 5)) == {"I am v1"}
 
 
+async def test_a_request_that_fails_as_it_is_admitted_holds_its_version_no_longer(shell: Shell) -> None:
+    await begun(shell, "shadow", {"mirror_percentage": 50})
+    submission = shell.submission()
+    submission.request_id = "\ud800"  # cannot be hashed, so nobody can say whether it is copied
+    with pytest.raises(UnicodeEncodeError):
+        await shell.dispatcher.complete(submission)
+    assert not shell.transitions.in_flight()
+    assert shell.requests[-1].error_type == "UnicodeEncodeError"
+
+
 async def test_a_share_of_requests_is_copied(shell: Shell) -> None:
     await begun(shell, "shadow", {"mirror_percentage": 20, "keep_outputs": False})
     await traffic(shell, 500)
