@@ -166,7 +166,8 @@ class Dispatcher:
         self._on_answer = on_answer
         self._on_lost = on_lost
         self._record_text = record_text
-        self._copies: set[asyncio.Task[None]] = set()
+        self._copies: dict[tuple[str, str | None], set[asyncio.Task[None]]] = {}
+        """Copies under way by model and operation: one whose shadow is slow must not use up the room of another's."""
         self.copies_left_out = 0
 
     async def complete(self, submission: Submission) -> Completion:
@@ -314,7 +315,8 @@ class Dispatcher:
         mirror = snapshot.mirror
         if mirror is None or submission.copy_of is not None or not snapshot.is_mirrored(submission.request_id):
             return
-        if len(self._copies) >= mirror.max_in_flight:
+        shadowing = (snapshot.model_id, snapshot.operation_id)
+        if len(self._copies.get(shadowing, ())) >= mirror.max_in_flight:
             self.copies_left_out += 1
             return
         submission.keep_output = mirror.keep_outputs
@@ -330,8 +332,14 @@ class Dispatcher:
             keep_output=mirror.keep_outputs,
         )
         task = asyncio.get_running_loop().create_task(self._copy(copy), name=copy.request_id)
-        self._copies.add(task)
-        task.add_done_callback(self._copies.discard)
+        self._copies.setdefault(shadowing, set()).add(task)
+        task.add_done_callback(lambda ended: self._copied(shadowing, ended))
+
+    def _copied(self, shadowing: tuple[str, str | None], ended: asyncio.Task[None]) -> None:
+        under_way = self._copies[shadowing]
+        under_way.discard(ended)
+        if not under_way:
+            del self._copies[shadowing]
 
     async def _copy(self, copy: Submission) -> None:
         try:
@@ -341,9 +349,10 @@ class Dispatcher:
 
     async def close(self) -> None:
         """End the copies under way."""
-        for task in tuple(self._copies):
+        copies = [task for tasks in self._copies.values() for task in tasks]
+        for task in copies:
             task.cancel()
-        await asyncio.gather(*self._copies, return_exceptions=True)
+        await asyncio.gather(*copies, return_exceptions=True)
 
     # --- evidence ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from abswitch.errors import SwitchRefused
 from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import Judgement, Ruling, StepEvidence
 from abswitch.rollout.operation import Phase
+from abswitch.rollout.strategies import strategy_of
 from abswitch.serving.scripted import Gate
 from tests.patience import PATIENCE_S
 from tests.serving.harness import MODEL, Shell, eventually
@@ -254,6 +255,25 @@ async def test_a_shadow_that_hangs_or_dies_hurts_nobody(shell: Shell) -> None:
     operation = await shell.until(operation_id, Phase.ROLLED_BACK)
     assert "bus error" in operation.reason
     assert set(await traffic(shell, 5)) == {"I am v1"}
+
+
+async def test_a_slow_shadow_leaves_the_shadows_of_other_models_their_copies(shell: Shell) -> None:
+    config = {"mirror_percentage": 100, "max_in_flight": 3}
+    await begun(shell, "shadow", config)
+    for version in ("v1", "v2"):
+        shell.registry.register_model({"model_id": "other", "model": "script", "backend": "scripted"}, version)
+    for version, kind, phase in (("v1", "immediate", Phase.SUCCEEDED), ("v2", "shadow", Phase.EVALUATING)):
+        strategy = strategy_of(kind, config if kind == "shadow" else None)
+        await shell.switcher.start("other", version, strategy, operation_id=f"other-{kind}", salt="s")
+        await shell.until(f"other-{kind}", phase)
+    shell.instance("v2").token_gate = Gate()
+    await traffic(shell, 5)
+    for _ in range(3):
+        submission = shell.submission()
+        submission.model_id = "other"
+        await shell.dispatcher.complete(submission)
+    await eventually(lambda: sum(row.model_id == "other" and row.arm == "shadow" for row in shell.requests) == 3)
+    assert shell.dispatcher.copies_left_out == 2, "of the slow shadow"
 
 
 async def test_a_request_that_fails_as_it_is_admitted_holds_its_version_no_longer(shell: Shell) -> None:
