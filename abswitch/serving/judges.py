@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 
 from abswitch.errors import InvalidInput
 from abswitch.rollout.bandit import BanditJudge
-from abswitch.rollout.judging import Judge, Judgement, ThresholdJudge
+from abswitch.rollout.judging import Judge, Judgement, StepEvidence, ThresholdJudge
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.sequential_judge import SequentialJudge
 from abswitch.rollout.strategies import SEQUENTIAL, BanditStrategy, CanaryStrategy, Strategy
 from abswitch.serving.tally import StepTally
+from abswitch.serving.threads import begin_on_thread
 
 JUDGE_TIMEOUT_S = 60.0
 
@@ -50,6 +52,7 @@ def judgement_on(
     A judge of the user's runs on a thread of its own and has `JUDGE_TIMEOUT_S`; whatever it raises, or anything but a
     `Judgement` as its answer, is an error, which makes the step hold.
     """
+    asking = _Asking()
 
     async def ask(operation: Operation, given: Judge | None) -> Judgement:
         judge = given or default_judge(operation.strategy)
@@ -61,10 +64,35 @@ def judgement_on(
         evidence = tally.evidence(operation)
         if isinstance(judge, SequentialJudge | ThresholdJudge):  # milliseconds, and no surprises
             return judge(evidence)
-        async with asyncio.timeout(JUDGE_TIMEOUT_S):
-            judgement = await asyncio.to_thread(judge, evidence)
+        judgement = await asking.ask(operation.operation_id, judge, evidence)
         if not isinstance(judgement, Judgement):
             raise InvalidInput("judge", type(judgement).__name__, "a callable that returns a Judgement")
         return judgement
 
     return ask
+
+
+class _Asking:
+    """Calls of users' judges. One that never returns costs its operation the judge, and nobody else anything."""
+
+    def __init__(self) -> None:
+        self._out: dict[str, Future[object]] = {}
+
+    async def ask(self, operation_id: str, judge: Judge, evidence: StepEvidence) -> object:
+        """What the judge answers.
+
+        Raises:
+            TimeoutError: it did not answer in time, or still has not answered an earlier call.
+        """
+        if operation_id in self._out:
+            raise TimeoutError("it has not answered its last call yet, and is asked again once it has")
+        answer: Future[object] = begin_on_thread(lambda: judge(evidence), f"abswitch-judge-{operation_id}")
+        self._out[operation_id] = answer
+        answer.add_done_callback(lambda _: self._out.pop(operation_id))  # on its thread, and in one step
+        try:
+            async with asyncio.timeout(JUDGE_TIMEOUT_S):
+                return await asyncio.wrap_future(answer)
+        except TimeoutError as late:
+            if answer.done():  # the judge's own error
+                raise
+            raise TimeoutError(f"it did not answer within {JUDGE_TIMEOUT_S:g} s") from late

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import Judgement, Ruling, StepEvidence
 from abswitch.rollout.operation import Phase
 from abswitch.rollout.strategies import strategy_of
+from abswitch.serving import judges
 from abswitch.serving.scripted import Gate
 from tests.patience import PATIENCE_S
 from tests.serving.harness import MODEL, Shell, eventually
@@ -130,6 +133,40 @@ async def test_a_judge_that_fails_never_promotes(shell: Shell, answer: str) -> N
     operation = shell.switcher.operation(operation_id)
     assert operation.phase is Phase.EVALUATING and "the judge failed" in operation.reason
     assert ("server is down" if answer == "raises" else "returns a Judgement") in operation.reason
+
+
+async def test_a_judge_that_never_answers_is_asked_once_and_holds_up_nobody(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judges, "JUDGE_TIMEOUT_S", 0.01)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # what everything else of the engine shares
+    release, asked = threading.Event(), []
+
+    def judge(evidence: StepEvidence) -> Judgement:
+        asked.append(threading.current_thread())
+        release.wait(PATIENCE_S)
+        return Judgement(ruling=Ruling.ROLL_BACK, reason="at last")
+
+    operation_id = await begun(shell, "canary", CANARY, judge=judge)
+    await traffic(shell, 50)
+    reasons = []
+    for evaluation in (1, 2, 3):
+        shell.clock.advance(600)
+        async with asyncio.timeout(PATIENCE_S):
+            while shell.switcher.operation(operation_id).evaluation < evaluation:
+                await asyncio.sleep(0.001)
+        reasons.append(shell.switcher.operation(operation_id).reason)
+    async with asyncio.timeout(PATIENCE_S):
+        assert await asyncio.to_thread(lambda: "there is a thread") == "there is a thread"
+    assert "it did not answer within 0.01 s" in reasons[0]
+    assert "has not answered its last call yet" in reasons[1] and "has not answered its last call yet" in reasons[2]
+    (thread,) = asked
+    assert thread.daemon, "the interpreter's end does not wait for it"
+    release.set()
+    thread.join(PATIENCE_S)
+    monkeypatch.setattr(judges, "JUDGE_TIMEOUT_S", PATIENCE_S)
+    shell.clock.advance(600)
+    assert "at last" in (await shell.until(operation_id, Phase.ROLLED_BACK)).reason
 
 
 async def test_a_judge_is_given_what_each_arm_did(shell: Shell) -> None:
