@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from abswitch.clock import Clock
 from abswitch.domain import ScoreRecord
 from abswitch.scoring import Sample, Scorer, checked, is_async
+from abswitch.serving.threads import LoneThread
 
 log = logging.getLogger(__name__)
 JUDGE_CONCURRENCY = 8
+_STALL_S = 10.0
+"""How long `close` waits for the next score before it leaves what is left."""
+_CLOSE_S = 30.0
+"""How long it waits in all."""
+_CANCEL_S = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class _Owed:
+    """A sample and the scorers whose scores are still to come."""
+
+    sample: Sample
+    scorers: list[Scorer]
 
 
 class Grader:
-    """Scores samples as they come. Lives on the engine's loop; slow scorers run on one thread of their own.
+    """Scores samples as they come. Lives on the engine's loop; slow scorers run on one daemon thread of their own.
 
     Args:
         record: takes one row per score; must not block.
@@ -24,14 +39,14 @@ class Grader:
 
     def __init__(self, scorers: Sequence[Scorer], clock: Clock, *, record: Callable[[ScoreRecord], None]) -> None:
         self._inline = [s for s in scorers if s.inline]
-        self._threaded = [s for s in scorers if not s.inline and not is_async(s)]
-        self._awaited = [s for s in scorers if not s.inline and is_async(s)]
+        self._slow = sorted((s for s in scorers if not s.inline), key=is_async)  # those that are awaited come last
         self._clock = clock
         self._record = record
         self._told: set[str] = set()
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._owed: dict[asyncio.Task[None], _Owed] = {}
+        self._went_on = asyncio.Event()
         self._slots = asyncio.Semaphore(JUDGE_CONCURRENCY)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="abswitch-scorer") if self._threaded else None
+        self._thread = LoneThread("abswitch-scorer")
         self.names = tuple(scorer.name for scorer in scorers)
 
     def submit(self, sample: Sample, names: Collection[str] | None = None) -> None:
@@ -43,58 +58,75 @@ class Grader:
         wanted = self.names if names is None else names
         for scorer in self._inline:
             if scorer.name in wanted:
-                self._score(scorer, sample)
-        if any(scorer.name in wanted for scorer in (*self._threaded, *self._awaited)):
-            task = asyncio.get_running_loop().create_task(self._score_slowly(sample, wanted))
-            self._waiting.add(task)
-            task.add_done_callback(self._waiting.discard)
+                self._settle(scorer, sample, _tried(scorer, sample))
+        slow = [scorer for scorer in self._slow if scorer.name in wanted]
+        if slow:
+            owed = _Owed(sample, slow)
+            task = asyncio.get_running_loop().create_task(self._score_slowly(owed))
+            self._owed[task] = owed
+            task.add_done_callback(self._ended)
 
     async def idle(self) -> None:
         """Wait until nothing is left to score."""
-        while self._waiting:
-            await asyncio.wait(tuple(self._waiting))
+        while self._owed:
+            await asyncio.wait(tuple(self._owed))
 
     async def caught_up(self) -> None:
         """Wait until what was submitted before this call is scored, whatever comes meanwhile."""
-        if waiting := tuple(self._waiting):
+        if waiting := tuple(self._owed):
             await asyncio.wait(waiting)
 
     async def close(self) -> None:
-        """Finish what was submitted."""
-        await self.idle()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
+        """Finish what was submitted, while scores keep coming: up to 10 s without one, and 30 s in all.
 
-    def _score(self, scorer: Scorer, sample: Sample) -> None:
-        try:
-            value = checked(scorer.score(sample))
-        except Exception as error:
-            self._failed(scorer, sample, error)
-        else:
-            self._scored(scorer, sample, value)
+        What is left then stays without its scores, as after a crash, and is told by a warning.
+        """
+        await self._finish()
+        left = dict(self._owed)
+        for task in left:
+            task.cancel()
+        self._thread.close()
+        if left:
+            owing = Counter(scorer.name for owed in left.values() for scorer in owed.scorers)
+            names = ", ".join(f"{name} of {n}" for name, n in owing.items())
+            log.warning("%d answer(s) are left without scores, which took too long: %s", len(left), names)
+            await asyncio.wait(left, timeout=_CANCEL_S)
 
-    async def _score_slowly(self, sample: Sample, wanted: Collection[str]) -> None:
+    async def _finish(self) -> None:
         loop = asyncio.get_running_loop()
-        for scorer in self._threaded:
-            if scorer.name in wanted:
-                await loop.run_in_executor(self._pool, self._score, scorer, sample)
-        for scorer in self._awaited:
-            if scorer.name in wanted:
-                async with self._slots:
-                    await self._score_awaited(scorer, sample)
+        end_s = loop.time() + _CLOSE_S
+        while self._owed:
+            self._went_on.clear()
+            try:
+                async with asyncio.timeout(min(_STALL_S, end_s - loop.time())):
+                    await self._went_on.wait()
+            except TimeoutError:
+                return
 
-    async def _score_awaited(self, scorer: Scorer, sample: Sample) -> None:
+    async def _score_slowly(self, owed: _Owed) -> None:
+        for scorer in tuple(owed.scorers):
+            self._settle(scorer, owed.sample, await self._outcome(scorer, owed.sample))
+            owed.scorers.remove(scorer)
+            self._went_on.set()
+
+    async def _outcome(self, scorer: Scorer, sample: Sample) -> float | Exception | None:
+        if is_async(scorer):
+            async with self._slots:
+                return await _tried_awaiting(scorer, sample)
         try:
-            result = scorer.score(sample)
-            value = checked(await result if isinstance(result, Awaitable) else result)
-        except Exception as error:
-            self._failed(scorer, sample, error)
-        else:
-            self._scored(scorer, sample, value)
+            return await asyncio.wrap_future(self._thread.begin(lambda: _tried(scorer, sample)))
+        except RuntimeError as error:  # it called sys.exit(), or the interpreter is ending and gives out no thread
+            return error
 
-    def _scored(self, scorer: Scorer, sample: Sample, value: float | None) -> None:
-        if value is not None:
-            self._record(ScoreRecord(sample.request_id, scorer.name, value, None, self._clock.wall_s()))
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._owed[task]
+        self._went_on.set()
+
+    def _settle(self, scorer: Scorer, sample: Sample, outcome: float | Exception | None) -> None:
+        if isinstance(outcome, Exception):
+            self._failed(scorer, sample, outcome)
+        elif outcome is not None:
+            self._record(ScoreRecord(sample.request_id, scorer.name, outcome, None, self._clock.wall_s()))
 
     def _failed(self, scorer: Scorer, sample: Sample, error: Exception) -> None:
         message = f"{type(error).__name__}: {error}"
@@ -107,3 +139,19 @@ class Grader:
                 message,
                 sample.request_id,
             )
+
+
+def _tried(scorer: Scorer, sample: Sample) -> float | Exception | None:
+    """The score, or what the scorer raised."""
+    try:
+        return checked(scorer.score(sample))
+    except Exception as error:
+        return error
+
+
+async def _tried_awaiting(scorer: Scorer, sample: Sample) -> float | Exception | None:
+    try:
+        result = scorer.score(sample)
+        return checked(await result if isinstance(result, Awaitable) else result)
+    except Exception as error:
+        return error

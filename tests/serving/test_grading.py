@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from abswitch.clock import VirtualClock
 from abswitch.domain import ScoreRecord
 from abswitch.scoring import ExactMatch, Function, Judge, Matches, Sample, Scorer
+from abswitch.serving import grading
 from abswitch.serving.grading import Grader
+from tests.patience import PATIENCE_S
 
 
 def sample(output: str = "46", reference: str | None = "46", request_id: str = "r1") -> Sample:
@@ -114,3 +117,85 @@ async def test_idle_waits_for_the_slow_ones() -> None:
     gate.set()
     await waiting
     assert {row.scorer for row in rows} == {"slow", "has_4"}
+
+
+# --- scorers that do not answer ---------------------------------------------------------------------------------------
+
+
+async def closed_within(grader: Grader) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        await grader.close()
+
+
+async def test_closing_leaves_an_async_scorer_that_never_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(grading, "_STALL_S", 0.05)
+
+    async def never(_: Sample) -> float:
+        return await asyncio.Event().wait()
+
+    rows: list[ScoreRecord] = []
+    grader = Grader([ExactMatch(), Function(never, "never")], VirtualClock(), record=rows.append)
+    for request_id in ("a", "b"):
+        grader.submit(sample(request_id=request_id))
+    await closed_within(grader)
+    assert [(row.request_id, row.scorer) for row in rows] == [("a", "exact_match"), ("b", "exact_match")]
+    assert "2 answer(s) are left without scores, which took too long: never of 2" in caplog.text
+    await grader.idle()
+
+
+async def test_closing_leaves_a_plain_scorer_that_never_returns_on_its_daemon_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(grading, "_STALL_S", 0.05)
+    release, threads = threading.Event(), []
+
+    def never(_: Sample) -> float:
+        threads.append(threading.current_thread())
+        release.wait(PATIENCE_S)
+        return 1.0
+
+    rows: list[ScoreRecord] = []
+    grader = Grader([Function(never, "never")], VirtualClock(), record=rows.append)
+    for request_id in ("a", "b"):
+        grader.submit(sample(request_id=request_id))
+    await closed_within(grader)
+    assert threads[0].daemon, "the interpreter's end does not wait for it"
+    assert "never of 2" in caplog.text
+    release.set()
+    await asyncio.to_thread(threads[0].join, PATIENCE_S)
+    assert (len(threads), rows) == (1, []), "what came too late is no score"
+
+
+async def test_closing_waits_while_scores_keep_coming_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(grading, "_CLOSE_S", 0.2)
+
+    async def slow(_: Sample) -> float:
+        await asyncio.sleep(0.05)
+        return 1.0
+
+    monkeypatch.setattr(grading, "JUDGE_CONCURRENCY", 1)
+    rows: list[ScoreRecord] = []
+    grader = Grader([Function(slow, "slow")], VirtualClock(), record=rows.append)
+    for n in range(1000):
+        grader.submit(sample(request_id=f"r{n}"))
+    await closed_within(grader)
+    assert 0 < len(rows) < 1000
+    assert f"slow of {1000 - len(rows)}" in caplog.text
+
+
+async def test_a_scorer_that_ends_its_thread_or_its_iteration_costs_its_score() -> None:
+    def exits(_: Sample) -> float:
+        sys.exit(3)
+
+    def stops(_: Sample) -> float:
+        return next(iter(()))
+
+    async def stops_too(_: Sample) -> float:
+        return float(next(iter("")))
+
+    rows = await scores(Function(exits, "exits"), Function(stops, "stops"), Function(stops_too, "stops_too"))
+    assert [row.scorer for row in rows] == ["exits", "stops", "stops_too"] and all(row.value is None for row in rows)
