@@ -406,7 +406,7 @@ class RequestRecord(NamedTuple):
 
 
 class ScoreRecord(NamedTuple):
-    """One score of one answer; `value` is None when the scorer raised, and `error` says what.
+    """One score of one answer; `value` is None when the scorer raised or did not come to it, and `error` says what.
 
     Attributes:
         source: `scorer` (applied as the answer was given), `late` (handed in afterwards) or `human`.

@@ -362,6 +362,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             models=tuple(self._model_status(m) for m in self.registry.list_models()),
             rows_waiting=records.queued + records.spooled,
             rows_missing=records.missing,
+            answers_unscored=self._parts.grader.unscored,
         )
 
     def _model_status(self, model_id: str) -> ModelStatus:

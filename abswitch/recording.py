@@ -98,10 +98,19 @@ class Recording:
 
         async def submit() -> None:
             for sample, names in answers:
+                await self._parts.grader.room()
                 self._parts.grader.submit(sample, names)
 
         await self._loop.call(submit())
 
+    async def scorers_keep_up(self) -> None:
+        """Wait while so many answers wait for slow scorers that further ones might stay unscored; at once otherwise.
+
+        For programs that send many requests of their own accord, as `run_ab_test` does; no request waits for it.
+        """
+        if not self._parts.grader.has_room:
+            await self._loop.call(self._parts.grader.room())
+
     async def scored(self) -> None:
-        """Wait until every answer given so far has its scores."""
+        """Wait until every answer given so far has its scores, or stays without them."""
         await self._loop.call(self._parts.grader.caught_up())

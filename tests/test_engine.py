@@ -24,6 +24,7 @@ from abswitch.errors import (
     SwitchRefused,
     UnknownVersion,
 )
+from abswitch.scoring import Sample
 from abswitch.serving.scripted import Gate, ScriptedBackend
 from tests.patience import PATIENCE_S
 
@@ -246,6 +247,28 @@ async def test_scores_by_hand_are_checked_and_kept(engine: SwitchingEngine) -> N
     with pytest.raises(Exception, match="finite number"):
         engine.record_score(completion.request_id, "thumbs_up", float("nan"))
     assert list(engine.query("SELECT value FROM scores WHERE scorer = 'thumbs_up'")["value"]) == [1.0]
+
+
+async def test_answers_that_scorers_did_not_come_to_are_counted_and_no_request_waits() -> None:
+    gate = threading.Event()
+
+    def slow(_: Sample) -> float:
+        gate.wait(PATIENCE_S)
+        return 1.0
+
+    async with SwitchingEngine(store=":memory:", scorers=[slow], backends={"scripted": backend()}) as engine:
+        engine.registry.register_model(CONFIG, "v1")
+        await engine.deploy("v1")
+        engine._parts.grader._backlog = 3
+        for n in range(5):
+            await engine.generate("who?", request_id=f"r{n}")
+        status = engine.get_switching_status()
+        assert status.answers_unscored == 2 and "2 answers were not scored" in str(status)
+        gate.set()
+        await engine.scored()
+        rows = engine.query("SELECT value, error FROM scores ORDER BY request_id")
+        assert list(rows["value"].notna()) == [True, True, True, False, False]
+        assert rows["error"][4] == "not scored: 3 answers were waiting to be scored"
 
 
 async def test_prompts_and_outputs_are_kept_only_when_asked_for() -> None:

@@ -259,6 +259,7 @@ class Asking:
         """Send one request; `number` is its own in the experiment, `how` goes to the engine."""
         attempt = self._asked.attempts[number]
         self._sent += 1
+        await self._engine.scorers_keep_up()  # a plan counts on every score
         try:
             completion: Completion = await self._engine.generate(
                 question.prompt,  # type: ignore[arg-type]  # already normalised: a string or chat messages

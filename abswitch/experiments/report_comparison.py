@@ -121,7 +121,7 @@ def _validity(summary: Mapping[str, Any], result: ABTestResult) -> Iterator[tupl
     if result.plan.design == "randomised" or crossed:
         yield crossed == 0, "No unit met both arms." if not crossed else f"{crossed:,} units met both arms."
     raised = sum(sum(arm["score_failures"].values()) for arm in summary["arms"].values())
-    yield raised == 0, "No scorer raised." if not raised else f"Scorers raised on {raised:,} answers."
+    yield raised == 0, "No scorer failed." if not raised else f"Scorers failed on {raised:,} answers."
 
 
 def _split(verdict: Verdict, between: str) -> tuple[bool, str]:

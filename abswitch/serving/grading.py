@@ -15,6 +15,7 @@ from abswitch.serving.threads import LoneThread
 
 log = logging.getLogger(__name__)
 JUDGE_CONCURRENCY = 8
+BACKLOG = 10_000
 _STALL_S = 10.0
 """How long `close` waits for the next score before it leaves what is left."""
 _CLOSE_S = 30.0
@@ -33,21 +34,43 @@ class _Owed:
 class Grader:
     """Scores samples as they come. Lives on the engine's loop; slow scorers run on one daemon thread of their own.
 
+    Answers that come while as many as `backlog` wait for slow scorers stay unscored, as no request waits for a score:
+    they are counted, and each such score's row says why it is missing, so that a verdict does not trust the rest.
+
     Args:
         record: takes one row per score; must not block.
+        backlog: answers that wait at most; 10,000 of them, with prompts and outputs of 4 KB together, take 40 MB.
+
+    Attributes:
+        unscored: answers that lack slow scores, as too many waited or the engine was closed before their turn.
     """
 
-    def __init__(self, scorers: Sequence[Scorer], clock: Clock, *, record: Callable[[ScoreRecord], None]) -> None:
+    def __init__(
+        self,
+        scorers: Sequence[Scorer],
+        clock: Clock,
+        *,
+        record: Callable[[ScoreRecord], None],
+        backlog: int = BACKLOG,
+    ) -> None:
         self._inline = [s for s in scorers if s.inline]
         self._slow = sorted((s for s in scorers if not s.inline), key=is_async)  # those that are awaited come last
         self._clock = clock
         self._record = record
+        self._backlog = backlog
         self._told: set[str] = set()
-        self._owed: dict[asyncio.Task[None], _Owed] = {}
+        self._waiting: dict[asyncio.Task[None], _Owed] = {}
         self._went_on = asyncio.Event()
         self._slots = asyncio.Semaphore(JUDGE_CONCURRENCY)
         self._thread = LoneThread("abswitch-scorer")
+        self._closed = False
         self.names = tuple(scorer.name for scorer in scorers)
+        self.unscored = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether who sends requests of its own accord should go on: less than half of the backlog waits."""
+        return 2 * len(self._waiting) < self._backlog
 
     def submit(self, sample: Sample, names: Collection[str] | None = None) -> None:
         """Score a sample; fast scorers at once, the others soon.
@@ -60,20 +83,30 @@ class Grader:
             if scorer.name in wanted:
                 self._settle(scorer, sample, _tried(scorer, sample))
         slow = [scorer for scorer in self._slow if scorer.name in wanted]
-        if slow:
-            owed = _Owed(sample, slow)
-            task = asyncio.get_running_loop().create_task(self._score_slowly(owed))
-            self._owed[task] = owed
-            task.add_done_callback(self._ended)
+        if not slow:
+            return
+        if self._closed or len(self._waiting) >= self._backlog:
+            self._leave_out(sample, slow)
+            return
+        owed = _Owed(sample, slow)
+        task = asyncio.get_running_loop().create_task(self._score_slowly(owed))
+        self._waiting[task] = owed
+        task.add_done_callback(self._ended)
+
+    async def room(self) -> None:
+        """Wait until `has_room`."""
+        while not self.has_room:
+            self._went_on.clear()
+            await self._went_on.wait()
 
     async def idle(self) -> None:
         """Wait until nothing is left to score."""
-        while self._owed:
-            await asyncio.wait(tuple(self._owed))
+        while self._waiting:
+            await asyncio.wait(tuple(self._waiting))
 
     async def caught_up(self) -> None:
         """Wait until what was submitted before this call is scored, whatever comes meanwhile."""
-        if waiting := tuple(self._owed):
+        if waiting := tuple(self._waiting):
             await asyncio.wait(waiting)
 
     async def close(self) -> None:
@@ -82,11 +115,13 @@ class Grader:
         What is left then stays without its scores, as after a crash, and is told by a warning.
         """
         await self._finish()
-        left = dict(self._owed)
+        self._closed = True
+        left = dict(self._waiting)
         for task in left:
             task.cancel()
         self._thread.close()
         if left:
+            self.unscored += len(left)
             owing = Counter(scorer.name for owed in left.values() for scorer in owed.scorers)
             names = ", ".join(f"{name} of {n}" for name, n in owing.items())
             log.warning("%d answer(s) are left without scores, which took too long: %s", len(left), names)
@@ -95,7 +130,7 @@ class Grader:
     async def _finish(self) -> None:
         loop = asyncio.get_running_loop()
         end_s = loop.time() + _CLOSE_S
-        while self._owed:
+        while self._waiting:
             self._went_on.clear()
             try:
                 async with asyncio.timeout(min(_STALL_S, end_s - loop.time())):
@@ -118,8 +153,18 @@ class Grader:
         except RuntimeError as error:  # it called sys.exit(), or the interpreter is ending and gives out no thread
             return error
 
+    def _leave_out(self, sample: Sample, scorers: Sequence[Scorer]) -> None:
+        why = "the engine was closed" if self._closed else f"{self._backlog:,} answers were waiting to be scored"
+        for scorer in scorers:
+            row = ScoreRecord(sample.request_id, scorer.name, None, f"not scored: {why}", self._clock.wall_s())
+            self._record(row)
+        self.unscored += 1
+        if self.unscored == 1:
+            names = ", ".join(scorer.name for scorer in scorers)
+            log.warning("%s: %s; further answers stay unscored and are counted (told once)", names, why)
+
     def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._owed[task]
+        del self._waiting[task]
         self._went_on.set()
 
     def _settle(self, scorer: Scorer, sample: Sample, outcome: float | Exception | None) -> None:

@@ -130,18 +130,21 @@ class SwitchingStatus:
     Attributes:
         rows_waiting: records on their way to the store; many when it cannot be written.
         rows_missing: records of this process that will never be in the store; verdicts over them are `invalid`.
+        answers_unscored: answers that slow scorers did not come to, as too many waited; their rows in `scores` say so.
     """
 
     models: tuple[ModelStatus, ...]
     rows_waiting: int = 0
     rows_missing: int = 0
+    answers_unscored: int = 0
 
     def __getitem__(self, model_id: str) -> ModelStatus:
         return next(model for model in self.models if model.model_id == model_id)
 
     def __str__(self) -> str:
         told = "\n".join(map(str, self.models)) or "no model is registered"
-        return told + (f"\n{self.rows_missing} records were dropped" if self.rows_missing else "")
+        told += f"\n{self.rows_missing} records were dropped" if self.rows_missing else ""
+        return told + (f"\n{self.answers_unscored} answers were not scored" if self.answers_unscored else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

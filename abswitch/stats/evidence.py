@@ -23,7 +23,7 @@ class ArmEvidence:
         requests: requests admitted to it.
         failed: requests that ended with an error.
         fallbacks: requests answered by another version; left out of comparisons.
-        score_failures: answers whose scorer raised, by scorer.
+        score_failures: answers whose scorer raised, or did not come to them, by scorer.
         summaries: by metric name; one of pairs (`Paired`) is the same in both arms.
     """
 

@@ -161,7 +161,7 @@ def _scores_missing(case: Case) -> Finding | None:
             if failures > case.plan.max_score_failures * answers:
                 if case.goes_on and not _surely_above(answers, failures, case):
                     continue
-                reason = f"scorer {scorer!r} raised on {failures} of {answers} answers of the {name}."
+                reason = f"scorer {scorer!r} gave no score for {failures} of {answers} answers of the {name}."
                 return _invalid("scores-missing", reason)
     return None
 

@@ -210,7 +210,7 @@ def _context(case: Case, decisive: str, bayes: BayesianComparison | None) -> Ite
             raised = sum(arm.score_failures.values())
             yield (
                 f"The {name} had {arm.failed} failed request(s), {arm.fallbacks} answered by another version, and "
-                f"{raised} answer(s) whose scorer raised."
+                f"{raised} answer(s) that a scorer failed to score."
             )
     if bayes is not None:
         yield f"Bayesian summary of {case.plan.primary.name}, which decides nothing: {bayes.in_words()}."

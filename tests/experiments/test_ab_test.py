@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from abswitch import ExactMatch, Function, SwitchingEngine
 from abswitch.domain import Prompt
 from abswitch.errors import InvalidInput, SwitchRefused
 from abswitch.experiments import Progress, publish, run_ab_test, switch_timing, write_report
+from abswitch.scoring import Scorer
 from abswitch.serving.scripted import ScriptedBackend
 from abswitch.stats import Mean, Rate
 
@@ -75,6 +77,26 @@ async def test_the_verdict_is_right(engine: SwitchingEngine, candidate: str, dec
     assert result.verdict.rule == rule
     assert result.requests.lost == result.requests.failed == 0
     assert result.evidence.baseline.analysed + result.evidence.candidate.analysed <= result.requests.sent <= 600
+
+
+async def test_questions_wait_for_slow_scorers_so_that_none_stays_unscored() -> None:
+    """A plan counts on every score; live traffic would not have waited."""
+
+    def slow(_: Any) -> float:
+        threading.Event().wait(0.002)
+        return 1.0
+
+    backend = ScriptedBackend(lambda _: ("1",))
+    scorers: list[Scorer] = [ExactMatch(), Function(slow, "slow")]
+    async with SwitchingEngine(store=":memory:", scorers=scorers, backends={"scripted": backend}) as engine:
+        for version in ("baseline", "better"):
+            engine.registry.register_model({"model_id": "adder", "model": "x", "backend": "scripted"}, version)
+        engine._parts.grader._backlog = 40
+        await engine.deploy("baseline")
+        result = await run_ab_test(engine, "better", PROBLEMS[:300], metrics=METRICS, evaluation="fixed")
+        assert result.requests.answered == 300
+        assert engine.get_switching_status().answers_unscored == 0
+        assert engine.query("SELECT count(value) AS n FROM scores WHERE scorer = 'slow'")["n"][0] == 300
 
 
 async def test_the_plan_is_stored_before_the_first_exposure(engine: SwitchingEngine) -> None:

@@ -199,3 +199,55 @@ async def test_a_scorer_that_ends_its_thread_or_its_iteration_costs_its_score() 
 
     rows = await scores(Function(exits, "exits"), Function(stops, "stops"), Function(stops_too, "stops_too"))
     assert [row.scorer for row in rows] == ["exits", "stops", "stops_too"] and all(row.value is None for row in rows)
+
+
+# --- more answers than scorers come to --------------------------------------------------------------------------------
+
+
+async def test_what_is_over_the_backlog_stays_unscored_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    gate = asyncio.Event()
+
+    async def slow(_: Sample) -> float:
+        await gate.wait()
+        return 1.0
+
+    rows: list[ScoreRecord] = []
+    scorers: list[Scorer] = [ExactMatch(), Function(slow, "slow"), Matches("4", name="has_4")]
+    grader = Grader(scorers, VirtualClock(), record=rows.append, backlog=3)
+    for n in range(5):
+        grader.submit(sample(request_id=f"r{n}"))
+    assert sum(row.scorer == "exact_match" for row in rows) == 5, "what costs nothing is done for every answer"
+    unscored = [(row.request_id, row.scorer, row.value, row.error) for row in rows if row.scorer != "exact_match"]
+    why = "not scored: 3 answers were waiting to be scored"
+    assert unscored == [(f"r{n}", name, None, why) for n in (3, 4) for name in ("has_4", "slow")]
+    assert grader.unscored == 2
+    assert caplog.text.count("further answers stay unscored") == 1
+    gate.set()
+    await grader.idle()
+    grader.submit(sample(request_id="later"))
+    await grader.close()
+    assert sum(row.scorer == "slow" and row.value == 1.0 for row in rows) == 4, "there is room again"
+    grader.submit(sample(request_id="too late"))
+    assert rows[-1].error == "not scored: the engine was closed" and grader.unscored == 3
+
+
+async def test_who_sends_of_its_own_accord_may_wait_for_room() -> None:
+    gate = asyncio.Semaphore(0)
+
+    async def slow(_: Sample) -> float:
+        await gate.acquire()
+        return 1.0
+
+    grader = Grader([Function(slow, "slow")], VirtualClock(), record=lambda _: None, backlog=4)
+    grader.submit(sample(request_id="a"))
+    await grader.room()
+    grader.submit(sample(request_id="b"))
+    waiting = [asyncio.create_task(grader.room()) for _ in range(3)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not grader.has_room and not any(task.done() for task in waiting), "half of it waits"
+    gate.release()
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(*waiting)
+    gate.release()
+    await grader.close()
