@@ -26,6 +26,7 @@ from abswitch.errors import (
 )
 from abswitch.scoring import Sample
 from abswitch.serving.scripted import Gate, ScriptedBackend
+from abswitch.store.reader import Reader
 from tests.patience import PATIENCE_S
 
 CONFIG = {"model_id": "bot", "model": "script", "backend": "scripted"}
@@ -312,6 +313,47 @@ async def test_closing_leaves_no_thread_and_nothing_usable(tmp_path: Path) -> No
         await engine.generate("who?")
     with pytest.raises(EngineClosed):
         await engine.start_switch("v1")
+
+
+async def test_requests_under_way_when_the_engine_ends_are_cancelled_and_nobodys_failure(tmp_path: Path) -> None:
+    """Counted as errors they would say something about the version that happened to answer them."""
+    scripted, store = backend(), tmp_path / "s.duckdb"
+    engine = SwitchingEngine(store=store, backends={"scripted": scripted})
+    for version in ("v1", "v2"):
+        engine.registry.register_model(CONFIG, version)
+    await engine.deploy("v1")
+    test = await engine.start_switch("v2", "ab_test", {"traffic_percentage": 50})
+    await test.serving()
+    gate = Gate()
+    for instance in scripted.made:
+        instance.token_gate = gate
+    silent = [asyncio.create_task(engine.generate("who?", unit_id=f"u{at}")) for at in range(8)]
+    await eventually(lambda: gate.waiting == 8)
+    gate.let(4)  # these have a token by now
+    await eventually(lambda: gate.waiting == 8)
+    await engine.aclose()
+    ended = await asyncio.gather(*silent, return_exceptions=True)
+    assert [type(one) for one in ended] == [EngineClosed] * 8
+    with Reader(store) as reader:
+        rows = reader.query("SELECT error_type, fallback FROM requests")
+    assert list(rows.error_type) == ["Cancelled"] * 8 and not any(rows.fallback)
+
+
+async def test_a_request_that_waits_for_a_version_is_told_that_the_engine_ends() -> None:
+    scripted = backend()
+    engine = SwitchingEngine(store=":memory:", backends={"scripted": scripted})
+    engine.registry.register_model(CONFIG, "v1")
+    gate = Gate()
+    scripted._configure = lambda instance: setattr(instance, "load_gate", gate)
+    handle = await engine.start_switch("v1")
+    waits = asyncio.create_task(engine.generate("who?"))
+    await eventually(lambda: engine._parts.queue.waiting() == 1)
+    closing = asyncio.create_task(engine.aclose())
+    with pytest.raises(EngineClosed, match="while the request waited"):
+        await waits
+    gate.open()
+    await closing
+    assert handle.operation_id
 
 
 async def test_a_cell_closes_its_engine_without_await() -> None:

@@ -26,6 +26,7 @@ from abswitch.domain import (
     VersionKey,
 )
 from abswitch.errors import (
+    EngineClosed,
     InstanceDied,
     InstanceNotRunning,
     LoadFailed,
@@ -169,6 +170,7 @@ class Dispatcher:
         self._copies: dict[tuple[str, str | None], set[asyncio.Task[None]]] = {}
         """Copies under way by model and operation: one whose shadow is slow must not use up the room of another's."""
         self.copies_left_out = 0
+        self._closed = False
 
     async def complete(self, submission: Submission) -> Completion:
         """Serve one request to its end; errors as in `stream`."""
@@ -188,6 +190,7 @@ class Dispatcher:
             PromptTooLong: the prompt does not fit.
             InstanceDied: the instance died before its first token and no other could take over.
             StreamBroken: it died later; what had been delivered is in `text`.
+            EngineClosed: the engine was shut down; its row says that it was cancelled.
         """
         snapshot, arm = await self._admission(submission)
         # From here to the lease there is no `await`: the arm is routable at the very moment the request is admitted.
@@ -211,6 +214,8 @@ class Dispatcher:
                             yield chunk
                     return
                 except (InstanceDied, InstanceNotRunning) as death:
+                    if self._closed:
+                        raise EngineClosed("the engine was shut down while the request was under way") from death
                     self._transitions.release(lease)
                     serving = await self._after_death(submission, snapshot, serving, death)
                     lease = self._hold(submission, serving)
@@ -348,7 +353,9 @@ class Dispatcher:
             log.debug("copy %s: %s", copy.request_id, error)
 
     async def close(self) -> None:
-        """End the copies under way."""
+        """End the copies under way; users' requests end, as cancelled ones, with the instances that answer them."""
+        self._closed = True
+        self._queue.close()
         copies = [task for tasks in self._copies.values() for task in tasks]
         for task in copies:
             task.cancel()
@@ -414,6 +421,8 @@ def prompt_text(prompt: Prompt) -> str:
 def _failure(error: BaseException | None) -> tuple[str, str]:
     if error is None or isinstance(error, GeneratorExit):
         return "Cancelled", "the caller stopped reading"
+    if isinstance(error, EngineClosed):
+        return "Cancelled", str(error)  # the version did nothing wrong
     if isinstance(error, RequestFailed):
         return type(error).__name__, str(error)
     name = "Cancelled" if type(error).__name__ == "CancelledError" else type(error).__name__

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from abswitch.clock import Clock
-from abswitch.errors import NoActiveVersion, QueueFull, QueueTimeout
+from abswitch.errors import EngineClosed, NoActiveVersion, QueueFull, QueueTimeout
 from abswitch.serving.cache import CachedVersion
 from abswitch.serving.router import RequestRouter, RouteSnapshot
 from abswitch.serving.timelimit import time_limit
@@ -41,6 +41,7 @@ class AdmissionQueue:
         self._max_wait_s = max_wait_s
         self._max_waiting = max_waiting
         self._waiting: Counter[str] = Counter()
+        self._closed = False
 
     def waiting(self, model_id: str | None = None) -> int:
         """How many requests wait now."""
@@ -55,6 +56,7 @@ class AdmissionQueue:
             NoActiveVersion: there is nothing to wait for.
             QueueFull: too many wait already.
             QueueTimeout: none came in time.
+            EngineClosed: the engine was shut down meanwhile.
         """
         snapshot = self._router.current(model_id)
         if snapshot is not None and snapshot.epoch > newer_than:
@@ -71,6 +73,12 @@ class AdmissionQueue:
             return await self._wait(model_id, newer_than)
         finally:
             self._waiting[model_id] -= 1
+
+    def close(self) -> None:
+        """Tell whoever waits that the engine ends."""
+        self._closed = True
+        for model_id in tuple(self._waiting):
+            self._router.tell(model_id)
 
     async def loaded(self, model_id: str, version: str, load: Awaitable[CachedVersion]) -> CachedVersion:
         """What loads the version that a request names itself; waited for no longer than a route.
@@ -99,6 +107,8 @@ class AdmissionQueue:
                 changed = self._router.changed(model_id)
                 await asyncio.wait((changed, late), return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
+                if self._closed:
+                    raise EngineClosed("the engine was shut down while the request waited")
                 snapshot = self._router.current(model_id)
                 if snapshot is not None and snapshot.epoch > newer_than:
                     return snapshot

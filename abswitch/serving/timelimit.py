@@ -16,13 +16,22 @@ async def time_limit(limit_s: float, clock: Clock, late: Callable[[], Exception]
     It is `asyncio.timeout` on a `Clock`: all stays in one task, so that what a coroutine hands back is met without a
     turn of the loop in between.
     """
-    loop = asyncio.get_running_loop()
+    loop, is_inside = asyncio.get_running_loop(), True
+
+    def due() -> None:
+        loop.call_soon(expire)  # a virtual clock may call while the loop stands
+
+    def expire() -> None:
+        if is_inside:
+            scope.reschedule(loop.time())
+
     try:
         async with asyncio.timeout(None) as scope:
-            timer = clock.call_later(limit_s, lambda: scope.reschedule(loop.time()))
+            timer = clock.call_later(limit_s, due)
             try:
                 yield
             finally:
+                is_inside = False
                 timer.cancel()
     except TimeoutError:
         if not scope.expired():  # its own, of what was done inside

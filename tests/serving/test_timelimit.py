@@ -56,3 +56,25 @@ async def test_whoever_cancels_from_outside_is_obeyed() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+def test_the_clock_may_call_while_the_loop_stands() -> None:
+    clock, loop = VirtualClock(), asyncio.new_event_loop()
+
+    async def long() -> None:
+        async with time_limit(5.0, clock, late):
+            await asyncio.Event().wait()
+
+    task = loop.create_task(long())
+    loop.run_until_complete(asyncio.sleep(0))
+    clock.advance(5.0)
+    with pytest.raises(LoadFailed, match="too late"):
+        loop.run_until_complete(task)
+    loop.close()
+
+
+async def test_what_ends_at_the_very_moment_is_not_too_late() -> None:
+    clock = VirtualClock()
+    async with time_limit(5.0, clock, late):
+        clock.advance(5.0)
+    await asyncio.sleep(0)
