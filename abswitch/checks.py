@@ -45,7 +45,7 @@ def number(
     allowed = _interval(low, high, above)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidInput(field, value, allowed)
-    if not math.isfinite(value) or value < low or value > high or (above and value <= low):
+    if not _is_finite(value) or value < low or value > high or (above and value <= low):
         raise InvalidInput(field, value, allowed)
     return float(value)
 
@@ -85,10 +85,19 @@ def one_of(field: str, value: object, allowed: Iterable[str]) -> str:
     return value
 
 
+def text(field: str, value: object) -> str:
+    """Any text, also an empty one."""
+    if not isinstance(value, str):
+        raise InvalidInput(field, value, "a text")
+    return value
+
+
 def known_fields(where: str, given: Mapping[str, Any], allowed: Iterable[str]) -> None:
     """No key of `given` is outside `allowed`; names the closest match, and all fields where that is a readable list."""
     options = sorted(allowed)
     for key in given:
+        if not isinstance(key, str):
+            raise InvalidInput(f"{where} (a field)", key, fields_in_words("", options))
         if key not in options:
             raise InvalidInput(f"{where}.{key}", given[key], fields_in_words(key, options))
 
@@ -104,9 +113,16 @@ def fields_in_words(key: str, options: list[str]) -> str:
     return "only the fields " + ", ".join(options) + (f" ({hint})" if hint else "")
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
+
+
 def _interval(low: float, high: float, above: bool) -> str:
     if low == -math.inf and high == math.inf:
         return "a finite number"
     if high == math.inf:
-        return f"a finite number {'above' if above else 'of at least'} {low:g}"
-    return f"a number {'above' if above else 'from'} {low:g} {'and at most' if above else 'to'} {high:g}"
+        return f"a finite number {'above' if above else 'of at least'} {low:.10g}"
+    return f"a number {'above' if above else 'from'} {low:.10g} {'and at most' if above else 'to'} {high:.10g}"

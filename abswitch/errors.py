@@ -29,6 +29,9 @@ AbswitchError
 
 from __future__ import annotations
 
+_READABLE = 2000
+"""Characters of a refused value that a message shows at most."""
+
 
 class AbswitchError(Exception):
     """Base of every error abswitch raises on purpose."""
@@ -47,7 +50,15 @@ class InvalidInput(AbswitchError, ValueError):
         self.field = field
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{field}: got {value!r}; allowed: {allowed}")
+        super().__init__(f"{field}: got {_shown(value)}; allowed: {allowed}")
+
+
+def _shown(value: object) -> str:
+    try:
+        shown = repr(value)
+    except Exception:  # e.g. a whole number of more digits than Python writes down
+        return f"a value of type {type(value).__name__} that cannot be shown"
+    return shown if len(shown) <= _READABLE else shown[:_READABLE] + "…"
 
 
 class UnknownModel(InvalidInput):

@@ -27,6 +27,7 @@ from abswitch.domain import ModelConfig, Sampling
 from abswitch.errors import InvalidInput
 from abswitch.experiments.schedules.occurrences import check_cron, check_zone
 from abswitch.rollout.judging import Guardrail
+from abswitch.rollout.strategies import MOST_STAGES
 from abswitch.stats.metrics import Metric, metric_of, metric_to_dict
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -248,7 +249,7 @@ class SwitchbackDesign(Strict):
     """Blocks of time, for when only one version fits at a time; fields as in `run_switchback`."""
 
     kind: Literal["switchback"]
-    blocks: Annotated[int, Field(ge=4, multiple_of=2)] = 8
+    blocks: Annotated[int, Field(ge=4, le=MOST_STAGES, multiple_of=2)] = 8
     """How many, in adjacent pairs of one for each version."""
     block_s: Above0 | None = None
     """How long each lasts, its prompts asked again and again; without it each asks its part of the prompts once."""

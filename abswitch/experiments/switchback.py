@@ -31,6 +31,7 @@ from abswitch.experiments.trial import (
     serve,
     verdict_of,
 )
+from abswitch.rollout.strategies import MOST_STAGES
 from abswitch.stats import AnalysisPlan, Metric, SwitchbackSchedule
 from abswitch.stats.plan import SWITCHBACK
 from abswitch.stats.switchback import CANDIDATE
@@ -72,7 +73,7 @@ async def run_switchback(
         candidate: a registered version.
         prompts: see `questions_of`.
         metrics: what to compare, one of them primary; of each the block means are compared.
-        blocks: an even number of 4 or more. 8 (four pairs) finds large differences only.
+        blocks: an even number from 4 to 10,000. 8 (four pairs) finds large differences only.
         block_s: how long a block lasts, the prompts asked again and again. Without it every block asks an equal part of
             the prompts, each prompt once.
         warmup_requests, warmup_s: the start of each block, not counted: caches are cold, queues are worked off.
@@ -186,7 +187,7 @@ class BlockAsking(Asking):
         budget: RequestBudget,
     ) -> None:
         super().__init__(engine, questions, model_id, sampling, on_progress, arrivals=arrivals, budget=budget)
-        checks.integer("blocks", blocks, low=4)
+        checks.integer("blocks", blocks, low=4, high=MOST_STAGES)
         if blocks % 2:
             raise InvalidInput("blocks", blocks, "an even number: one for each version in every pair")
         if block_s is not None:

@@ -6,10 +6,11 @@ A strategy never acts or waits; the machine in `machine.py` reads it.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, ClassVar, get_args
 
 from abswitch import checks
@@ -21,6 +22,16 @@ _WHERE = "strategy_config"
 _MIN_S = 60.0
 _HOUR_S = 3600.0
 _EXACT = 1e-9
+MOST_STAGES = 10_000
+"""Steps of a canary, or blocks of a switchback, at most: a week of blocks of one minute. All of them are made at once,
+and without a limit a slip of the pen would have the engine stand still."""
+_MOST_STEPS = 1000
+_MOST_HOURS = 87_600.0
+"""Ten years: what lasts longer is left out, or given as None, where that is allowed."""
+_MOST_MINUTES = 60.0 * _MOST_HOURS
+_MOST_COUNTED = 1_000_000_000
+_LARGEST_SEED = 2**128 - 1
+"""As large as those that NumPy draws."""
 SEQUENTIAL, THRESHOLDS = "sequential", "thresholds"
 """How a canary's evidence is judged."""
 
@@ -123,7 +134,7 @@ class GradualStrategy(_Strategy):
 
     Args:
         duration_minutes: of the whole ramp, in equal steps. Default 30.
-        steps: how many; 3 means 33 → 67 → 100 %.
+        steps: how many, at most 1000; 3 means 33 → 67 → 100 %.
         percentages: explicit shares in percent, rising, the last one 100, instead of `steps`.
         minutes: how long each of `percentages` holds, instead of `duration_minutes`.
 
@@ -139,10 +150,10 @@ class GradualStrategy(_Strategy):
     minutes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        checks.number(f"{_WHERE}.duration_minutes", self.duration_minutes, low=0.0, above=True)
-        checks.integer(f"{_WHERE}.steps", self.steps, low=1, high=1000)
+        _lasting("duration_minutes", self.duration_minutes, _MOST_MINUTES)
+        checks.integer(f"{_WHERE}.steps", self.steps, low=1, high=_MOST_STEPS)
         object.__setattr__(self, "percentages", _numbers("percentages", self.percentages, high=100.0))
-        object.__setattr__(self, "minutes", _numbers("minutes", self.minutes))
+        object.__setattr__(self, "minutes", _numbers("minutes", self.minutes, high=_MOST_MINUTES))
         shares = self.percentages
         if shares and (shares[-1] != 100.0 or any(b <= a for a, b in pairwise(shares))):
             raise InvalidInput(f"{_WHERE}.percentages", shares, "rising numbers, the last one 100")
@@ -164,7 +175,7 @@ class CanaryStrategy(_Strategy):
 
     Args:
         initial_percentage: share of the first step, in percent. Default 5.
-        step_percentage: how much each further step adds, in percent. Default 15.
+        step_percentage: how much each further step adds, in percent; at most 10,000 steps. Default 15.
         evaluation_period_minutes: how long a step holds before it is judged, and before it is judged again.
         max_error_rate_threshold: the candidate's share of failed requests (fraction 0–1) that is still accepted.
         min_requests: answers of the candidate in a step, below which it is not judged good.
@@ -195,10 +206,13 @@ class CanaryStrategy(_Strategy):
     def __post_init__(self) -> None:
         for name, high in (("initial_percentage", 100.0), ("step_percentage", 100.0)):
             checks.number(f"{_WHERE}.{name}", getattr(self, name), low=0.0, high=high, above=True)
-        for name in ("evaluation_period_minutes", "max_duration_hours"):
-            checks.number(f"{_WHERE}.{name}", getattr(self, name), low=0.0, above=True)
+        _lasting("evaluation_period_minutes", self.evaluation_period_minutes, _MOST_MINUTES)
+        _lasting("max_duration_hours", self.max_duration_hours, _MOST_HOURS)
+        if (100.0 - self.initial_percentage) / self.step_percentage > MOST_STAGES:
+            allowed = f"enough for at most {MOST_STAGES} steps from {self.initial_percentage:g} to 100"
+            raise InvalidInput(f"{_WHERE}.step_percentage", self.step_percentage, allowed)
         checks.share(f"{_WHERE}.max_error_rate_threshold", self.max_error_rate_threshold)
-        checks.integer(f"{_WHERE}.min_requests", self.min_requests, low=1)
+        checks.integer(f"{_WHERE}.min_requests", self.min_requests, low=1, high=_MOST_COUNTED)
         checks.one_of(f"{_WHERE}.evaluation", self.evaluation, (SEQUENTIAL, THRESHOLDS))
         checks.number(f"{_WHERE}.alpha", self.alpha, low=0.0, high=0.5, above=True)
         object.__setattr__(self, "guardrails", Guardrail.all_of(f"{_WHERE}.guardrails", self.guardrails))
@@ -253,9 +267,9 @@ class ABTestStrategy(_Strategy):
         if total is not None and abs(total - given) > _EXACT:
             raise InvalidInput(f"{_WHERE}.traffic_percentage", given, f"the sum of arms ({total:g}), or left out")
         object.__setattr__(self, "traffic_percentage", float(given))
-        for name in ("test_duration_hours", "evaluation_period_minutes"):
+        for name, most in (("test_duration_hours", _MOST_HOURS), ("evaluation_period_minutes", _MOST_MINUTES)):
             if getattr(self, name) is not None:
-                checks.number(f"{_WHERE}.{name}", getattr(self, name), low=0.0, above=True)
+                _lasting(name, getattr(self, name), most)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -305,9 +319,9 @@ class ShadowStrategy(_Strategy):
     def __post_init__(self) -> None:
         checks.number(f"{_WHERE}.mirror_percentage", self.mirror_percentage, low=0.0, high=100.0, above=True)
         if self.test_duration_hours is not None:
-            checks.number(f"{_WHERE}.test_duration_hours", self.test_duration_hours, low=0.0, above=True)
+            _lasting("test_duration_hours", self.test_duration_hours, _MOST_HOURS)
         checks.flag(f"{_WHERE}.keep_outputs", self.keep_outputs)
-        checks.integer(f"{_WHERE}.max_in_flight", self.max_in_flight, low=1)
+        checks.integer(f"{_WHERE}.max_in_flight", self.max_in_flight, low=1, high=_MOST_COUNTED)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -323,7 +337,7 @@ class SwitchbackStrategy(_Strategy):
 
     Args:
         block_minutes: how long a block lasts. Default 15; several times as long as the after-effects of a switch.
-        blocks: an even number of 4 or more; two adjacent ones make a pair, one for each version. Default 8.
+        blocks: an even number from 4 to 10,000; two adjacent ones make a pair, one for each version. Default 8.
         warmup_minutes: the start of each block, left out when blocks are compared. Default 0.
         seed: the order depends on it.
 
@@ -341,28 +355,24 @@ class SwitchbackStrategy(_Strategy):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.number(f"{_WHERE}.block_minutes", self.block_minutes, low=0.0, above=True)
-        checks.integer(f"{_WHERE}.blocks", self.blocks, low=4)
+        _lasting("block_minutes", self.block_minutes, _MOST_MINUTES)
+        checks.integer(f"{_WHERE}.blocks", self.blocks, low=4, high=MOST_STAGES)
         if self.blocks % 2:
             raise InvalidInput(f"{_WHERE}.blocks", self.blocks, "an even number: one for each version in every pair")
         checks.number(f"{_WHERE}.warmup_minutes", self.warmup_minutes, low=0.0)
         if self.warmup_minutes >= self.block_minutes:
             allowed = f"below block_minutes ({self.block_minutes:g})"
             raise InvalidInput(f"{_WHERE}.warmup_minutes", self.warmup_minutes, allowed)
-        checks.integer(f"{_WHERE}.seed", self.seed, low=0)
+        checks.integer(f"{_WHERE}.seed", self.seed, low=0, high=_LARGEST_SEED)
 
     @property
     def order(self) -> tuple[str, ...]:
         """`baseline` or `candidate` of each block."""
-        from abswitch.stats.switchback import SwitchbackSchedule
-
-        schedule = SwitchbackSchedule(f"switchback-{self.seed}", block_s=self.block_minutes * _MIN_S)
-        return tuple(block.arm for block in schedule.blocks(self.blocks // 2))
+        return _drawn_order(self.seed, self.blocks)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        hold_s = self.block_minutes * _MIN_S
-        return tuple(Stage(1.0 if arm == "candidate" else 0.0, hold_s) for arm in self.order)
+        return _turns(self.seed, self.blocks, self.block_minutes * _MIN_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -413,10 +423,10 @@ class BanditStrategy(_Strategy):
                 f"{self.floor_percentage:g} to {100.0 - self.floor_percentage:g}, as neither falls below the floor"
             )
             raise InvalidInput(f"{_WHERE}.initial_percentage", self.initial_percentage, allowed)
-        checks.number(f"{_WHERE}.batch_minutes", self.batch_minutes, low=0.0, above=True)
-        checks.integer(f"{_WHERE}.min_rewards", self.min_rewards, low=1)
+        _lasting("batch_minutes", self.batch_minutes, _MOST_MINUTES)
+        checks.integer(f"{_WHERE}.min_rewards", self.min_rewards, low=1, high=_MOST_COUNTED)
         if self.max_duration_hours is not None:
-            checks.number(f"{_WHERE}.max_duration_hours", self.max_duration_hours, low=0.0, above=True)
+            _lasting("max_duration_hours", self.max_duration_hours, _MOST_HOURS)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -472,24 +482,49 @@ def _ramp(first: float, step: float, hold_s: float) -> tuple[Stage, ...]:
     return tuple(Stage(share / 100.0, hold_s, judged=True) for share in shares)
 
 
-def _numbers(name: str, given: object, *, high: float = float("inf")) -> tuple[float, ...]:
+@functools.lru_cache(maxsize=64)
+def _drawn_order(seed: int, blocks: int) -> tuple[str, ...]:
+    from abswitch.stats.switchback import SwitchbackSchedule
+
+    schedule = SwitchbackSchedule(f"switchback-{seed}", block_s=1.0)  # its length has no part in the order
+    return tuple(arm for pair in range(blocks // 2) for arm in schedule.order(pair))
+
+
+@functools.lru_cache(maxsize=64)
+def _turns(seed: int, blocks: int, hold_s: float) -> tuple[Stage, ...]:
+    """Asked for at every event of a switchback."""
+    return tuple(Stage(1.0 if arm == "candidate" else 0.0, hold_s) for arm in _drawn_order(seed, blocks))
+
+
+def _lasting(name: str, value: object, most: float) -> None:
+    checks.number(f"{_WHERE}.{name}", value, low=0.0, high=most, above=True)
+
+
+def _numbers(name: str, given: object, *, high: float) -> tuple[float, ...]:
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise InvalidInput(f"{_WHERE}.{name}", given, "a list of numbers")
-    return tuple(checks.number(f"{_WHERE}.{name}", one, low=0.0, high=high, above=True) for one in given)
+    first = tuple(islice(given, _MOST_STEPS + 1))
+    if len(first) > _MOST_STEPS:
+        raise InvalidInput(f"{_WHERE}.{name}", given, f"at most {_MOST_STEPS} numbers")
+    return tuple(checks.number(f"{_WHERE}.{name}", one, low=0.0, high=high, above=True) for one in first)
 
 
 def _arms(given: object) -> tuple[tuple[str, float], ...]:
     where = f"{_WHERE}.arms"
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        if not all(isinstance(one, Sequence) and not isinstance(one, str) and len(one) == 2 for one in given):
-            raise InvalidInput(where, given, "a dictionary version → share in percent")
-        given = dict(given)
-    if not isinstance(given, Mapping):
+    pairs = tuple(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, Sequence) or isinstance(pairs, str) or not all(map(_is_pair, pairs)):
         raise InvalidInput(where, given, "a dictionary version → share in percent")
     arms = tuple(
         (checks.name(f"{where} (a version)", version), checks.number(f"{where}.{version}", share, low=0.0, above=True))
-        for version, share in given.items()
+        for version, share in pairs
     )
+    often = [version for version, times in Counter(version for version, _ in arms).items() if times > 1]
+    if often:  # two names of one version come here, too, once aliases are versions
+        raise InvalidInput(where, arms, f"every version once, under one of its names; not {', '.join(often)} twice")
     if sum(share for _, share in arms) > 100.0 + _EXACT:
         raise InvalidInput(where, dict(arms), "shares that sum to at most 100")
     return arms
+
+
+def _is_pair(one: object) -> bool:
+    return isinstance(one, Sequence) and not isinstance(one, str) and len(one) == 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from abswitch.domain import SwitchingStrategyType
 from abswitch.errors import InvalidInput
 from abswitch.rollout.judging import Guardrail
 from abswitch.rollout.strategies import (
+    MOST_STAGES,
     ABTestStrategy,
     BanditStrategy,
     CanaryStrategy,
@@ -208,3 +210,90 @@ def test_what_a_design_does_not_allow_is_named(kind: str, config: dict[str, Any]
     with pytest.raises(InvalidInput) as caught:
         strategy_of(kind, config)
     assert caught.value.field == f"strategy_config.{field}"
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "field"),
+    [
+        ("canary", {"step_percentage": 1e-300}, "step_percentage"),
+        ("canary", {"step_percentage": 5e-324, "initial_percentage": 5e-324}, "step_percentage"),
+        ("canary", {"step_percentage": 1e-6, "evaluation_period_minutes": 1e-9}, "step_percentage"),
+        ("canary", {"evaluation_period_minutes": HUGE}, "evaluation_period_minutes"),
+        ("canary", {"max_duration_hours": 1e308}, "max_duration_hours"),
+        ("canary", {"min_requests": 10**5000}, "min_requests"),
+        ("canary", {"max_error_rate_threshold": -HUGE}, "max_error_rate_threshold"),
+        ("gradual", {"steps": 1001}, "steps"),
+        ("gradual", {"duration_minutes": 1e308}, "duration_minutes"),
+        ("gradual", {"percentages": range(1, 10**9)}, "percentages"),
+        ("gradual", {"percentages": [50, 100], "minutes": [1e308, 1]}, "minutes"),
+        ("ab_test", {"traffic_percentage": HUGE}, "traffic_percentage"),
+        ("ab_test", {"test_duration_hours": 1e308}, "test_duration_hours"),
+        ("ab_test", {"evaluation_period_minutes": 1e308}, "evaluation_period_minutes"),
+        ("shadow", {"max_in_flight": HUGE}, "max_in_flight"),
+        ("shadow", {"test_duration_hours": HUGE}, "test_duration_hours"),
+        ("switchback", {"blocks": 10_002}, "blocks"),
+        ("switchback", {"blocks": 10**9}, "blocks"),
+        ("switchback", {"block_minutes": 1e308}, "block_minutes"),
+        ("switchback", {"seed": HUGE}, "seed"),
+        ("bandit", {"batch_minutes": HUGE}, "batch_minutes"),
+        ("bandit", {"min_rewards": HUGE}, "min_rewards"),
+        ("bandit", {"max_duration_hours": 1e306}, "max_duration_hours"),
+    ],
+)
+def test_a_value_that_would_never_end_is_refused_at_once(kind: str, given: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        strategy_of(kind, given)
+    assert caught.value.field == f"strategy_config.{field}"
+    assert caught.value.value == given[field] or caught.value.value in given[field]
+    assert caught.value.allowed and len(str(caught.value)) < 2500
+
+
+def test_the_longest_strategies_are_accepted_and_made_once() -> None:
+    canary = CanaryStrategy(initial_percentage=0.01, step_percentage=0.01, evaluation_period_minutes=0.1)
+    blocks = SwitchbackStrategy(blocks=MOST_STAGES, block_minutes=1)
+    assert (len(canary.stages), len(blocks.stages)) == (MOST_STAGES - 1, MOST_STAGES)
+    assert blocks.stages is blocks.stages, "asked for at every move"
+    assert len(GradualStrategy(steps=1000).stages) == 1000
+
+
+@pytest.mark.parametrize("kind", [kind.value for kind in SwitchingStrategyType])
+def test_a_field_that_is_no_text_is_named(kind: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        strategy_of(kind, {1: 2})  # type: ignore[dict-item]  # what is under test
+    assert (caught.value.field, caught.value.value) == ("strategy_config (a field)", 1)
+    assert "fields" in caught.value.allowed
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ([("v2", 30), ("v2", 40)], "every version once"),
+        ([[["v2"], 5]], "1 to 128 letters"),
+        ([({}, 5)], "1 to 128 letters"),
+        ([("v2", 30, 1)], "a dictionary version"),
+        ([30], "a dictionary version"),
+        ({1: 30}, "1 to 128 letters"),
+        ({"v2": HUGE}, "a finite number above 0"),
+        ({"v2"}, "a dictionary version"),
+    ],
+)
+def test_arms_that_make_no_sense_are_named(arms: Any, words: str) -> None:
+    with pytest.raises(InvalidInput, match=r"strategy_config\.arms") as caught:
+        strategy_of("ab_test", {"arms": arms})
+    assert words in caught.value.allowed
+
+
+def test_guardrails_that_make_no_sense_are_named() -> None:
+    with pytest.raises(InvalidInput, match=r"guardrail\.max: .*a finite number"):
+        strategy_of("canary", {"guardrails": [{"metric": "error_rate", "max": HUGE}]})
+    with pytest.raises(InvalidInput, match=r"guardrails\[0\] \(a field\): got 1"):
+        strategy_of("canary", {"guardrails": [{1: 2, "metric": "error_rate"}]})
+
+
+def test_two_names_of_one_version_are_not_two_arms() -> None:
+    given = ABTestStrategy(arms=(("v2", 30), ("best", 30)))
+    with pytest.raises(InvalidInput, match=r"strategy_config\.arms: .*every version once, .*; not v2 twice"):
+        replace(given, arms=(("v2", 30), ("v2", 30)))  # as the engine does once it has looked up the aliases
