@@ -86,9 +86,15 @@ def one_of(field: str, value: object, allowed: Iterable[str]) -> str:
 
 
 def text(field: str, value: object) -> str:
-    """Any text, also an empty one."""
+    """Any text, also an empty one, as something that every file can hold: half a surrogate pair becomes its escape."""
     if not isinstance(value, str):
         raise InvalidInput(field, value, "a text")
+    if value.isascii():
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode(errors="backslashreplace").decode()
     return value
 
 

@@ -36,8 +36,12 @@ class Judgement:
     """A ruling with its reason in words.
 
     Attributes:
+        ruling: a `Ruling`, or its value.
         version: of several candidates, the one to promote; None means the switch's target.
         share: with `hold`: the candidates' share from now on, fraction 0–1; None leaves it as it is.
+
+    Raises:
+        InvalidInput: a field is none of that; a judge that comes to it has failed, and the step holds.
     """
 
     ruling: Ruling
@@ -46,6 +50,13 @@ class Judgement:
     share: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ruling, Ruling):  # the machine tells them apart by identity
+            object.__setattr__(self, "ruling", Ruling(checks.one_of("judgement.ruling", self.ruling, Ruling)))
+        told = checks.text("reason", self.reason)
+        if told is not self.reason:
+            object.__setattr__(self, "reason", told)
+        if self.version is not None:
+            checks.name("judgement.version", self.version)
         if self.share is not None:
             checks.share("judgement.share", self.share)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from abswitch import checks
 from abswitch.rollout.judging import Judgement
 from abswitch.rollout.strategies import Strategy
 
@@ -123,6 +124,22 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reasoned(Event):
+    """Something that happened for a reason, in words. They come from people and from errors, and end up in the journal.
+
+    Raises:
+        InvalidInput: the reason is no text; what cannot be written down would stay undecided for good.
+    """
+
+    reason: str
+
+    def __post_init__(self) -> None:
+        told = checks.text("reason", self.reason)
+        if told is not self.reason:
+            object.__setattr__(self, "reason", told)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Start(Event):
     """The operation may begin."""
 
@@ -133,10 +150,8 @@ class Loaded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadFailed(Event):
+class LoadFailed(Reasoned):
     """The candidate could not be loaded."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +160,8 @@ class Warmed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WarmFailed(Event):
+class WarmFailed(Reasoned):
     """The candidate is loaded but generated nothing."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,10 +170,9 @@ class Routed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RouteFailed(Event):
+class RouteFailed(Reasoned):
     """The wanted routing snapshot could not be put in force; `serving` is the promoted candidate that still serves."""
 
-    reason: str
     serving: str | None = None
 
 
@@ -182,19 +194,20 @@ class DeadlineElapsed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conclude(Event):
+class Conclude(Reasoned):
     """A person or a verdict decides: promote a candidate (None: the target), or keep the stable version."""
 
     promote: bool
-    reason: str
     version: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.flag("promote", self.promote)  # whoever writes "no" must not promote
+        Reasoned.__post_init__(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pause(Event):
+class Pause(Reasoned):
     """Hold the shares as they are."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,25 +216,21 @@ class Resume(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Abort(Event):
+class Abort(Reasoned):
     """Back to the stable version, now."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CandidateLost(Event):
+class CandidateLost(Reasoned):
     """A candidate's process or server went away; `version` is the candidate, None means the one that is decided on."""
 
-    reason: str
     version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Breached(Event):
+class Breached(Reasoned):
     """A candidate that serves broke a critical limit; `version` as in `CandidateLost`."""
 
-    reason: str
     version: str | None = None
 
 

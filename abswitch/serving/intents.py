@@ -25,12 +25,11 @@ class Intent:
 
     def __post_init__(self) -> None:
         checks.name("actor", self.actor)
-        if not isinstance(self.reason, str):
-            raise InvalidInput("reason", self.reason, "a text")
+        object.__setattr__(self, "reason", checks.text("reason", self.reason))
         if not isinstance(self.metadata, Mapping):
             raise InvalidInput("metadata", self.metadata, "a dictionary")
         try:
-            json.dumps(dict(self.metadata), allow_nan=False)
+            json.dumps(dict(self.metadata), allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:
             raise InvalidInput("metadata", self.metadata, f"JSON values only ({error})") from error
 

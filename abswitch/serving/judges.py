@@ -50,7 +50,7 @@ def judgement_on(
     """Ask the operation's judge, or its strategy's default one, about the step under way; else judge by its plan.
 
     A judge of the user's runs on a thread of its own and has `JUDGE_TIMEOUT_S`; whatever it raises, or anything but a
-    `Judgement` as its answer, is an error, which makes the step hold.
+    `Judgement` on one of the candidates as its answer, is an error, which makes the step hold.
     """
     asking = _Asking()
 
@@ -67,6 +67,11 @@ def judgement_on(
         judgement = await asking.ask(operation.operation_id, judge, evidence)
         if not isinstance(judgement, Judgement):
             raise InvalidInput("judge", type(judgement).__name__, "a callable that returns a Judgement")
+        if judgement.version is not None and judgement.version not in operation.candidates:
+            candidates = ", ".join(operation.candidates)
+            raise InvalidInput(
+                "judgement.version", judgement.version, f"one of this operation's candidates: {candidates}"
+            )
         return judgement
 
     return ask

@@ -330,6 +330,7 @@ class DynamicModelRegistry(Book):
         checks.name("key", key)
         if value is not None and not isinstance(value, str):
             raise InvalidInput("value", value, "a text, or None to remove the tag")
+        value = None if value is None else checks.text("value", value)
         detail = {"key": key} if value is None else {"key": key, "value": value}
         with self._by_hand:
             if self.tags(name, model_id=model).get(key) != value:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abswitch.rollout.judging import ArmMeasures, Guardrail, Ruling, StepEvidence, ThresholdJudge
+from abswitch.errors import InvalidInput
+from abswitch.rollout.judging import ArmMeasures, Guardrail, Judgement, Ruling, StepEvidence, ThresholdJudge
 
 JUDGE = ThresholdJudge(max_error_rate=0.05, min_requests=100)
 
@@ -125,3 +126,31 @@ def test_a_guardrail_names_its_metric_first() -> None:
 
 def test_an_arm_without_requests_has_no_error_rate() -> None:
     assert math.isnan(ArmMeasures(version="v2").error_rate)
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"reason": ValueError("worse")}, "reason"),
+        ({"reason": None}, "reason"),
+        ({"ruling": "promote"}, "judgement.ruling"),
+        ({"ruling": None}, "judgement.ruling"),
+        ({"version": ["v2"]}, "judgement.version"),
+        ({"share": math.nan}, "judgement.share"),
+        ({"share": 1.1}, "judgement.share"),
+    ],
+)
+def test_a_judgement_that_makes_no_sense_is_refused_when_it_is_made(given: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Judgement(**{"ruling": Ruling.ADVANCE, "reason": "x", **given})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("ruling", list(Ruling))
+def test_a_ruling_in_words_is_that_ruling(ruling: Ruling) -> None:
+    in_words: Any = ruling.value
+    assert Judgement(ruling=in_words, reason="x").ruling is ruling, "or `roll back` would be taken for `advance`"
+
+
+def test_a_reason_that_no_file_can_hold_is_told_by_its_escape() -> None:
+    assert Judgement(ruling=Ruling.HOLD, reason="was \udfff").reason == "was \\udfff"

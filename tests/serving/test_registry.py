@@ -381,3 +381,16 @@ def test_deregistered_versions_are_no_way_back() -> None:
         models.deregister_model("bot", "v2")
     stats = models.get_registry_stats()
     assert (stats.versions, stats.deregistered, stats.promotions, stats.entries) == (2, 1, 3, 7)
+
+
+def test_texts_that_no_file_can_hold_are_kept_by_their_escapes_or_refused() -> None:
+    models = registry()
+    models.register_model(CONFIG, "v1", reason="why \udfff", tags={"note": "\ud800"})
+    models.set_tag("v1", "other", "grün \udfff")
+    assert models.tags("v1") == {"note": "\\ud800", "other": "grün \\udfff"}
+    assert models.full_history("bot")[0].reason == "why \\udfff"
+    with pytest.raises(InvalidInput, match="metadata.*JSON values only"):
+        models.register_model(CONFIG, "v2", metadata={"ticket": "\udfff"})
+    with pytest.raises(InvalidInput, match="reason: .*a text"):
+        models.register_model(CONFIG, "v2", reason=ValueError("no"))  # type: ignore[arg-type]  # on purpose
+    assert len(models.get_model_versions("bot")) == 1

@@ -117,11 +117,23 @@ async def test_a_canary_pauses_and_is_promoted_by_hand(shell: Shell) -> None:
     assert (await shell.until(operation_id, Phase.SUCCEEDED)).promoted
 
 
-@pytest.mark.parametrize("answer", ["raises", "nonsense"])
-async def test_a_judge_that_fails_never_promotes(shell: Shell, answer: str) -> None:
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("raises", "server is down"),
+        ("nonsense", "returns a Judgement"),
+        ("without words", "reason: got None; allowed: a text"),
+        ("a stranger", "'v9'; allowed: one of this operation's candidates: v2"),
+    ],
+)
+async def test_a_judge_that_fails_never_promotes(shell: Shell, answer: str, words: str) -> None:
     def judge(evidence: StepEvidence) -> Judgement:
         if answer == "raises":
             raise RuntimeError("the metric's server is down")
+        if answer == "without words":
+            return Judgement(ruling=Ruling.ADVANCE, reason=None)  # type: ignore[arg-type]  # on purpose
+        if answer == "a stranger":
+            return Judgement(ruling=Ruling.ADVANCE, reason="better", version="v9")
         return True  # type: ignore[return-value]  # on purpose
 
     operation_id = await begun(shell, "canary", CANARY, judge=judge)
@@ -132,7 +144,7 @@ async def test_a_judge_that_fails_never_promotes(shell: Shell, answer: str) -> N
             await asyncio.sleep(0.001)  # the judge runs on a thread of its own
     operation = shell.switcher.operation(operation_id)
     assert operation.phase is Phase.EVALUATING and "the judge failed" in operation.reason
-    assert ("server is down" if answer == "raises" else "returns a Judgement") in operation.reason
+    assert words in operation.reason
 
 
 async def test_a_judge_that_never_answers_is_asked_once_and_holds_up_nobody(
