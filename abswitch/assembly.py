@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -345,6 +346,9 @@ class _Surroundings:
 
     def release(self, model_id: str, version: str, intent: Intent) -> bool:
         return self.loop.run(self.desk.release(model_id, version, intent))
+
+    def retire(self, model_id: str, newest: str) -> dict[str, Future[None] | None]:
+        return self.loop.ask(lambda: self.desk.retire(model_id, newest))
 
     def export_model(self, model_id: str, name: str | None, uri: str | None, timeout_s: float) -> ExportStatus:
         return self.exchange.export(model_id, name, uri, timeout_s)

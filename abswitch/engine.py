@@ -227,8 +227,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             LoadFailed: with the reason.
         """
         self._refuse_closed()
-        registered = self.registry.resolve(version, model_id)
-        return (await self._loop.call(self._parts.readiness.prove(registered))).instance
+        return (await self._loop.call(self._proven(version, model_id))).instance
 
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine that must run on the engine's own loop, e.g. one that uses an instance directly."""

@@ -10,6 +10,7 @@ from typing import Any
 from abswitch.assembly import Machinery
 from abswitch.domain import EMPTY, LoadFacts
 from abswitch.errors import StoreError
+from abswitch.serving.cache import CachedVersion
 from abswitch.serving.intents import USER, Intent
 from abswitch.serving.loop import EngineLoop
 from abswitch.serving.registry import DynamicModelRegistry
@@ -32,8 +33,11 @@ class Keeping:
             LoadFailed: with the reason.
         """
         self._refuse_closed()
-        registered = self.registry.resolve(version, model_id)
-        return (await self._loop.call(self._parts.readiness.prove(registered))).facts
+        return (await self._loop.call(self._proven(version, model_id))).facts
+
+    async def _proven(self, version: str, model_id: str | None) -> CachedVersion:
+        """On the loop, where versions are deregistered: what is looked up there is not gone before it is held."""
+        return await self._parts.readiness.prove(self.registry.resolve(version, model_id))
 
     async def prefetch(self, version: str, *, model_id: str | None = None) -> None:
         """Begin to load a version that will be needed soon, and return at once; `load` waits for it.
@@ -41,13 +45,13 @@ class Keeping:
         What goes wrong is logged, and told to whoever needs the version.
         """
         self._refuse_closed()
-        registered = self.registry.resolve(version, model_id)
-        await self._loop.call(self._parts.begin(self._parts.readiness.prove(registered)))
+        self.registry.resolve(version, model_id)
+        await self._loop.call(self._parts.begin(self._proven(version, model_id)))
 
     async def pin(self, version: str, *, model_id: str | None = None) -> None:
         """Keep a version in memory once it is loaded, whatever else needs room; `unpin` undoes one `pin`."""
-        key = self.registry.resolve(version, model_id).key
-        await self._loop.call(self._parts.on_loop(lambda: self._parts.cache.pin(key)))
+        pin, resolve = self._parts.cache.pin, self.registry.resolve
+        await self._loop.call(self._parts.on_loop(lambda: pin(resolve(version, model_id).key)))
 
     async def unpin(self, version: str, *, model_id: str | None = None) -> None:
         """Undo one `pin`."""

@@ -6,7 +6,9 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from abswitch import SwitchingEngine, SwitchingStrategyType
+from abswitch.domain import ModelVersion
 from abswitch.errors import (
     DuplicateVersion,
     InvalidInput,
@@ -22,7 +25,10 @@ from abswitch.errors import (
     SwitchRefused,
     UnknownVersion,
 )
+from abswitch.records import HistoryEntry
+from abswitch.rollout.strategies import Strategy
 from abswitch.serving.scripted import Gate, ScriptedBackend
+from abswitch.settings import ModelSwitchingConfig
 from tests.patience import PATIENCE_S
 
 CONFIG = {"model_id": "bot", "model": "script", "backend": "scripted"}
@@ -255,6 +261,104 @@ async def test_a_deregistered_version_is_unloaded_and_its_name_stays_taken() -> 
         actions = [entry.action for entry in engine.registry.full_history("bot", version="v2")]
         assert actions[:4] == ["registered", "alias set", "deregistered", "registered"]
         assert len(engine.table("registry_history")) == len(engine.registry.full_history("bot"))
+
+
+# --- max_version_history ----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def crowded() -> AsyncIterator[SwitchingEngine]:
+    """v1 serves, v2 and v3 are registered, and there is no room for more."""
+    config = ModelSwitchingConfig(max_version_history=3)
+    async with SwitchingEngine(config, store=":memory:", backends={"scripted": backend()}) as engine:
+        for version in VERSIONS:
+            engine.registry.register_model(CONFIG, version)
+        await engine.deploy("v1")
+        yield engine
+
+
+def names(engine: SwitchingEngine) -> list[str]:
+    return [one.version for one in engine.registry.get_model_versions()]
+
+
+async def test_a_version_that_makes_room_is_gone_for_switches_before_the_disk_has_it() -> None:
+    async with crowded() as engine:
+        keep, note = engine.registry._keep, engine.registry._note
+        at_disk, written = threading.Event(), threading.Event()
+
+        def kept(entry: HistoryEntry, version: ModelVersion | None) -> object:
+            if entry.action == "deregistered":
+                at_disk.set()
+                assert written.wait(PATIENCE_S)
+            return keep(entry, version)
+
+        def noted(entry: HistoryEntry) -> Future[None] | None:
+            safe = note(entry)
+            if entry.action != "deregistered" or safe is None:
+                return safe
+            at_disk.set()
+            return slow.submit(lambda: (written.wait(PATIENCE_S), safe.result())[1])
+
+        engine.registry._keep, engine.registry._note = kept, noted
+        with ThreadPoolExecutor() as slow:
+            registering = asyncio.create_task(asyncio.to_thread(engine.registry.register_model, CONFIG, "v4"))
+            assert await asyncio.to_thread(at_disk.wait, PATIENCE_S)
+            try:
+                with pytest.raises(UnknownVersion, match="'v2'"):
+                    await engine.start_switch("v2", "ab_test")
+                assert not registering.done(), "it returns once what it did is safe"
+            finally:
+                written.set()
+            await registering
+        assert names(engine) == ["v1", "v3", "v4"]
+        table = engine.table("registry_history")
+        assert list(table[table["action"] == "deregistered"]["version"]) == ["v2"]
+
+
+async def test_a_version_that_a_switch_has_taken_makes_no_room() -> None:
+    async with crowded() as engine:
+        await engine.load("v3")
+        test = await engine.start_switch("v2", "ab_test")
+        await asyncio.to_thread(engine.registry.register_model, CONFIG, "v4")
+        assert names(engine) == ["v1", "v2", "v4"]
+        assert "v3" not in engine.get_switching_status()["bot"].loaded, "its instance went with it"
+        await test.serving()
+        assert (await test.promote()).phase == "succeeded"
+        assert engine.registry.active_version() == "v2"
+
+
+async def test_a_switch_whose_version_makes_room_while_it_is_planned_is_refused_by_name() -> None:
+    async with crowded() as engine:
+        check, planned, go = engine._parts.preflight.check, asyncio.Event(), asyncio.Event()
+        here = asyncio.get_running_loop()
+
+        async def slowly(model_id: str, target: str, strategy: Strategy) -> None:
+            here.call_soon_threadsafe(planned.set)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(go.wait(), here))
+            await check(model_id, target, strategy)
+
+        engine._parts.preflight.check = slowly  # type: ignore[method-assign]  # where the time passes
+        starting = asyncio.create_task(engine.start_switch("v2", "ab_test"))
+        await planned.wait()
+        await asyncio.to_thread(engine.registry.register_model, CONFIG, "v4")
+        go.set()
+        with pytest.raises(UnknownVersion, match="'v2'"):
+            await starting
+        assert not engine.list_active_switches() and names(engine) == ["v1", "v3", "v4"]
+
+
+async def test_versions_registered_on_the_engines_loop_and_beside_it_wait_for_nobody() -> None:
+    async with crowded() as engine:
+
+        async def on_the_loop(version: str) -> str:
+            return engine.registry.register_model(CONFIG, version)
+
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(
+                *(engine.call(on_the_loop(f"a{n}")) for n in range(5)),
+                *(asyncio.to_thread(engine.registry.register_model, CONFIG, f"b{n}") for n in range(5)),
+            )
+        assert len(names(engine)) == 3 and "v1" in names(engine)
 
 
 # --- restarts ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import Future
 from uuid import uuid4
 
 from abswitch.errors import AbswitchError, SwitchRefused
@@ -103,6 +104,13 @@ class SwitchDesk:
         if safe is not None:
             await asyncio.wrap_future(safe)
         return True
+
+    def retire(self, model_id: str, newest: str) -> dict[str, Future[None] | None]:
+        """Take off the list, and begin to unload, what is too many beside the newest version; see `max_versions`."""
+        struck = self._registry.strike_surplus(model_id, newest)
+        for version in struck:
+            self._cache.evict((model_id, version))
+        return struck
 
 
 def _serves(operation: Operation) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -59,6 +60,8 @@ class Surroundings(Protocol):
     def switch(self, model_id: str, version: str, intent: Intent) -> bool: ...
 
     def release(self, model_id: str, version: str, intent: Intent) -> bool: ...
+
+    def retire(self, model_id: str, newest: str) -> dict[str, Future[None] | None]: ...
 
     def export_model(self, model_id: str, name: str | None, uri: str | None, timeout_s: float) -> ExportStatus: ...
 

@@ -99,6 +99,8 @@ class Lineage:
                 self.candidacy = Candidacy(name, entry.operation_id or "", bool(entry.detail.get("rollback")))
             case Action.ENDED, _:
                 self.candidacy = None
+            case ((Action.ALIAS_SET | Action.TAGGED), _) if name in self.gone:
+                pass  # it was deregistered while this was being written down
             case Action.ALIAS_SET, str(alias):
                 self.pointers[alias] = name
             case Action.ALIAS_REMOVED, str(alias):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 from abswitch import checks
 from abswitch.clock import Clock
 from abswitch.domain import EMPTY, ModelConfig, ModelVersion, VersionKey
-from abswitch.errors import InvalidInput, SwitchRefused
+from abswitch.errors import AbswitchError, InvalidInput, SwitchRefused
 from abswitch.records import Action, HistoryEntry
 from abswitch.registries import ExportStatus, ImportedModel
 from abswitch.rollout.operation import Operation
@@ -19,6 +20,8 @@ from abswitch.serving import references
 from abswitch.serving.book import Book, Keep, Note, Told
 from abswitch.serving.intents import RECOVERY, REGISTRY, SWITCHER, USER, Intent, Surroundings
 from abswitch.serving.lineage import CHALLENGER, CHAMPION, Lineage
+
+log = logging.getLogger(__name__)
 
 
 class DynamicModelRegistry(Book):
@@ -33,7 +36,7 @@ class DynamicModelRegistry(Book):
         note: has an entry written down soon; must neither wait nor raise.
         in_use: why a version cannot go now, or None.
         max_versions: registered versions of one model at most; what was active longest ago goes first, and nothing
-            that is active, was active before that, is a candidate, has an alias or is loaded.
+            that is active, was active before that, is a candidate, has an alias or is in use.
     """
 
     def __init__(
@@ -127,8 +130,8 @@ class DynamicModelRegistry(Book):
             candidate = replace(candidate, commit=self._resolve(candidate.config))
         with self._by_hand:
             self._refuse_taken(candidate)  # again: another thread may have been quicker
-            self._make_room(candidate.model_id)
             self._record(candidate.model_id, Action.REGISTERED, candidate.version, intent, registered=candidate)
+        self._retire_surplus(*candidate.key)
 
     def _is_restored(self, candidate: ModelVersion) -> bool:
         lineage = self._models.get(candidate.model_id)
@@ -141,17 +144,17 @@ class DynamicModelRegistry(Book):
         if candidate.model_id in self._models:
             references.refuse_taken(self._models[candidate.model_id], candidate)
 
-    def _make_room(self, model_id: str) -> None:
-        lineage = self._models.get(model_id, Lineage())
-        surplus = len(lineage.versions) + 1 - self._max_versions
-        if surplus <= 0:
+    def _retire_surplus(self, model_id: str, newest: str) -> None:
+        """Called without the lock of changes by hand: the engine's loop, which is asked here, may be waiting for it."""
+        if len(self._models[model_id].versions) <= self._max_versions:
             return
-        kept = {lineage.previously_active(), *lineage.aliases.values()}
-        last_use = {entry.version: number for number, entry in enumerate(lineage.activations)}
-        free = [name for name in lineage.versions if name not in kept and self._in_use((model_id, name)) is None]
-        for name in sorted(free, key=lambda one: last_use.get(one, -1))[:surplus]:
-            reason = f"max_version_history is {self._max_versions}"
-            self._record(model_id, Action.DEREGISTERED, name, Intent(actor=REGISTRY, reason=reason))
+        retire = self.strike_surplus if self._surroundings is None else self._surroundings.retire
+        for name, safe in retire(model_id, newest).items():
+            try:
+                if safe is not None:
+                    safe.result()
+            except AbswitchError as error:  # the new version is registered, whatever becomes of this one
+                log.error("version %s of model %s comes back with a restart: %s", name, model_id, error)
 
     def deregister_model(self, model_id: str, version: str, *, actor: str = USER, reason: str = "") -> bool:
         """Forget a version and free its instance; blocks until that is done. Its history and evidence stay.
@@ -175,12 +178,29 @@ class DynamicModelRegistry(Book):
         """Take a version off the list, at once; returns what resolves when that is safe. For the engine.
 
         Raises:
+            UnknownVersion: it is off the list already.
             SwitchRefused: it is needed.
         """
+        _refuse_gone(self._models[model_id], version)
         reason = self._needed(model_id, version)
         if reason is not None:
             raise SwitchRefused(f"version {version!r} of model {model_id!r} cannot be deregistered: {reason}")
         return self._tell(model_id, Action.DEREGISTERED, version, intent)
+
+    def strike_surplus(self, model_id: str, newest: str) -> dict[str, Future[None] | None]:
+        """Take what is too many off the list, at once; returns what resolves when each is safe. For the engine.
+
+        On its loop, where switches take their versions: none can begin between the look at what is needed and the
+        strike.
+        """
+        lineage = self._models[model_id]
+        surplus = max(0, len(lineage.versions) - self._max_versions)
+        kept = {newest, lineage.previously_active(), *lineage.aliases.values()}
+        last_use = {entry.version: number for number, entry in enumerate(lineage.activations)}
+        free = [name for name in tuple(lineage.versions) if name not in kept and self._needed(model_id, name) is None]
+        leaving = sorted(free, key=lambda one: last_use.get(one, -1))[:surplus]
+        intent = Intent(actor=REGISTRY, reason=f"max_version_history is {self._max_versions}")
+        return {name: self._tell(model_id, Action.DEREGISTERED, name, intent) for name in leaving}
 
     def _needed(self, model_id: str, version: str) -> str | None:
         lineage = self._models[model_id]
@@ -221,8 +241,8 @@ class DynamicModelRegistry(Book):
         self, model_id: str, version: str | None, operation_id: str, intent: Intent, *, at_s: float | None = None
     ) -> None:
         lineage = self._models[model_id]
-        if version is not None and version not in lineage.versions:
-            raise references.unknown(lineage, version)
+        if version is not None:
+            _refuse_gone(lineage, version)
         if lineage.active == version:
             return
         candidacy = lineage.candidacy
@@ -295,13 +315,15 @@ class DynamicModelRegistry(Book):
             UnknownModel, UnknownVersion: naming what there is.
             InvalidInput: a malformed alias, a version's name, or one that follows the switches.
         """
-        (model, name), intent = self.resolve(version, model_id).key, Intent(actor=actor, reason=reason)
+        intent = Intent(actor=actor, reason=reason)
         with self._by_hand:
-            lineage = self._lineage(model)
+            model, name = self.resolve(version, model_id).key
+            lineage = self._models[model]
             references.check_alias(lineage, alias)
             previous = lineage.pointers.get(alias)
             if previous != name:
                 self._record(model, Action.ALIAS_SET, name, intent, Told(alias=alias, previous=previous))
+            _refuse_gone(lineage, name)
 
     def delete_alias(self, alias: str, *, model_id: str | None = None, actor: str = USER, reason: str = "") -> None:
         """Remove an alias.
@@ -326,16 +348,19 @@ class DynamicModelRegistry(Book):
         Raises:
             UnknownModel, UnknownVersion, InvalidInput: naming what there is, or what is allowed.
         """
-        model, name = self.resolve(version, model_id).key
+        self.resolve(version, model_id)
         checks.name("key", key)
         if value is not None and not isinstance(value, str):
             raise InvalidInput("value", value, "a text, or None to remove the tag")
         value = None if value is None else checks.text("value", value)
         detail = {"key": key} if value is None else {"key": key, "value": value}
         with self._by_hand:
-            if self.tags(name, model_id=model).get(key) != value:
+            model, name = self.resolve(version, model_id).key
+            lineage = self._models[model]
+            if lineage.tags.get(name, {}).get(key) != value:
                 action = Action.UNTAGGED if value is None else Action.TAGGED
                 self._record(model, action, name, Intent(actor=actor, metadata=detail))
+            _refuse_gone(lineage, name)
 
     # --- other registries -------------------------------------------------------------------------------------------
 
@@ -402,6 +427,12 @@ class DynamicModelRegistry(Book):
         if self._surroundings is None:
             raise SwitchRefused(f"{method} needs the registry of an engine: SwitchingEngine(…).registry")
         return self._surroundings
+
+
+def _refuse_gone(lineage: Lineage, version: str) -> None:
+    """Also after a wait for the disk, in which a version may have been deregistered."""
+    if version not in lineage.versions:
+        raise references.unknown(lineage, version)
 
 
 def _check_tags(tags: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +13,7 @@ from abswitch.clock import VirtualClock
 from abswitch.domain import ModelConfig
 from abswitch.errors import DuplicateVersion, InvalidInput, StoreError, SwitchRefused, UnknownModel, UnknownVersion
 from abswitch.records import HistoryEntry
+from abswitch.serving.intents import Intent
 from abswitch.serving.registry import DynamicModelRegistry
 
 CONFIG = {"model_id": "bot", "model": "org/name"}
@@ -364,6 +366,68 @@ def test_beyond_the_bound_the_version_that_was_active_longest_ago_goes() -> None
     assert (gone.action, gone.actor, gone.reason) == ("deregistered", "registry", "max_version_history is 4")
     with pytest.raises(InvalidInput, match="max_version_history"):
         registry(max_versions=1)
+
+
+def test_the_version_just_registered_never_goes_for_itself() -> None:
+    models = registry(max_versions=2, in_use=lambda key: None if key[1] == "v3" else "it is pinned")
+    for version in ("v1", "v2", "v3"):
+        models.register_model(CONFIG, version)
+    assert [v.version for v in models.get_model_versions()] == ["v1", "v2", "v3"]
+
+
+def test_a_registration_that_fails_takes_no_other_version_with_it() -> None:
+    def keep(entry: HistoryEntry, _: object) -> None:
+        if entry.version == "v3":
+            raise StoreError("the disk is full")
+
+    models = registry(max_versions=2, keep=keep)
+    for version in ("v1", "v2"):
+        models.register_model(CONFIG, version)
+    with pytest.raises(StoreError):
+        models.register_model(CONFIG, "v3")
+    assert [v.version for v in models.get_model_versions()] == ["v1", "v2"]
+
+
+def test_a_surplus_version_whose_end_is_not_safe_is_told_of_and_the_new_one_is_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lost: Future[None] = Future()
+    lost.set_exception(StoreError("the disk is full"))
+    models = registry(max_versions=2, note=lambda _: lost)
+    for version in ("v1", "v2", "v3"):
+        models.register_model(CONFIG, version)
+    assert [v.version for v in models.get_model_versions()] == ["v2", "v3"]
+    assert "version v1 of model bot comes back with a restart: the disk is full" in caplog.text
+
+
+def test_a_version_goes_once() -> None:
+    models = registry()
+    models.register_model(CONFIG, "v1")
+    models.register_model(CONFIG, "v2")
+    models.strike("bot", "v1", Intent())
+    with pytest.raises(UnknownVersion, match="one of v2"):
+        models.strike("bot", "v1", Intent())
+    assert [entry.action for entry in models.full_history("bot", version="v1")] == ["registered", "deregistered"]
+
+
+@pytest.mark.parametrize("action", ["alias set", "tagged", "untagged"])
+def test_what_is_deregistered_while_the_disk_is_waited_for_gets_neither_alias_nor_tag(action: str) -> None:
+    def keep(entry: HistoryEntry, _: object) -> None:
+        if entry.action == action:
+            models.strike("bot", "v1", Intent())
+
+    models = registry(keep=keep)
+    models.register_model(CONFIG, "v1", tags={} if action == "tagged" else {"team": "a"})
+    models.register_model(CONFIG, "v2")
+    with pytest.raises(UnknownVersion, match="'v1'.*one of v2"):
+        if action == "alias set":
+            models.set_alias("gold", "v1")
+        else:
+            models.set_tag("v1", "team", "a" if action == "tagged" else None)
+    for one in (models, restored(models)):
+        assert one.aliases("bot") == {}
+        one.register_model(CONFIG, "v1")
+        assert one.tags("v1") == {}, "nor does the next of that name"
 
 
 def test_deregistered_versions_are_no_way_back() -> None:
