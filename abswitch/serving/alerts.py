@@ -6,8 +6,9 @@ One alert per metric, model and version, however often its condition is looked a
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -92,7 +93,9 @@ class AlertBook:
     Args:
         tell: given every alert that people are to hear of; must not block.
         cooldown_s: within this time after it was resolved an alert that fires again is the same one, and is told again
-            only if it still fires when that time is over. A rise to critical is always told.
+            only if it still fires when that time is over. A rise to critical is told at once, unless people heard of
+            this alert as critical within this time. Who acknowledged an alert is not told of it again as long as it
+            does not rise above the severity that was acknowledged.
         history: how many alerts are kept; active ones are never dropped for resolved ones.
     """
 
@@ -103,7 +106,8 @@ class AlertBook:
         self._history = history
         self._alerts: dict[str, Alert] = {}
         self._latest: dict[AlertKey, str] = {}
-        self._told: dict[str, tuple[float, AlertState | None]] = {}
+        self._told: dict[str, tuple[AlertState, Severity]] = {}  # what people heard last
+        self._heard_s: dict[str, dict[Severity, float]] = {}  # until when they knew that it fires at least so
         self._ended_s: dict[str, float] = {}
         self._lock = threading.RLock()
 
@@ -160,16 +164,24 @@ class AlertBook:
                 reason=None,
                 **told,
             )
-            return self._keep(back, tell=_rises(known, back))
+            return self._keep(back, tell=self._is_due(known, back))
 
     def _again(self, known: Alert, told: dict[str, Any], now_s: float) -> Alert:
         now = replace(known, **told)
-        if _rises(known, now):  # who acknowledged a warning has not acknowledged this
-            now = replace(now, state=AlertState.FIRING, acknowledged_by=None, changed_at_s=now_s)
-            return self._keep(now, tell=True)
-        last_s, state = self._told.get(now.alert_id, (0.0, AlertState.FIRING))
-        overdue = state is AlertState.RESOLVED and self._clock.monotonic_s() - last_s >= self._cooldown_s
-        return self._keep(now, tell=overdue and now.state is AlertState.FIRING)
+        if _is_above(now.severity, known.severity):
+            now = replace(now, changed_at_s=now_s)
+        # Nothing is told between: while it is acknowledged, what people heard last is what was acknowledged.
+        if now.state is AlertState.ACKNOWLEDGED and _is_above(now.severity, self._told[now.alert_id][1]):
+            now = replace(now, state=AlertState.FIRING, acknowledged_by=None)
+        return self._keep(now, tell=self._is_due(known, now))
+
+    def _is_due(self, before: Alert, now: Alert) -> bool:
+        """Whether people are to hear of it: it is more than they know, and they did not just hear of as much."""
+        state, severity = self._told[now.alert_id]
+        rises = _is_above(now.severity, severity) or _is_above(now.severity, before.severity)
+        heard_s = self._heard_s[now.alert_id].get(now.severity, -math.inf)
+        is_news = now.state is AlertState.FIRING and (rises or state is AlertState.RESOLVED)
+        return is_news and self._clock.monotonic_s() - heard_s >= self._cooldown_s
 
     def resolve(self, key: AlertKey, reason: str) -> Alert | None:
         """Its condition no longer holds, as was measured; None when there was no alert."""
@@ -181,7 +193,7 @@ class AlertBook:
             over = replace(known, state=AlertState.RESOLVED, changed_at_s=now_s, resolved_at_s=now_s, reason=reason)
             self._ended_s[known.alert_id] = self._clock.monotonic_s()
             # Who was not told that it came back need not hear that it went again.
-            return self._keep(over, tell=self._last_told(known) is not AlertState.RESOLVED)
+            return self._keep(over, tell=self._told[known.alert_id][0] is not AlertState.RESOLVED)
 
     def acknowledge(self, alert_id: str, by: str = "") -> Alert:
         """Somebody has seen it and takes care.
@@ -201,9 +213,6 @@ class AlertBook:
             )
             return self._keep(seen, tell=True)
 
-    def _last_told(self, alert: Alert) -> AlertState | None:
-        return self._told.get(alert.alert_id, (0.0, None))[1]
-
     def _is_recent(self, known: Alert) -> bool:
         ended_s = self._ended_s.get(known.alert_id)
         return ended_s is not None and self._clock.monotonic_s() - ended_s < self._cooldown_s
@@ -213,9 +222,19 @@ class AlertBook:
         self._latest[alert.key] = alert.alert_id
         self._forget_old()
         if tell:
-            self._told[alert.alert_id] = (self._clock.monotonic_s(), alert.state)
+            self._told[alert.alert_id] = (alert.state, alert.severity)
+            self._hear(alert)
             self._tell(alert)
         return alert
+
+    def _hear(self, alert: Alert) -> None:
+        heard_s = self._heard_s.setdefault(alert.alert_id, {})
+        levels: Iterable[Severity] = ()
+        if alert.state is AlertState.FIRING:
+            levels = [one for one in Severity if not _is_above(one, alert.severity)]
+        elif alert.state is AlertState.RESOLVED:
+            levels = tuple(heard_s)
+        heard_s.update(dict.fromkeys(levels, self._clock.monotonic_s()))
 
     def _forget_old(self) -> None:
         while len(self._alerts) > self._history:
@@ -225,8 +244,9 @@ class AlertBook:
             if self._latest.get(dropped.key) == oldest:
                 del self._latest[dropped.key]
             self._told.pop(oldest, None)
+            self._heard_s.pop(oldest, None)
             self._ended_s.pop(oldest, None)
 
 
-def _rises(before: Alert, after: Alert) -> bool:
-    return before.severity is Severity.WARNING and after.severity is Severity.CRITICAL
+def _is_above(one: Severity, other: Severity) -> bool:
+    return one is Severity.CRITICAL and other is Severity.WARNING

@@ -100,6 +100,56 @@ def test_what_comes_back_worse_is_told_at_once(book: Book) -> None:
     assert book.states[-1] == "critical firing"
 
 
+def test_up_and_down_is_told_once_within_the_cool_down(book: Book) -> None:
+    for second in range(int(COOLDOWN_S)):
+        book.fire(Severity.CRITICAL if second % 2 else Severity.WARNING)
+        book.clock.advance(1)
+    assert book.states == ["warning firing", "critical firing"]
+    book.fire(Severity.WARNING)
+    book.clock.advance(1)
+    book.fire(Severity.CRITICAL)
+    assert book.states[2:] == ["critical firing"], "a rise after that time is told again"
+
+
+def test_up_and_down_to_resolved_is_told_once_within_the_cool_down(book: Book) -> None:
+    for _ in range(5):
+        for severity in (Severity.WARNING, Severity.CRITICAL):
+            book.fire(severity)
+            book.clock.advance(1)
+            book.book.resolve(KEY, "fine")
+            book.clock.advance(1)
+    assert book.states == ["warning firing", "warning resolved", "critical firing", "critical resolved"]
+    for _ in range(int(COOLDOWN_S)):
+        book.fire(Severity.CRITICAL)
+        book.clock.advance(1)
+    assert book.states[4:] == ["critical firing"], "it stayed"
+
+
+def test_an_acknowledgement_holds_until_it_gets_worse_than_what_was_acknowledged(book: Book) -> None:
+    critical = book.fire(Severity.CRITICAL)
+    book.book.acknowledge(critical.alert_id, "ann")
+    for severity in (Severity.WARNING, Severity.CRITICAL) * 100:
+        book.clock.advance(1)
+        alert = book.fire(severity)
+        assert (alert.severity, alert.state, alert.acknowledged_by) == (severity, AlertState.ACKNOWLEDGED, "ann")
+    assert book.states == ["critical firing", "critical acknowledged"]
+    book.book.resolve(KEY, "fine")
+    assert book.states[-1] == "critical resolved"
+
+
+def test_what_gets_worse_than_acknowledged_within_the_cool_down_is_told_when_that_is_over(book: Book) -> None:
+    alert = book.fire(Severity.CRITICAL)
+    book.fire(Severity.WARNING)
+    book.book.acknowledge(alert.alert_id, "ann")
+    book.clock.advance(1)
+    assert book.fire(Severity.CRITICAL).state is AlertState.FIRING
+    assert book.states == ["critical firing", "warning acknowledged"], "people heard of it a second ago"
+    book.clock.advance(COOLDOWN_S)
+    book.fire(Severity.CRITICAL)
+    book.fire(Severity.CRITICAL)
+    assert book.states[2:] == ["critical firing"]
+
+
 def test_after_the_cool_down_it_is_another_alert(book: Book) -> None:
     first = book.fire()
     book.book.resolve(KEY, "fine")
