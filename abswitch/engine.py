@@ -39,7 +39,7 @@ from abswitch.rollout.strategies import Strategy
 from abswitch.scoring import Sample, Score, Scorer
 from abswitch.serving.dispatch import Submission
 from abswitch.serving.handle import SwitchHandle
-from abswitch.serving.instance import InstanceFactory, ModelInstance
+from abswitch.serving.instance import InstanceFactory, ModelInstance, factories_of
 from abswitch.serving.intents import USER, Intent
 from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, shares_of
 from abswitch.serving.transition import Lease
@@ -61,7 +61,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
     """Serves versions of models, switches traffic between them, and keeps the evidence.
 
     Args:
-        config: settings; see `ModelSwitchingConfig`.
+        config: settings, or a dictionary of some of them; see `ModelSwitchingConfig`.
         store: DuckDB file of the evidence, or ":memory:".
         scorers: applied to every answer as it is given; scores end up in the table `scores`.
         mlflow: where experiments are published: `sqlite:///folder/mlflow.db`, or a server's address; None publishes
@@ -82,7 +82,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
 
     def __init__(
         self,
-        config: ModelSwitchingConfig | None = None,
+        config: ModelSwitchingConfig | Mapping[str, Any] | None = None,
         *,
         store: Path | str = "abswitch.duckdb",
         scorers: Sequence[Scorer | Callable[[Sample], Score]] = (),
@@ -96,7 +96,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         clock: Clock | None = None,
     ) -> None:
         checks.flag("record_text", record_text)
-        self.config = config or ModelSwitchingConfig()
+        factories = factories_of(backends)
+        self.config = ModelSwitchingConfig() if config is None else ModelSwitchingConfig.of(config)
         self._clock = clock or SystemClock()
         parts = self._parts = assemble(
             self.config,
@@ -107,7 +108,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             record_text=record_text,
             redact=redact,
             retention=Retention(days=retention_days, max_requests=max_request_rows),
-            backends=backends or {},
+            backends=factories,
             clock=self._clock,
         )
         self.store, self.tracking = parts.store, parts.tracking
@@ -276,6 +277,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             checks.name("experiment", experiment)
         if judge is not None and not callable(judge):
             raise InvalidInput("judge", judge, "a callable that is given a StepEvidence and returns a Judgement")
+        if plan is not None and not isinstance(plan, AnalysisPlan | FamilyPlan):
+            raise InvalidInput("plan", plan, "an AnalysisPlan or a FamilyPlan, as of abswitch.stats")
         intent = Intent(actor=actor, reason=reason, metadata=metadata)
         return await self._begin(model, target, strategy, intent, experiment=experiment, plan=plan, judge=judge)
 
@@ -327,7 +330,13 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
     async def conclude_switch(
         self, operation_id: str, *, promote: bool, reason: str, version: str | None = None
     ) -> None:
-        """Decide a running switch: promote a candidate (`version`, of several), or keep the stable version."""
+        """Decide a running switch: promote a candidate (`version`, of several), or keep the stable version.
+
+        Raises:
+            InvalidInput: no such operation, or `promote` is neither True nor False.
+            OperationFinished, IllegalTransition: as in `tell_switch`.
+        """
+        checks.flag("promote", promote)
         await self.tell_switch(operation_id, ops.Conclude(promote=promote, reason=reason, version=version))
 
     async def tell_switch(self, operation_id: str, event: ops.Event) -> None:

@@ -164,8 +164,10 @@ def scorers_of(values: Iterable[Scorer | Callable[[Sample], Score]]) -> tuple[Sc
     """Accept several scorers.
 
     Raises:
-        InvalidInput: one is no scorer, or two have the same name.
+        InvalidInput: not several, one is no scorer, or two have the same name.
     """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InvalidInput("scorers", values, "a list of scorers, also where it is only one")
     scorers = tuple(map(scorer_of, values))
     names = [scorer.name for scorer in scorers]
     for name in names:

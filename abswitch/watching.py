@@ -41,9 +41,10 @@ class Watching:
         return self._parts.alerts.book.acknowledge(alert_id, by)
 
     def add_alert_sink(self, sink: AlertSink | Callable[[Alert], object]) -> Callable[[], None]:
-        """Have alerts sent somewhere from now on, besides the log: a function, or anything with `send(alert)`.
+        """Have alerts sent somewhere from now on, besides the log: a function, or anything with `send(alert)`; either
+        may be async.
 
-        It is called on a thread of its own. Call what is returned to end it.
+        It is called on a thread of its own, and awaited there where it is async. Call what is returned to end it.
 
         Raises:
             InvalidInput: it is neither.

@@ -22,6 +22,7 @@ from abswitch.errors import (
     StoreError,
     SwitchFailed,
     SwitchRefused,
+    UnknownModel,
     UnknownVersion,
 )
 from abswitch.scoring import Sample
@@ -166,6 +167,21 @@ async def test_promote_and_keep(engine: SwitchingEngine) -> None:
     assert "succeeded" in repr(second)
 
 
+async def test_only_true_promotes(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+    switch = await engine.start_switch("v2", SwitchingStrategyType.AB_TEST)
+    await switch.serving()
+    for unsure in ("no", None, 1):
+        with pytest.raises(InvalidInput, match="promote: got"):
+            await engine.conclude_switch(switch.operation_id, promote=unsure, reason="?")  # type: ignore[arg-type]
+    assert not switch.status.promoted and not switch.status.finished
+
+
+async def test_a_model_that_is_not_there_has_no_status(engine: SwitchingEngine) -> None:
+    with pytest.raises(UnknownModel, match=r"model_id: got 'bt'; allowed: one of bot \(did you mean 'bot'\?\)"):
+        _ = engine.get_switching_status()["bt"]
+
+
 async def test_a_version_asked_by_name_takes_no_part_in_comparisons(engine: SwitchingEngine) -> None:
     await engine.deploy("v1")
     assert (await engine.generate("who?", version="v2")).text == "I am v2"
@@ -196,6 +212,7 @@ BAD_SWITCHES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"target_version": "v2", "model_id": "cat"}, InvalidInput, "model_id"),
     ({"target_version": "v2", "experiment": "no spaces"}, InvalidInput, "experiment"),
+    ({"target_version": "v2", "strategy_type": "ab_test", "plan": {"a": 1}}, InvalidInput, "plan: got {'a': 1}"),
 ]
 
 
@@ -386,7 +403,15 @@ def test_an_engine_that_is_dropped_shuts_itself_down() -> None:
         ({"record_text": 1}, "record_text"),
         ({"scorers": [3]}, "scorers"),
         ({"scorers": [ExactMatch(), ExactMatch()]}, "scorers"),
+        ({"scorers": ExactMatch()}, "scorers"),
+        ({"scorers": "exact_match"}, "scorers"),
         ({"mlflow": "file:./mlruns"}, "tracking_uri"),
+        ({"config": "settings.toml"}, "config"),
+        ({"config": {"max_cached": 3}}, "config.max_cached"),
+        ({"config": {"max_cached_models": 0}}, "max_cached_models"),
+        ({"backends": ["scripted"]}, "backends"),
+        ({"backends": {"scripted": 3}}, "backends.scripted"),
+        ({"backends": {3: backend()}}, "backends (a name)"),
     ],
 )
 def test_a_bad_argument_of_the_engine_is_named_and_leaves_nothing(arguments: dict[str, Any], field: str) -> None:
@@ -396,6 +421,12 @@ def test_a_bad_argument_of_the_engine_is_named_and_leaves_nothing(arguments: dic
     assert caught.value.field == field
     gc.collect()
     assert none_but(before)
+
+
+def test_settings_may_be_given_as_a_dictionary() -> None:
+    engine = SwitchingEngine({"max_cached_models": 3, "enabled": False}, store=":memory:")
+    assert engine.config == ModelSwitchingConfig(max_cached_models=3, enabled=False)
+    engine.close()
 
 
 def test_a_store_that_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:

@@ -301,6 +301,14 @@ def test_a_file_that_is_not_there_names_what_named_it(tmp_path: Path) -> None:
         load(path=tmp_path / "gone.toml")
     with pytest.raises(InvalidInput, match="VLLM_MODEL_SWITCHING_CONFIG: got .*gone.toml"):
         load({"CONFIG": str(tmp_path / "gone.toml")})
+    with pytest.raises(InvalidInput, match=r"VLLM_MODEL_SWITCHING_CONFIG: got ''; allowed: a file that ends in \.toml"):
+        load({"CONFIG": ""})
+
+
+@pytest.mark.parametrize("path", [5, "", b"s.toml", "a\0.toml"])
+def test_what_is_no_path_is_named(path: Any) -> None:
+    with pytest.raises(InvalidInput, match="path: got"):
+        load(path=path)
 
 
 # --- code -------------------------------------------------------------------------------------------------------------
@@ -316,6 +324,8 @@ def test_a_file_that_is_not_there_names_what_named_it(tmp_path: Path) -> None:
         ({"switch_timeout_seconds": float("nan")}, "switch_timeout_seconds"),
         ({"max_queue_wait_seconds": 0}, "max_queue_wait_seconds"),
         ({"alert_webhook_url": "ftp://x"}, "alert_webhook_url"),
+        ({"alert_webhook_url": "http://[::1"}, "alert_webhook_url"),
+        ({"alert_webhook_url": "http://x:99999/"}, "alert_webhook_url"),
         ({"alert_webhook_secret": ""}, "alert_webhook_secret"),
         ({"restart_initial_seconds": 90.0}, "restart_max_seconds"),
         ({"alert_thresholds": {"error_rate": (0.2, 0.1)}}, "alert_thresholds.error_rate.critical"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping
 from typing import Protocol
 
+from abswitch import checks
 from abswitch.domain import GenerationRequest, HealthFacts, LoadFacts, ModelVersion, TokenChunk
+from abswitch.errors import InvalidInput
 from abswitch.serving.policy import Footprint
 
 
@@ -94,3 +96,20 @@ class ModelInstance(Protocol):
 
 InstanceFactory = Callable[[ModelVersion], ModelInstance]
 """Makes the (not yet started) instance of a version; one per backend name."""
+
+
+def factories_of(value: Mapping[str, InstanceFactory] | None) -> dict[str, InstanceFactory]:
+    """Accept instance factories by backend name; None for no further ones.
+
+    Raises:
+        InvalidInput: no dictionary, a name that is no text, or a factory that cannot be called.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidInput("backends", value, "a dictionary: backend name → instance factory")
+    for name, factory in value.items():
+        checks.name("backends (a name)", name)
+        if not callable(factory):
+            raise InvalidInput(f"backends.{name}", factory, "an instance factory, called with a ModelVersion")
+    return dict(value)

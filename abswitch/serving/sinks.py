@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 import queue
 import threading
@@ -16,20 +18,23 @@ _CLOSE_S = 2.0
 
 
 class AlertSink(Protocol):
-    """A place for alerts. Called on a thread of its own, one alert after the other, so it may take its time."""
+    """A place for alerts. Called on a thread of its own, one alert after the other, so it may take its time.
 
-    def send(self, alert: Alert) -> None:
+    `send` may be a coroutine; it is awaited on an event loop of that thread, the same one for every alert.
+    """
+
+    def send(self, alert: Alert) -> object:
         """Take an alert as it fired, was acknowledged, rose to critical, or was resolved. May raise: it is logged."""
 
 
 class CallbackSink:
-    """Calls a function with each alert."""
+    """Calls a function, plain or async, with each alert."""
 
     def __init__(self, callback: Callable[[Alert], object]) -> None:
         self._callback = callback
 
-    def send(self, alert: Alert) -> None:
-        self._callback(alert)
+    def send(self, alert: Alert) -> object:
+        return self._callback(alert)
 
 
 class LogSink:
@@ -85,12 +90,18 @@ class Outlet:
                     continue
 
     def _run(self) -> None:
-        while (alert := self._waiting.get()) is not None:
-            try:
-                self.sink.send(alert)
-            except Exception as error:
-                self.failed += 1
-                log.warning("%s did not take %s: %s", type(self.sink).__name__, alert.alert_id, error)
+        with asyncio.Runner() as runner:  # makes its loop when the first coroutine comes
+            while (alert := self._waiting.get()) is not None:
+                self._send(alert, runner)
+
+    def _send(self, alert: Alert, runner: asyncio.Runner) -> None:
+        try:
+            sending = self.sink.send(alert)
+            if inspect.iscoroutine(sending):
+                runner.run(sending)
+        except Exception as error:
+            self.failed += 1
+            log.warning("%s did not take %s: %s", type(self.sink).__name__, alert.alert_id, error)
 
     def close(self, timeout_s: float = _CLOSE_S) -> None:
         """Let what waits go out, for a moment; a sink that is stuck is left behind. Blocks up to `timeout_s`."""

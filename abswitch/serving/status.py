@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from abswitch.errors import AbswitchError
+from abswitch.errors import AbswitchError, UnknownModel
 from abswitch.rollout.operation import Operation
 from abswitch.serving.preflight import SwitchPlan
+from abswitch.serving.references import known
 from abswitch.serving.router import RouteSnapshot
 
 
@@ -139,7 +140,16 @@ class SwitchingStatus:
     answers_unscored: int = 0
 
     def __getitem__(self, model_id: str) -> ModelStatus:
-        return next(model for model in self.models if model.model_id == model_id)
+        """One model's status.
+
+        Raises:
+            UnknownModel: it is not registered; lists those that are.
+        """
+        found = next((model for model in self.models if model.model_id == model_id), None)
+        if found is None:
+            allowed = known((model.model_id for model in self.models), str(model_id))
+            raise UnknownModel("model_id", model_id, allowed)
+        return found
 
     def __str__(self) -> str:
         told = "\n".join(map(str, self.models)) or "no model is registered"

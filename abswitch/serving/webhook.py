@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import Any
 
-from abswitch import checks
+from abswitch import addresses, checks
 from abswitch.clock import Clock, SystemClock
 from abswitch.errors import AbswitchError, InvalidInput
 from abswitch.serving.alerts import Alert, AlertState
@@ -52,9 +52,9 @@ class WebhookSink:
         backoff_s: float = 1.0,
         clock: Clock | None = None,
     ) -> None:
-        if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-            raise InvalidInput("url", url, "an address, http://… or https://…")
-        self._url = url
+        self._url = addresses.web_address("url", url)
+        if secret is not None and (not isinstance(secret, str) or not secret):
+            raise InvalidInput("secret", "(hidden)", "a text that is not empty; None signs nothing")
         self._secret = secret
         self._timeout_s = checks.number("timeout_s", timeout_s, low=0.0, above=True)
         self._attempts = checks.integer("attempts", attempts, low=1)
@@ -166,7 +166,7 @@ def signature(secret: str, content: bytes, at_s: float) -> str:
 def verify(
     secret: str,
     content: bytes,
-    header: str,
+    header: str | None,
     *,
     tolerance_s: float = _TOLERANCE_S,
     now_s: float | None = None,
@@ -175,10 +175,12 @@ def verify(
 
     Args:
         content: the body as received, byte for byte.
-        header: the value of `X-Abswitch-Signature`.
+        header: the value of `X-Abswitch-Signature`; None where the request has none, which is never genuine.
         tolerance_s: how old it may be, against replays.
         now_s: seconds since the Unix epoch; this machine's clock by default.
     """
+    if not isinstance(header, str):
+        return False
     parts = dict(part.partition("=")[::2] for part in header.split(","))
     stamp, given = parts.get("t", ""), parts.get("v1", "")
     now_s = SystemClock().wall_s() if now_s is None else now_s

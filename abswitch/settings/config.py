@@ -145,6 +145,21 @@ class ModelSwitchingConfig:
         self._settle(layers)
 
     @classmethod
+    def of(cls, value: ModelSwitchingConfig | Mapping[str, Any]) -> ModelSwitchingConfig:
+        """Accept settings, or a dictionary of some of them; the others come from where they always come from.
+
+        Raises:
+            InvalidInput: it is neither; and as the class does.
+        """
+        if isinstance(value, ModelSwitchingConfig):
+            return value
+        if not isinstance(value, Mapping):
+            allowed = "a ModelSwitchingConfig, or a dictionary of settings; a file is read by ModelSwitchingConfig.load"
+            raise InvalidInput("config", value, allowed)
+        checks.known_fields("config", value, SETTINGS)
+        return cls(**value)
+
+    @classmethod
     def load(cls, path: Path | str | None = None, *, environ: Mapping[str, str] | None = None, **settings: Any) -> Self:
         """The settings of a file, below the environment and below what is given here.
 
@@ -236,9 +251,9 @@ def _says_all(given: Mapping[str, Any]) -> bool:
 def _outside(environ: Mapping[str, str], path: Path | str | None) -> list[Findings]:
     layers = [from_environment(environ, SETTINGS)]
     if path is not None:
-        layers.append(from_file(Path(path), SETTINGS))
+        layers.append(from_file(path, SETTINGS))
     elif FILE_VARIABLE in environ:
-        layers.append(from_file(Path(environ[FILE_VARIABLE]), SETTINGS, named_by=FILE_VARIABLE))
+        layers.append(from_file(environ[FILE_VARIABLE], SETTINGS, named_by=FILE_VARIABLE))
     return layers
 
 

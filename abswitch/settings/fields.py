@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-from abswitch import checks
+from abswitch import addresses, checks
 from abswitch.errors import InvalidInput
 
 PREFIX = "VLLM_MODEL_SWITCHING_"
@@ -142,14 +141,7 @@ def secret() -> Kind:
 
 def address() -> Kind:
     """An http or https address."""
-
-    def check(where: str, value: object) -> str:
-        parts = urlsplit(value) if isinstance(value, str) else None
-        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidInput(where, value, "an address, http://… or https://…")
-        return str(value)
-
-    return _kind(check, str)
+    return _kind(addresses.web_address, str)
 
 
 def optional(kind: Kind, absent: str) -> Kind:

@@ -111,7 +111,7 @@ def _number(name: str, text: str, metric: str) -> float | None:
 # --- file -------------------------------------------------------------------------------------------------------------
 
 
-def from_file(path: Path, settings: Mapping[str, Setting], *, named_by: str = "path") -> Findings:
+def from_file(given: Path | str, settings: Mapping[str, Setting], *, named_by: str = "path") -> Findings:
     """What a TOML or YAML file says.
 
     Args:
@@ -120,6 +120,7 @@ def from_file(path: Path, settings: Mapping[str, Setting], *, named_by: str = "p
     Raises:
         InvalidInput: it is not there, cannot be read, or has a key that does not exist or a value outside its range.
     """
+    path = _path(given, named_by)
     entries = _entries(path, named_by)
     checks.known_fields(path.name, entries, settings)
     found: Findings = {}
@@ -133,12 +134,19 @@ def from_file(path: Path, settings: Mapping[str, Setting], *, named_by: str = "p
     return found
 
 
+def _path(given: object, named_by: str) -> Path:
+    """As it was given in what is refused: an empty text is no path, and `Path` would make the folder here of it."""
+    is_text = isinstance(given, Path | str)
+    if not isinstance(given, Path | str) or Path(given).suffix.lower() not in _SUFFIXES:
+        shown = str(given) if is_text else given
+        raise InvalidInput(named_by, shown, f"a file that ends in {', '.join(_SUFFIXES)}")
+    return Path(given)
+
+
 def _entries(path: Path, named_by: str) -> Mapping[str, Any]:
-    if path.suffix.lower() not in _SUFFIXES:
-        raise InvalidInput(named_by, str(path), f"a file that ends in {', '.join(_SUFFIXES)}")
     try:
         content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a path that no file can have
         reason = getattr(error, "strerror", None) or str(error)
         raise InvalidInput(named_by, str(path), f"a file that can be read ({reason})") from error
     entries = _toml(path, content) if path.suffix.lower() == ".toml" else _yaml(path, content)

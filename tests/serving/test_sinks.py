@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 
@@ -39,6 +40,30 @@ async def test_every_sink_hears_of_every_change() -> None:
     here.resolve(("hung", "bot", "v1"), "fine")
     await here.close()
     assert heard == objects == ["firing", "acknowledged", "resolved"]
+
+
+async def test_an_async_sink_is_awaited_on_one_loop_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    here = desk()
+    heard: list[tuple[str | None, asyncio.AbstractEventLoop]] = []
+    objects: list[str | None] = []
+
+    async def hear(alert: Alert) -> None:
+        await asyncio.sleep(0)
+        heard.append((alert.version, asyncio.get_running_loop()))
+
+    class Sink:
+        async def send(self, alert: Alert) -> None:
+            objects.append(alert.version)
+            raise ZeroDivisionError("mine")
+
+    here.add_sink(hear)
+    here.add_sink(Sink())
+    for version in ("v1", "v2"):
+        fire(here, version)
+    await here.close()
+    assert [version for version, _ in heard] == objects == ["v1", "v2"]
+    assert len({loop for _, loop in heard}) == 1 and heard[0][1] is not asyncio.get_running_loop()
+    assert here.outlets[1].failed == 2 and "Sink did not take" in caplog.text
 
 
 async def test_a_sink_that_raises_goes_on_hearing(caplog: pytest.LogCaptureFixture) -> None:

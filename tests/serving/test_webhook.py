@@ -203,8 +203,32 @@ def test_closing_does_not_wait_for_a_dead_receiver(receiver: Receiver) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"url": "ftp://x"}, {"url": 3}, {"url": "http://x", "attempts": 0}, {"url": "http://x", "timeout_s": 0}],
+    [
+        {"url": "ftp://x"},
+        {"url": 3},
+        {"url": "http://[::1"},
+        {"url": "http://x:99999"},
+        {"url": "http://x:port"},
+        {"url": "http://"},
+        {"url": "http://x/a b"},
+        {"url": "http://x", "attempts": 0},
+        {"url": "http://x", "timeout_s": 0},
+        {"url": "http://x", "secret": ""},
+        {"url": "http://x", "secret": 5},
+    ],
+    ids=str,
 )
 def test_bad_arguments(arguments: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         WebhookSink(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_secret_that_is_none_is_not_repeated() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        WebhookSink("http://x", secret=31337)  # type: ignore[arg-type]
+    assert "31337" not in str(refused.value)
+
+
+@pytest.mark.parametrize("header", [None, "", "garbage", "t=x,v1=00", 5])
+def test_a_request_without_a_signature_is_not_genuine(header: str | None) -> None:
+    assert not verify(SECRET, b"{}", header)
