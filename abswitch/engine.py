@@ -296,6 +296,9 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         operation_id = f"op-{uuid4().hex[:12]}"
         start = self._start(model_id, target, strategy, operation_id, experiment or operation_id, plan, judge, intent)
         await self._loop.call(start)
+        return self._handle(operation_id)
+
+    def _handle(self, operation_id: str) -> SwitchHandle:
         return SwitchHandle(self, operation_id)
 
     async def _start(
@@ -347,20 +350,36 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             OperationFinished: it already ended.
             IllegalTransition: its phase does not take the command.
         """
+        self._refuse_unknown(operation_id)
         await self._loop.call(self.switcher.tell(operation_id, event))
 
     async def abort_switch(self, operation_id: str) -> bool:
-        """Abort a switch: all traffic back to the stable version. False when it had already ended."""
+        """Abort a switch: all traffic back to the stable version. False when it had already ended.
+
+        Raises:
+            InvalidInput: no such operation.
+        """
+        self._refuse_unknown(operation_id)
         return await self._loop.call(self.switcher.abort(operation_id))
 
     async def wait_for_switch(self, operation_id: str, until: Callable[[Operation], bool]) -> None:
-        """Wait until a switch satisfies a condition or ended."""
+        """Wait until a switch satisfies a condition or ended.
+
+        Raises:
+            InvalidInput: no such operation.
+        """
+        self._refuse_unknown(operation_id)
         await self._loop.call(self.switcher.wait(operation_id, until))
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
     def operation_status(self, operation_id: str) -> OperationStatus:
-        """One switch as it stands."""
+        """One switch as it stands.
+
+        Raises:
+            InvalidInput: no such operation.
+        """
+        self._refuse_unknown(operation_id)
         return OperationStatus.of(self.switcher.operation(operation_id), self._clock.monotonic_s())
 
     def get_switching_status(self) -> SwitchingStatus:

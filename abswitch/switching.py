@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from abswitch.assembly import Machinery
 from abswitch.domain import EMPTY, SwitchingStrategyType
-from abswitch.errors import AbswitchError
+from abswitch.errors import AbswitchError, InvalidInput
 from abswitch.rollout.strategies import ABTestStrategy, ImmediateStrategy, Strategy, strategy_of
 from abswitch.serving.intents import USER, Intent
 from abswitch.serving.loop import EngineLoop
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from abswitch.serving.handle import SwitchHandle
 
 StrategyConfig = Mapping[str, Any] | Strategy | None
+_SHOWN = 5
+"""How many operations an error names; an engine may have had thousands."""
 
 
 class Switching:
@@ -42,6 +44,20 @@ class Switching:
 
     async def _begin(self, model_id: str, target: str, strategy: Strategy, intent: Intent) -> SwitchHandle:
         raise NotImplementedError("the engine hands itself over")
+
+    def _handle(self, operation_id: str) -> SwitchHandle:
+        raise NotImplementedError("the engine hands itself over")
+
+    def _refuse_unknown(self, operation_id: str) -> None:
+        """Refuse an id that no operation has, naming some that have one: first those that have not ended."""
+        operations = self.switcher.operations
+        if isinstance(operation_id, str) and operation_id in operations:
+            return
+        newest_first = reversed(operations.values())
+        known = [one.operation_id for one in sorted(newest_first, key=lambda one: one.phase.is_final)]
+        shown = ", ".join(known[:_SHOWN]) or "none was started yet"
+        more = f" and {len(known) - _SHOWN} earlier ones" if len(known) > _SHOWN else ""
+        raise InvalidInput("operation_id", operation_id, f"one of {shown}{more}" if known else shown)
 
     def _wanted(
         self,
@@ -138,6 +154,19 @@ class Switching:
         """Every switch that has not ended, oldest first; of one model, or of all."""
         running = (one for one in self.switcher.operations.values() if not one.phase.is_final)
         return tuple(self.operation_status(one.operation_id) for one in running if model_id in (None, one.model_id))
+
+    def get_switch(self, operation_id: str) -> SwitchHandle:
+        """A switch by its id, also one of an earlier process: what `start_switch` returned for it.
+
+        After a crash an interrupted switch is paused and its shares are not in force; the handle's `resume`, `promote`,
+        `keep` or `abort` says how it goes on. `list_active_switches` has the ids.
+
+        Raises:
+            InvalidInput: no such operation; names some that there are.
+        """
+        self._refuse_closed()
+        self._refuse_unknown(operation_id)
+        return self._handle(operation_id)
 
     def get_switch_status(self, operation_id: str) -> OperationStatus:
         """One switch as it stands.

@@ -177,6 +177,30 @@ async def test_only_true_promotes(engine: SwitchingEngine) -> None:
     assert not switch.status.promoted and not switch.status.finished
 
 
+async def test_a_switch_is_found_by_its_id_and_an_unknown_one_names_some_that_there_are(
+    engine: SwitchingEngine,
+) -> None:
+    with pytest.raises(InvalidInput, match="none was started yet"):
+        engine.get_switch("op-x")
+    for number in range(7):
+        await engine.deploy(f"v{number % 2 + 1}")
+    ended = list(engine.switcher.operations)
+    open_ = await engine.start_switch("v2", SwitchingStrategyType.AB_TEST)
+    again = engine.get_switch(open_.operation_id)
+    await again.serving()
+    assert again.status.operation_id == open_.operation_id
+    named = ", ".join([open_.operation_id, *reversed(ended[-4:])])
+    for unknown in ("op-x", None, ["op-x"]):
+        with pytest.raises(InvalidInput, match=f"allowed: one of {named} and 3 earlier ones$"):
+            engine.get_switch(unknown)  # type: ignore[arg-type]
+    for call in (engine.abort_switch("op-x"), engine.wait_for_switch("op-x", lambda _: True)):
+        with pytest.raises(InvalidInput, match="and 3 earlier ones"):
+            await call
+    with pytest.raises(InvalidInput, match="and 3 earlier ones"):
+        engine.get_switch_status("op-x")
+    assert (await again.abort()) is True
+
+
 async def test_a_model_that_is_not_there_has_no_status(engine: SwitchingEngine) -> None:
     with pytest.raises(UnknownModel, match=r"model_id: got 'bt'; allowed: one of bot \(did you mean 'bot'\?\)"):
         _ = engine.get_switching_status()["bt"]

@@ -188,15 +188,12 @@ async def test_an_operation_that_was_running_at_an_orderly_end_is_paused(tmp_pat
         operation = engine.get_switching_status()["bot"].operation
         assert operation is not None and operation.phase == "paused" and "evaluating at stage 0" in operation.reason
         assert (await engine.generate("who?")).text == "v1", "its shares are not in force"
-        await engine.tell_switch(operation.operation_id, _resume())
-        await engine.wait_for_switch(operation.operation_id, lambda o: o.phase == "evaluating")
+        switch = engine.get_switch(operation.operation_id)
+        assert f"resume, promote, keep or abort it, with engine.get_switch({switch.operation_id!r})" in operation.reason
+        await switch.resume()
+        await switch.serving()
         assert (await engine.generate("who?")).text == "v2", "now they are, after the candidate was loaded and shown"
-
-
-def _resume() -> Any:
-    from abswitch.rollout.operation import Resume
-
-    return Resume()
+        assert (await switch.promote()).phase == "succeeded" and engine.registry.active_version("bot") == "v2"
 
 
 async def test_units_stay_on_their_arm_over_a_restart_and_a_rollback(tmp_path: Path) -> None:

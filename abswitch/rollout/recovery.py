@@ -43,7 +43,8 @@ def recovered(operation: Operation, now_s: float) -> Operation:
         winner=None,
         ending=None,
         detached=True,
-        reason=f"{was}; the stable version serves; resume, promote, keep or abort",
+        reason=f"{was}; the stable version serves; resume, promote, keep or abort it, "
+        f"with engine.get_switch({operation.operation_id!r})",
     )
 
 
