@@ -13,6 +13,7 @@ from typing import Any
 
 from abswitch.clock import Clock
 from abswitch.domain import ModelVersion, RequestRecord, ScoreRecord, VersionKey
+from abswitch.errors import InvalidInput
 from abswitch.looking import PlannedJudge
 from abswitch.persistence import Recovery, SwitchLog, keeper, noter, open_journal
 from abswitch.registries import ExportStatus, ImportedModel
@@ -208,7 +209,7 @@ def _wire(
         in_use=lambda key: transitions.holders(key) > 0 or router.is_routed(*key),
         device_bytes=config.device_memory_budget_bytes,
         host_bytes=config.host_memory_budget_bytes,
-        timings=Timings(recovery.timings, keep=switch_log.timing),
+        timings=Timings(recovery.timings, keep=switch_log.timing, backend_of=lambda key: _backend_of(registry, key)),
         clock=clock,
     )
     golden = GoldenPrompts(recovery.golden, keep=switch_log.golden) if config.golden_prompt_check else None
@@ -285,8 +286,8 @@ def _wire(
         on_lost=health.instance_lost,
         record_text=record_text,
     )
-    turned_off = None if config.enabled else config.origins["enabled"]
-    loop, preflight = EngineLoop(), Preflight(registry, cache)
+    turned_off = None if config.enabled else config.place_of("enabled")
+    loop, preflight = EngineLoop(), Preflight(registry, cache, serves=lambda key: _serves(key, router, switcher))
     desk = SwitchDesk(registry, switcher, preflight, cache, router, turned_off=turned_off)
     link = MlflowRegistry(store, registry_uri)
     exchange = Exchange(registry, link)
@@ -365,6 +366,18 @@ def _in_use(key: VersionKey, transitions: TransitionManager, router: RequestRout
     if transitions.holders(key):
         return f"{transitions.holders(key)} request(s) are on it"
     return cache.why_needed(key)
+
+
+def _backend_of(registry: DynamicModelRegistry, key: VersionKey) -> str | None:
+    try:
+        return registry.get(*key).config.backend
+    except InvalidInput:  # it was deregistered; what it took is still known
+        return None
+
+
+def _serves(key: VersionKey, router: RequestRouter, switcher: ModelSwitcher) -> bool:
+    operation = switcher.running(key[0])
+    return router.is_routed(*key) or (operation is not None and key[1] in operation.versions)
 
 
 def _restarts(config: ModelSwitchingConfig) -> RestartPolicy:

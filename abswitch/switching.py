@@ -53,7 +53,7 @@ class Switching:
         operations = self.switcher.operations
         if isinstance(operation_id, str) and operation_id in operations:
             return
-        newest_first = reversed(operations.values())
+        newest_first = reversed(list(operations.values()))
         known = [one.operation_id for one in sorted(newest_first, key=lambda one: one.phase.is_final)]
         shown = ", ".join(known[:_SHOWN]) or "none was started yet"
         more = f" and {len(known) - _SHOWN} earlier ones" if len(known) > _SHOWN else ""
@@ -127,7 +127,7 @@ class Switching:
         model, target, strategy = self._wanted(target_version, strategy_type, strategy_config, model_id)
         for version, _ in strategy.candidates(target):
             self.registry.get(model, version)
-        return await self._loop.call(self._parts.preflight.plan(model, target, strategy))
+        return await self._loop.call(self._parts.desk.plan(model, target, strategy))
 
     async def rollback(
         self, model_id: str | None = None, *, to: str | None = None, actor: str = USER, reason: str = ""

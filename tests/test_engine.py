@@ -483,6 +483,6 @@ async def test_switching_can_be_turned_off_but_not_the_first_deployment() -> Non
         for version in ("v1", "v2"):
             engine.registry.register_model({"model_id": "bot", "model": "script", "backend": "scripted"}, version)
         await engine.deploy("v1")
-        with pytest.raises(SwitchRefused, match=r"turned off \(enabled: code\)"):
+        with pytest.raises(SwitchRefused, match=r"turned off: the setting enabled was made False in code\."):
             await engine.start_switch("v2")
         assert engine.registry.active_version("bot") == "v1"

@@ -175,7 +175,7 @@ async def fit_together(engine: SwitchingEngine, model_id: str, candidate: str) -
     if engine.config.max_cached_models < len(ARMS):
         return False
     found = await engine.plan_switch(candidate, ABTestStrategy.type, ABTestStrategy(), model_id=model_id)
-    return found.refusal is None
+    return found.fits
 
 
 async def serve(

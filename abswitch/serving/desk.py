@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import Future
+from dataclasses import replace
 from uuid import uuid4
 
 from abswitch.errors import AbswitchError, SwitchRefused
@@ -25,7 +26,7 @@ class SwitchDesk:
     """Lives on the engine's loop.
 
     Args:
-        turned_off: by which setting switching is turned off; None when it is on.
+        turned_off: where switching was turned off, e.g. "in code"; None when it is on.
     """
 
     def __init__(
@@ -51,10 +52,31 @@ class SwitchDesk:
         Raises:
             InvalidInput, SwitchRefused: with the reason, the numbers and the ways out.
         """
-        if self._turned_off is not None and self._registry.active_version(model_id) is not None:
-            raise SwitchRefused(f"switching is turned off (enabled: {self._turned_off})")
-        self._switcher.check(model_id, target, strategy)
-        await self._preflight.check(model_id, target, strategy)
+        stable = self._stable(model_id, target, strategy)
+        await self._preflight.check(model_id, target, strategy, stable)
+
+    def _stable(self, model_id: str, target: str, strategy: Strategy) -> str | None:
+        """The version that such a switch would begin from; refuses what memory has nothing to do with."""
+        stable = self._switcher.check(model_id, target, strategy)
+        if self._turned_off is not None and stable is not None:
+            raise SwitchRefused(
+                f"switching is turned off: the setting enabled was made False {self._turned_off}. Only a first "
+                f"deployment may begin, and version {stable!r} is active"
+            )
+        return stable
+
+    async def plan(self, model_id: str, target: str, strategy: Strategy) -> SwitchPlan:
+        """What the switch would take now; its `refusal` is what `check` would say. Changes nothing.
+
+        Raises:
+            UnknownModel, UnknownVersion: there is none of that name.
+        """
+        try:
+            stable = self._stable(model_id, target, strategy)
+        except SwitchRefused as refused:
+            plan = await self._preflight.plan(model_id, target, strategy, self._registry.active_version(model_id))
+            return replace(plan, refusal=str(refused), ways_out=())
+        return await self._preflight.plan(model_id, target, strategy, stable)
 
     async def validate(self, model_id: str, target: str, strategy: Strategy) -> SwitchValidation:
         """Whether `start_switch` would accept this now; changes nothing."""
@@ -67,7 +89,7 @@ class SwitchDesk:
 
     async def _plan(self, model_id: str, target: str, strategy: Strategy) -> SwitchPlan | None:
         try:
-            return await self._preflight.plan(model_id, target, strategy)
+            return await self.plan(model_id, target, strategy)
         except AbswitchError:
             return None
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
 from html import escape
 
-from abswitch.domain import ModelVersion, Residency, SwitchPath
+from abswitch.domain import ModelVersion, Residency, SwitchPath, VersionKey
 from abswitch.errors import SwitchRefused
 from abswitch.rollout.strategies import Strategy
 from abswitch.serving.cache import ModelCache
-from abswitch.serving.policy import GIB, Footprint, Room, Step, usage
+from abswitch.serving.policy import GIB, Footprint, Room, Step, make_room, usage
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.timings import Expectation
 
 DRAIN = "drain"
+PINNED = "it is pinned"  # as `ModelCache.why_needed` says it
+_WAYS = {
+    SwitchPath.LOAD: "loading it",
+    SwitchPath.ADAPTER: "loading its adapter",
+    SwitchPath.WAKE: "waking it",
+    SwitchPath.IN_PLACE: "putting its weights in place",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,38 +75,48 @@ class SwitchPlan:
         way = f"{self.stable or 'nothing'} → {', '.join(self.candidates)}"
         lines = [(f"{self.model_id}, {self.strategy} {way}", self.refusal or "can begin")]
         for version in self.candidates:
-            lines.append(
-                (
-                    version,
-                    f"{self.tiers[version]} now, ready by {self.paths[version]} in {self.expected[version]}; "
-                    f"needs {self.needs[version]} more",
-                )
-            )
-        if self.stable is not None:
+            need = self.needs[version]
+            needs = "needs no more memory" if need == Footprint() else f"needs {need} more"
+            lines.append((version, f"{self.tiers[version]} now, {self._readiness(version)}; {needs}"))
+        if self.stable is not None and self.stable not in self.candidates:
             lines.append((self.stable, f"{self.tiers[self.stable]} now, {self.during[self.stable]} during the switch"))
         lines.append(("held now", str(self.held)))
         lines += [("leaves", f"{step.key[0]}:{step.key[1]} → {step.to}") for step in self.leaving]
-        lines.append(("drain", str(self.drain)))
+        if self.stable is not None:
+            lines.append(("drain", str(self.drain)))
         return lines + [("way out", words) for words in self.ways_out]
+
+    def _readiness(self, version: str) -> str:
+        way, expected = self.paths[version], self.expected[version]
+        if self.tiers[version] is Residency.RESIDENT and way is not SwitchPath.IN_PLACE:
+            return "ready at once"
+        took = f", which was {expected}" if expected.seconds is None else f" in {expected}"
+        return f"ready by {_WAYS[way]}{took}"
 
 
 class Preflight:
-    """Lives on the engine's loop; reads the cache and the registry, changes nothing."""
+    """Lives on the engine's loop; reads the cache and the registry, changes nothing.
 
-    def __init__(self, registry: DynamicModelRegistry, cache: ModelCache) -> None:
+    Args:
+        serves: whether a version is routed, or part of a switch under way: it stays whether or not it is pinned.
+    """
+
+    def __init__(
+        self, registry: DynamicModelRegistry, cache: ModelCache, *, serves: Callable[[VersionKey], bool]
+    ) -> None:
         self._registry = registry
         self._cache = cache
+        self._serves = serves
 
-    async def plan(self, model_id: str, target: str, strategy: Strategy) -> SwitchPlan:
-        """What the switch would take now."""
-        stable = self._registry.active_version(model_id)
+    async def plan(self, model_id: str, target: str, strategy: Strategy, stable: str | None) -> SwitchPlan:
+        """What the switch would take now, from the stable version, or from nothing."""
         candidates = [self._registry.get(model_id, name) for name, _ in strategy.candidates(target)]
         together = [] if stable is None or strategy.drains_first else [self._registry.get(model_id, stable)]
         needs = {v.version: await self._cache.needs(v) for v in (*candidates, *together)}
-        room = self._room(model_id, stable, strategy, needs)
+        room = self._room(model_id, stable, needs, drains_first=strategy.drains_first)
         refusal = await self._refusal(model_id, stable, candidates, strategy, room)
         tiers = {name: self._cache.tier((model_id, name)) for name in (*needs, *([stable] if stable else []))}
-        paths = {v.version: await self._path(model_id, v, strategy) for v in candidates}
+        paths = {v.version: self._path(v, strategy, stable) for v in candidates}
         return SwitchPlan(
             model_id=model_id,
             strategy=strategy.type.value,
@@ -114,34 +131,42 @@ class Preflight:
             during={n: Residency.COLD if n == stable and strategy.drains_first else Residency.RESIDENT for n in tiers},
             paths=paths,
             expected={v.version: self._expected(model_id, v.version, paths[v.version]) for v in candidates},
-            drain=self._cache.timings.expect(model_id, stable or "", DRAIN),
+            drain=Expectation() if stable is None else self._cache.timings.expect(model_id, stable, DRAIN),
             refusal=refusal,
-            ways_out=() if refusal is None else self._ways_out(strategy, room),
+            ways_out=() if refusal is None else self._ways_out(model_id, stable, strategy, needs, room),
         )
 
-    async def check(self, model_id: str, target: str, strategy: Strategy) -> None:
+    async def check(self, model_id: str, target: str, strategy: Strategy, stable: str | None) -> None:
         """Refuse a switch that cannot be carried out.
 
         Raises:
             SwitchRefused: with the numbers and the ways out.
         """
-        plan = await self.plan(model_id, target, strategy)
+        plan = await self.plan(model_id, target, strategy, stable)
         if plan.refusal is not None:
             raise SwitchRefused("; ".join((plan.refusal, *(f"or {way}" for way in plan.ways_out))))
 
-    def _room(self, model_id: str, stable: str | None, strategy: Strategy, needs: Mapping[str, Footprint]) -> Room:
+    def _room(
+        self,
+        model_id: str,
+        stable: str | None,
+        needs: Mapping[str, Footprint],
+        *,
+        drains_first: bool,
+        unpinned: Container[VersionKey] = (),
+    ) -> Room:
+        """What has to leave for the versions of a switch; they are not to leave for each other.
+
+        Args:
+            unpinned: versions that may leave although they are pinned.
+        """
+        held, own = self._cache.held, {(model_id, name) for name in needs}
         need = sum(needs.values(), Footprint())
-        if stable is not None and strategy.drains_first:
-            need = _minus(need, usage(one for one in self._cache.held if one.key == (model_id, stable)))
-        new = sum(self._cache.tier((model_id, name)) is Residency.COLD for name in needs)
-        kept = {(model_id, name) for name in needs}
-        for key in kept:
-            self._cache.pin(key)  # for the length of the calculation: they are not to leave for each other
-        try:
-            return self._cache.plan_room(need, models=new)
-        finally:
-            for key in kept:
-                self._cache.unpin(key)
+        if stable is not None and drains_first:
+            need = _minus(need, usage(one for one in held if one.key == (model_id, stable)))
+        new = sum(self._cache.tier(key) is Residency.COLD for key in own)
+        marked = [replace(one, protected=one.key in own or (one.protected and one.key not in unpinned)) for one in held]
+        return make_room(marked, need, self._cache.budget, models=new)
 
     async def _refusal(
         self, model_id: str, stable: str | None, candidates: list[ModelVersion], strategy: Strategy, room: Room
@@ -155,27 +180,52 @@ class Preflight:
             return None
         names = ", ".join(repr(v.version) for v in candidates)
         beside = f" beside {stable!r}" if stable and not strategy.drains_first else ""
+        pinned = self._pinned(model_id, (stable, *(v.version for v in candidates)))
+        kept = f", but for {_named(pinned)}, which {'is' if len(pinned) == 1 else 'are'} pinned" if pinned else ""
         return (
             f"{names} does not fit{beside}: {room.lacking} are missing of the budget, "
-            f"with {usage(self._cache.held)} held and everything that is not in use unloaded"
+            f"with {usage(self._cache.held)} held and everything that is not in use unloaded{kept}"
         )
 
-    def _ways_out(self, strategy: Strategy, room: Room) -> tuple[str, ...]:
+    def _pinned(self, model_id: str, own: Container[str | None]) -> tuple[VersionKey, ...]:
+        """Versions that only `pin` keeps, besides those of the switch itself."""
+        others = (one.key for one in self._cache.held if one.key[0] != model_id or one.key[1] not in own)
+        return tuple(key for key in others if self._cache.why_needed(key) == PINNED and not self._serves(key))
+
+    def _ways_out(
+        self, model_id: str, stable: str | None, strategy: Strategy, needs: Mapping[str, Footprint], room: Room
+    ) -> tuple[str, ...]:
         ways: list[str] = []
         if not room.fits:
+            ways += self._unpinning(model_id, stable, strategy, needs)
             short = max(room.lacking.device_bytes, room.lacking.host_bytes)
             smaller = f"{short / GIB:.2f} GiB smaller (engine_args kv_cache_memory_bytes)"
             ways.append(f"a KV cache that is {smaller}, or a larger budget")
-            ways.append("a quantised candidate, or a LoRA adapter on the stable version's engine")
-            if strategy.needs_stable:
-                ways.append("a test in time slices: each version alone in turn (switchback)")
+            adapter = "" if stable is None else ", or a LoRA adapter on the stable version's engine"
+            ways.append(f"a quantised candidate{adapter}")
+        if stable is None or not self._fit_in_turn(model_id, stable, needs):
+            return tuple(ways)
+        if strategy.needs_stable and not room.fits:
+            ways.append("a test in time slices: each version alone in turn (switchback)")
         if not strategy.drains_first or strategy.swaps:
             ways.append("an immediate switch with drain_first=True: requests wait while one leaves and the other loads")
         return tuple(ways)
 
-    async def _path(self, model_id: str, version: ModelVersion, strategy: Strategy) -> SwitchPath:
-        tier = self._cache.tier((model_id, version.version))
-        if strategy.swaps:
+    def _unpinning(
+        self, model_id: str, stable: str | None, strategy: Strategy, needs: Mapping[str, Footprint]
+    ) -> list[str]:
+        pinned = self._pinned(model_id, (stable, *needs))
+        freed = self._room(model_id, stable, needs, drains_first=strategy.drains_first, unpinned=pinned)
+        return [f"engine.unpin for {_named(pinned)}"] if pinned and freed.fits else []
+
+    def _fit_in_turn(self, model_id: str, stable: str, needs: Mapping[str, Footprint]) -> bool:
+        """Whether each candidate fits once the stable version has left."""
+        alone = ({name: need} for name, need in needs.items() if name != stable)
+        return all(self._room(model_id, stable, one, drains_first=True).fits for one in alone)
+
+    def _path(self, version: ModelVersion, strategy: Strategy, stable: str | None) -> SwitchPath:
+        tier = self._cache.tier(version.key)
+        if strategy.swaps and stable is not None:
             return SwitchPath.IN_PLACE
         if tier in (Residency.SLEEPING, Residency.DISCARDED):
             return SwitchPath.WAKE
@@ -191,3 +241,7 @@ def _minus(need: Footprint, given_back: Footprint) -> Footprint:
     return Footprint(
         max(0, need.device_bytes - given_back.device_bytes), max(0, need.host_bytes - given_back.host_bytes)
     )
+
+
+def _named(keys: tuple[VersionKey, ...]) -> str:
+    return ", ".join(repr(f"{model_id}:{version}") for model_id, version in keys)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from abswitch.domain import VersionKey
+
 _KEPT = 20
 
 
@@ -46,11 +48,19 @@ class Timings:
 
     Args:
         known: measurements of earlier processes, oldest first.
+        backend_of: what serves a version; what another backend took says nothing about it. None: it is not known.
         keep: writes a new one down; must not block for long.
     """
 
-    def __init__(self, known: Iterable[Timing] = (), *, keep: Callable[[Timing], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        known: Iterable[Timing] = (),
+        *,
+        keep: Callable[[Timing], None] = lambda _: None,
+        backend_of: Callable[[VersionKey], str | None] = lambda _: None,
+    ) -> None:
         self._measured: dict[tuple[str, str, str], deque[float]] = {}
+        self._backend_of = backend_of
         self._keep = keep
         for timing in known:
             self._add(timing)
@@ -62,11 +72,17 @@ class Timings:
         self._keep(timing)
 
     def expect(self, model_id: str, version: str, what: str) -> Expectation:
-        """How long it will take: from this version's measurements, else from all others' of the kind."""
+        """How long it will take: from this version's measurements, else from all others' on the same backend."""
         own = self._measured.get((model_id, version, what))
         if own:
             return Expectation(statistics.median(own), len(own))
-        others = [seconds for (_, _, kind), past in self._measured.items() if kind == what for seconds in past]
+        backend = self._backend_of((model_id, version))
+        others = [
+            seconds
+            for (model, name, kind), past in self._measured.items()
+            if kind == what and self._backend_of((model, name)) == backend
+            for seconds in past
+        ]
         return Expectation(statistics.median(others), len(others), True) if others else Expectation()
 
     def _add(self, timing: Timing) -> None:

@@ -209,6 +209,11 @@ class ModelSwitchingConfig:
         """Budget of loaded versions in accelerator memory; None: none by bytes."""
         return None if self.device_cache_memory_limit_gb is None else int(self.device_cache_memory_limit_gb * _GIB)
 
+    def place_of(self, name: str) -> str:
+        """Where a setting's value was given, to end a sentence with."""
+        where = self.origins[name]
+        return {_CODE: "in code", _DEFAULT: "by default"}.get(where, f"by {where}")
+
     def shown(self) -> Iterator[tuple[str, str, str]]:
         """(name, value, where it came from) of every setting; secrets are hidden."""
         for name, described in SETTINGS.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from abswitch import ModelSwitchingConfig, SwitchingEngine
@@ -12,13 +14,13 @@ GIB = 2**30
 
 
 def heavy(instance: ScriptedInstance) -> None:
-    instance.memory_bytes = 2 * GIB
+    instance.memory_bytes = 4 * GIB if instance.version.version == "huge" else 2 * GIB
 
 
-def engine_with(limit_gb: float | None) -> SwitchingEngine:
+def engine_with(limit_gb: float | None, store: Path | str = ":memory:") -> SwitchingEngine:
     engine = SwitchingEngine(
         ModelSwitchingConfig(cache_memory_limit_gb=limit_gb),
-        store=":memory:",
+        store=store,
         backends={"scripted": ScriptedBackend(configure=heavy)},
     )
     for version, model in (("v1", "one"), ("v2", "one"), ("v3", "other")):
@@ -89,3 +91,99 @@ async def test_prefetch_returns_at_once_and_the_version_is_there_later() -> None
         await engine.prefetch("v2")
         assert (await engine.load("v2")).memory_bytes == 2 * GIB
         assert engine.get_switching_status()["bot"].loaded == ("v2",)
+
+
+async def test_a_plan_says_what_start_switch_says() -> None:
+    async with engine_with(None) as engine:
+        assert "ab_test compares" in str(await engine.plan_switch("v2", "ab_test"))
+        await engine.deploy("v1")
+        plan = await engine.plan_switch("v1")
+        assert plan.refusal == "version 'v1' is already the active version of model 'bot'" and not plan.ways_out
+        assert "can begin" not in str(plan) and str(plan).count("\nv1: ") == 1, plan
+        handle = await engine.start_switch("v2", "ab_test")
+        await handle.serving()
+        held = await engine.plan_switch("v3", "canary")
+        assert held.refusal is not None and handle.operation_id in held.refusal
+        for target, kind in (("v1", "immediate"), ("v3", "canary")):
+            plan = await engine.plan_switch(target, kind)
+            with pytest.raises(SwitchRefused) as refused:
+                await engine.start_switch(target, kind)
+            assert str(refused.value) == plan.refusal
+        assert (await engine.validate_switch_request("bot", "v3")).plan == await engine.plan_switch("v3")
+        await handle.abort()
+
+
+async def test_what_was_active_before_a_restart_may_be_planned_again(tmp_path: Path) -> None:
+    for round_ in range(2):
+        async with engine_with(3, store=tmp_path / "s.duckdb") as engine:
+            assert engine.registry.active_version("bot") == ("v1" if round_ else None)
+            for config in ({}, {"in_place": True}):
+                plan = await engine.plan_switch("v1", "immediate", config)
+                assert plan.refusal is None and plan.stable is None and plan.paths["v1"] == "load", plan
+            compared = await engine.plan_switch("v1", "canary")
+            assert compared.refusal is not None and ("already" in compared.refusal) == bool(round_)
+            await engine.deploy("v1")
+
+
+async def test_a_first_deployment_that_does_not_fit_is_offered_nothing_of_a_stable_version() -> None:
+    async with engine_with(1) as engine:
+        with pytest.raises(SwitchRefused, match="'v1' does not fit: 1.00 GiB of host memory are missing") as told:
+            await engine.deploy("v1")
+        assert "larger budget; or a quantised candidate" in str(told.value)
+        assert not {"stable", "drain_first", "switchback"} & set(str(told.value).replace("=", " ").split()), told.value
+
+
+async def test_what_does_not_fit_alone_is_not_offered_to_drain_first() -> None:
+    async with engine_with(3) as engine:
+        await engine.deploy("v1")
+        engine.registry.register_model({"model_id": "bot", "model": "huge", "backend": "scripted"}, "huge")
+        for kind in ("immediate", "canary"):
+            plan = await engine.plan_switch("huge", kind)
+            assert not plan.fits and not any("drain_first" in way or "switchback" in way for way in plan.ways_out), plan
+
+
+async def test_a_pin_that_is_in_the_way_is_named() -> None:
+    async with engine_with(5) as engine:
+        await engine.deploy("v1")
+        await engine.load("v3")
+        await engine.pin("v3")
+        with pytest.raises(
+            SwitchRefused, match=r"unloaded, but for 'bot:v3', which is pinned; or engine\.unpin for 'bot:v3'"
+        ):
+            await engine.start_switch("v2", "canary")
+        await engine.unpin("bot:v3")
+        handle = await engine.start_switch("v2", "canary")
+        await handle.serving()
+        assert "pinned" not in str(await engine.plan_switch("v3"))
+        await handle.abort()
+
+
+async def test_a_pin_that_is_not_what_blocks_is_no_way_out() -> None:
+    async with engine_with(3) as engine:
+        await engine.deploy("v1")
+        await engine.pin("v1")
+        plan = await engine.plan_switch("v2", "canary")
+        assert plan.refusal is not None and "pin" not in str(plan)
+
+
+async def test_times_of_another_backend_are_not_expected_of_a_version() -> None:
+    scripted = {name: ScriptedBackend(configure=heavy) for name in ("scripted", "other")}
+    async with SwitchingEngine(store=":memory:", backends=scripted) as engine:
+        for version, backend in (("v1", "scripted"), ("v2", "scripted"), ("v3", "other")):
+            engine.registry.register_model({"model_id": "bot", "model": "one", "backend": backend}, version)
+        await engine.deploy("v1")
+        same, other = await engine.plan_switch("v2"), await engine.plan_switch("v3")
+        assert same.expected["v2"].of_others and same.expected["v2"].n == 1
+        assert other.expected["v3"].seconds is None
+        assert "v3: cold now, ready by loading it, which was not measured yet; needs" in str(other)
+
+
+async def test_a_plan_reads_well() -> None:
+    async with engine_with(None) as engine:
+        first = str(await engine.plan_switch("v1"))
+        assert "ready by loading it, which was not measured yet" in first and "drain" not in first
+        await engine.deploy("v1")
+        in_place = str(await engine.plan_switch("v2", "immediate", {"in_place": True}))
+        assert "v2: cold now, ready by putting its weights in place, which was not measured yet" in in_place
+        await engine.load("v2")
+        assert "v2: resident now, ready at once; needs" in str(await engine.plan_switch("v2", "canary"))
