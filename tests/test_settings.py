@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -269,8 +270,49 @@ def test_toml_and_yaml_say_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "n.toml",
+            """
+            cache_memory_limit_gb = "none"
+            alert_webhook_url = "None"
+            alert_webhook_secret = " none "
+            [alert_thresholds]
+            latency_p95 = "none"
+            error_rate = {warning = 0.02, critical = "none"}
+            memory_usage = ["none", 0.9]
+            """,
+        ),
+        (
+            "n.yaml",
+            """
+            cache_memory_limit_gb: none
+            alert_webhook_url: None
+            alert_webhook_secret: null
+            alert_thresholds:
+              latency_p95: none
+              error_rate: {warning: 0.02, critical: null}
+              memory_usage: [none, 0.9]
+            """,
+        ),
+    ],
+)
+def test_a_file_may_say_none(tmp_path: Path, name: str, text: str) -> None:
+    found = load(path=written(tmp_path, name, textwrap.dedent(text)))
+    assert (found.cache_memory_limit_gb, found.alert_webhook_url, found.alert_webhook_secret) == (None, None, None)
+    assert found.origins["cache_memory_limit_gb"] == f"{name}: cache_memory_limit_gb"
+    limits = found.limits
+    assert (limits.latency_p95, limits.error_rate) == (Limit(None, None), Limit(0.02, None))
+    assert limits.memory_usage == Limit(None, 0.9)
+
+
+@pytest.mark.parametrize(
     ("name", "text", "field", "says"),
     [
+        ("s.toml", "max_cached_models = 'none'", "s.toml: max_cached_models", "a whole number of at least 1"),
+        ("s.toml", "alert_thresholds = 'none'", "s.toml: alert_thresholds", "metrics with their limits"),
+        ("s.toml", "[alert_thresholds]\nlatency_p95 = 'fast'", "s.toml: alert_thresholds.latency_p95", "; none: it is"),
         ("s.toml", "max_cached_model = 3", "s.toml.max_cached_model", "max_cached_models"),
         ("s.toml", 'max_cached_models = "3"', "s.toml: max_cached_models", "a whole number of at least 1"),
         ("s.yaml", "enabled: 1", "s.yaml: enabled", "True or False"),
@@ -320,6 +362,7 @@ def test_what_is_no_path_is_named(path: Any) -> None:
         ({"max_cached_models": 0}, "max_cached_models"),
         ({"max_cached_models": True}, "max_cached_models"),
         ({"max_cached_models": "3"}, "max_cached_models"),
+        ({"cache_memory_limit_gb": "none"}, "cache_memory_limit_gb"),
         ({"default_switch_strategy": "slowly"}, "default_switch_strategy"),
         ({"switch_timeout_seconds": float("nan")}, "switch_timeout_seconds"),
         ({"max_queue_wait_seconds": 0}, "max_queue_wait_seconds"),

@@ -141,7 +141,10 @@ def checked_level(where: str, name: str, value: object) -> float | None:
     """
     if value is None:
         return None
-    return checks.number(where, value, low=0.0, high=METRICS[name].most, above=True)
+    try:
+        return checks.number(where, value, low=0.0, high=METRICS[name].most, above=True)
+    except InvalidInput as refused:
+        raise InvalidInput(where, refused.value, f"{refused.allowed}; none: it is never reached") from None
 
 
 def completed(name: str, levels: Mapping[str, float | None]) -> Limit:

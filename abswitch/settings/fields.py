@@ -33,11 +33,13 @@ class Kind:
         check: (where, value) → the value, or raises `InvalidInput`.
         parse: text of an environment variable → a value for `check`; raises `ValueError` when it cannot be read.
         words: what is allowed.
+        is_optional: whether None is; in the environment and in files, where it cannot be written, the word `none`.
     """
 
     check: Callable[[str, object], Any]
     parse: Callable[[str], Any]
     words: str
+    is_optional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +146,13 @@ def address() -> Kind:
     return _kind(addresses.web_address, str)
 
 
+def is_none(value: object) -> bool:
+    """Whether a value of the environment or of a file is the word that stands for None."""
+    return isinstance(value, str) and value.strip().lower() == "none"
+
+
 def optional(kind: Kind, absent: str) -> Kind:
-    """The kind, or None; in the environment `none`."""
+    """The kind, or None; in the environment and in files `none`."""
 
     def check(where: str, value: object) -> Any:
         if value is None:
@@ -156,4 +163,8 @@ def optional(kind: Kind, absent: str) -> Kind:
             raise InvalidInput(where, refused.value, words) from None
 
     words = f"{kind.words}; none: {absent}"
-    return Kind(check=check, parse=lambda given: None if given.lower() == "none" else kind.parse(given), words=words)
+
+    def parse(given: str) -> Any:
+        return None if is_none(given) else kind.parse(given)
+
+    return Kind(check=check, parse=parse, words=words, is_optional=True)

@@ -12,7 +12,7 @@ from typing import Any
 from abswitch import checks
 from abswitch.errors import InvalidInput
 from abswitch.rollout.limits import LEVELS, METRICS, checked_level, levels_of
-from abswitch.settings.fields import PREFIX, Setting
+from abswitch.settings.fields import PREFIX, Setting, is_none
 
 THRESHOLDS = "alert_thresholds"
 FILE_VARIABLE = PREFIX + "CONFIG"
@@ -100,7 +100,7 @@ def _read(name: str, text: str, key: Key, settings: Mapping[str, Setting]) -> An
 
 
 def _number(name: str, text: str, metric: str) -> float | None:
-    if text.strip().lower() == "none":
+    if is_none(text):
         return None
     try:
         return float(text)
@@ -127,11 +127,21 @@ def from_file(given: Path | str, settings: Mapping[str, Setting], *, named_by: s
     for name, value in entries.items():
         where = f"{path.name}: {name}"
         if name == THRESHOLDS:
-            for metric, levels in levels_of(where, value).items():
+            for metric, levels in levels_of(where, _with_nones(value)).items():
                 found |= {(metric, level): Found(at, f"{where}.{metric}") for level, at in levels.items()}
         else:
-            found[name] = Found(settings[name].kind.check(where, value), where)
+            kind = settings[name].kind
+            found[name] = Found(kind.check(where, None if kind.is_optional and is_none(value) else value), where)
     return found
+
+
+def _with_nones(thresholds: object) -> object:
+    """With None wherever a limit or one of its levels is the word `none`: TOML has no null."""
+    if isinstance(thresholds, Mapping):
+        return {name: None if is_none(one) else _with_nones(one) for name, one in thresholds.items()}
+    if isinstance(thresholds, list):
+        return [None if is_none(one) else one for one in thresholds]
+    return thresholds
 
 
 def _path(given: object, named_by: str) -> Path:

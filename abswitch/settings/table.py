@@ -31,8 +31,12 @@ exist, a file that cannot be read: each stops the start with an `InvalidInput` t
 key, the value and what is allowed. `abswitch settings` shows what is in force and where each value comes from;
 `config.origins` says the same in code.
 
+Where "none" is allowed, code gives None, and the environment and a file the word `none` (TOML has no null; in YAML
+`null` says it, too).
+
     # settings.toml
     max_cached_models = 3
+    cache_memory_limit_gb = "none"                      # no limit in bytes
 
     [alert_thresholds]
     error_rate = 0.02                                   # warning; critical follows at twice that
@@ -43,8 +47,8 @@ _THRESHOLDS = """## `alert_thresholds`
 
 Metric → a number (the warning level), `(warning, critical)`, a dictionary `{"warning": …, "critical": …}`, or None
 for no limit. Of a limit given at one level only, the other follows by the ratio below. A level given nowhere has its
-default; `none` in the environment switches a level off. Levels are merged one by one, so that a file may set what a
-variable then sharpens.
+default; `none` in the environment or in a file switches a level, or the whole limit, off. Levels are merged one by
+one, so that a file may set what a variable then sharpens.
 
 Where the last column says so, a **critical** breach also acts: it rolls the version's operation back, or outside an
 operation returns an active version to the last good one (`enable_automatic_rollback`). See [health.md](health.md) for
