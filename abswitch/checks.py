@@ -21,7 +21,7 @@ def name(field: str, value: object) -> str:
     return value
 
 
-def text(field: str, value: object) -> str:
+def identifier(field: str, value: object) -> str:
     """A non-empty string that can be hashed and stored: one that UTF-8 can write, not half a surrogate pair."""
     allowed = "a non-empty string that UTF-8 can write"
     if not isinstance(value, str) or not value:

@@ -203,7 +203,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             Sampling().merged(sampling)
         for field, value in (("unit_id", unit_id), ("request_id", request_id)):
             if value is not None:
-                checks.text(field, value)
+                checks.identifier(field, value)
         if reference is not None and not isinstance(reference, str):
             raise InvalidInput("reference", reference, "a string, or None")
         if version is not None:
@@ -414,6 +414,10 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         return self._parts.transitions.in_flight(model_id)
 
     # --- life -------------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        state = self.registry.in_words() if self._finalizer.alive else "shut down"
+        return f"<{type(self).__name__}: {state}; store {self.store.path or 'in memory'}>"
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The blocking form: `engine.run(engine.generate("…"))`, for scripts and threads."""

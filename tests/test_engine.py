@@ -342,6 +342,22 @@ def none_but(before: set[threading.Thread]) -> bool:
     return engine_threads() <= before
 
 
+async def test_an_engine_its_registry_and_its_store_say_what_they_are(tmp_path: Path) -> None:
+    engine = SwitchingEngine(store=tmp_path / "e.duckdb", backends={"scripted": backend()})
+    assert repr(engine.registry) == "<DynamicModelRegistry: no model is registered>"
+    for version in ("v1", "v2"):
+        engine.registry.register_model(CONFIG, version)
+    engine.registry.register_model(CONFIG | {"model_id": "cat"}, "v1")
+    await engine.deploy("v1", model_id="bot")
+    models = "bot (2 versions, v1 active), cat (1 version, none active)"
+    assert repr(engine.registry) == f"<DynamicModelRegistry: {models}>"
+    assert repr(engine) == f"<SwitchingEngine: {models}; store {tmp_path / 'e.duckdb'}>"
+    assert repr(engine.store) == f"<Recorder: {tmp_path / 'e.duckdb'}>"
+    await engine.aclose()
+    assert repr(engine) == f"<SwitchingEngine: shut down; store {tmp_path / 'e.duckdb'}>"
+    assert repr(engine.store) == f"<Recorder: {tmp_path / 'e.duckdb'}, closed>"
+
+
 async def test_closing_leaves_no_thread_and_nothing_usable(tmp_path: Path) -> None:
     before = engine_threads()
     engine = SwitchingEngine(store=tmp_path / "s.duckdb", backends={"scripted": backend()})

@@ -60,9 +60,9 @@ def card(what: object) -> Card:
         case CanaryResult():
             return Card(_CanaryContent(what))
         case SwitchingStatus():
-            return Card(_StatusContent(what.models))
+            return Card(_StatusContent(what))
         case ModelStatus():
-            return Card(_StatusContent((what,)))
+            return Card(_StatusContent(SwitchingStatus(models=(what,))))
         case OperationStatus():
             return Card(SwitchView(what))
     raise InvalidInput("what", what, "a verdict, the result of an experiment, or a status")
@@ -150,38 +150,13 @@ class _CanaryContent:
 
 @dataclass(frozen=True, slots=True)
 class _StatusContent:
-    models: tuple[ModelStatus, ...]
+    status: SwitchingStatus
 
     def to_text(self) -> str:
-        return "\n".join(map(str, self.models)) or "no model is registered"
+        return str(self.status)
 
     def to_html(self) -> str:
-        if not self.models:
-            return f'<div style="{_FONT}">no model is registered</div>'
-        heads = ("model", "active", "traffic now", "loaded", "in flight", "latest switch")
-        return (
-            f'<table style="border-collapse:collapse;{_FONT}"><thead><tr>'
-            + "".join(f'<th style="{_CELL};font-weight:500">{head}</th>' for head in heads)
-            + f"</tr></thead><tbody>{''.join(map(_model_row, self.models))}</tbody></table>"
-        )
-
-
-def _model_row(model: ModelStatus) -> str:
-    operation = model.operation
-    switch = "none yet"
-    if operation is not None:
-        way = f"{operation.stable or 'nothing'} → {operation.candidate}"
-        switch = f"{operation.strategy} {way}: {operation.phase} ({operation.reason})"
-    split = ", ".join(f"{version} {share:.0%}" for version, share in model.shares.items()) or "nothing serves"
-    cells = (
-        model.model_id,
-        model.active_version or "none",
-        split,
-        ", ".join(model.loaded),
-        f"{model.in_flight:,}",
-        switch,
-    )
-    return "<tr>" + "".join(f'<td style="{_CELL}">{escape(cell)}</td>' for cell in cells) + "</tr>"
+        return self.status._repr_html_()
 
 
 def _metric_row(reading: Reading) -> str:

@@ -48,6 +48,15 @@ class Book:
         # Changes by hand wait for the disk, one after the other; what the switcher tells must never wait for those.
         self._by_hand, self._state = threading.RLock(), threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.in_words()}>"
+
+    def in_words(self) -> str:
+        """Its models, each with its active version."""
+        lineages = ((model_id, self._models[model_id]) for model_id in self.list_models())
+        told = (f"{model_id} ({_count(one)}, {one.active or 'none'} active)" for model_id, one in lineages)
+        return ", ".join(told) or "no model is registered"
+
     def resolve_model(self, model_id: str | None = None) -> str:
         """The model meant: the one named, or the only one there is.
 
@@ -238,3 +247,7 @@ class Book:
             detail={} if action is Action.REGISTERED else dict(intent.metadata),
             at_s=self._clock.wall_s() if at_s is None else at_s,
         )
+
+
+def _count(lineage: Lineage) -> str:
+    return f"{len(lineage.versions)} version{'' if len(lineage.versions) == 1 else 's'}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
-from html import escape
 
 from abswitch.domain import ModelVersion, Residency, SwitchPath, VersionKey
 from abswitch.errors import SwitchRefused
@@ -12,6 +11,7 @@ from abswitch.rollout.strategies import Strategy
 from abswitch.serving.cache import ModelCache
 from abswitch.serving.policy import GIB, Footprint, Room, Step, make_room, usage
 from abswitch.serving.registry import DynamicModelRegistry
+from abswitch.serving.tables import named
 from abswitch.serving.timings import Expectation
 
 DRAIN = "drain"
@@ -61,17 +61,13 @@ class SwitchPlan:
     ways_out: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
-        return "\n".join(f"{name}: {words}" if name else words for name, words in self._lines())
+        return "\n".join(f"{name}: {words}" if name else words for name, words in self.lines())
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f'<tr><td style="text-align:left;opacity:.75;padding-right:1em">{escape(name)}</td>'
-            f'<td style="text-align:left">{escape(words)}</td></tr>'
-            for name, words in self._lines()
-        )
-        return f'<table style="font:13px/1.5 system-ui,sans-serif">{rows}</table>'
+        return named(self.lines())
 
-    def _lines(self) -> list[tuple[str, str]]:
+    def lines(self) -> list[tuple[str, str]]:
+        """What it says, as pairs of a name and words."""
         way = f"{self.stable or 'nothing'} → {', '.join(self.candidates)}"
         lines = [(f"{self.model_id}, {self.strategy} {way}", self.refusal or "can begin")]
         for version in self.candidates:

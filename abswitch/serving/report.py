@@ -9,8 +9,24 @@ from typing import Any
 from abswitch.domain import HealthFacts, Residency, VersionKey
 from abswitch.serving.alerts import Alert
 from abswitch.serving.findings import Finding, HealthPolicy, HealthState, findings_of
+from abswitch.serving.policy import GIB
+from abswitch.serving.tables import figure, paragraph, table
 from abswitch.serving.windows import FIRST_TOKEN, LATENCY, Window
 
+_NOTHING = "no version serves"
+_HEAD = (
+    "version",
+    "state",
+    "reason",
+    "residency",
+    "in flight",
+    "requests",
+    "errors",
+    "latency p95",
+    "first token p95",
+    "tokens/s",
+    "memory",
+)
 _WORST_FIRST = (HealthState.CRITICAL, HealthState.WARNING, HealthState.UNKNOWN, HealthState.HEALTHY)
 
 
@@ -60,6 +76,25 @@ class VersionHealth:
     def __str__(self) -> str:
         return f"{self.model_id}:{self.version} {self.state}: {self.reason}"
 
+    def _repr_html_(self) -> str:
+        return table(_HEAD, [self.cells()])
+
+    def cells(self) -> tuple[str, ...]:
+        """What is shown of it, as texts: one for each column of a report."""
+        return (
+            f"{self.model_id}:{self.version}",
+            self.state.value,
+            self.reason,
+            self.residency.value,
+            f"{self.in_flight:,}",
+            f"{self.requests:,}",
+            figure(self.error_rate, ".1%"),
+            figure(self.latency_p95_ms, ",.0f", " ms"),
+            figure(self.first_token_p95_ms, ",.0f", " ms"),
+            figure(self.tokens_per_s, ",.0f"),
+            figure(None if self.memory_bytes is None else self.memory_bytes / GIB, ".2f", " GiB"),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
@@ -98,7 +133,11 @@ class HealthReport:
         return asdict(self) | {"state": self.state}
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.versions)) or "no version serves"
+        return "\n".join(map(str, self.versions)) or _NOTHING
+
+    def _repr_html_(self) -> str:
+        versions = table(_HEAD, [one.cells() for one in self.versions]) if self.versions else paragraph(_NOTHING)
+        return versions + "".join(paragraph(str(alert)) for alert in self.alerts)
 
 
 def version_health(

@@ -11,6 +11,7 @@ from abswitch.rollout.operation import Operation
 from abswitch.serving.preflight import SwitchPlan
 from abswitch.serving.references import known
 from abswitch.serving.router import RouteSnapshot
+from abswitch.serving.tables import named, paragraph, table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +76,21 @@ class OperationStatus:
             in_phase_s=now_s - operation.phase_since_s,
         )
 
+    @property
+    def way(self) -> str:
+        """From which version to which."""
+        return f"{self.stable or 'nothing'} → {', '.join(self.candidates)}"
+
     def __str__(self) -> str:
-        way = f"{self.stable or 'nothing'} → {', '.join(self.candidates)}"
-        return f"{self.operation_id} {self.strategy} {way}: {self.phase} at {self.share:.0%} ({self.reason})"
+        return f"{self.operation_id} {self.strategy} {self.way}: {self.phase} at {self.share:.0%} ({self.reason})"
+
+    def _repr_html_(self) -> str:
+        lines = [
+            (self.operation_id, f"{self.model_id}, {self.strategy} {self.way}"),
+            (self.phase, self.reason),
+            ("traffic", _split(dict(self.shares))),
+        ]
+        return named([*lines, ("copies", f"{self.mirror:.0%} of requests")] if self.mirror else lines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +110,17 @@ class SwitchValidation:
 
     def __bool__(self) -> bool:
         return self.valid
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {words}" if name else words for name, words in self._lines())
+
+    def _repr_html_(self) -> str:
+        return named(self._lines())
+
+    def _lines(self) -> list[tuple[str, str]]:
+        if not self.valid:
+            return [("refused", self.reason or "")]
+        return [("valid", "the switch could begin now"), *([] if self.plan is None else self.plan.lines())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +142,12 @@ class ModelStatus:
     operation: OperationStatus | None
 
     def __str__(self) -> str:
-        split = ", ".join(f"{version} {share:.0%}" for version, share in self.shares.items()) or "nothing serves"
-        return f"{self.model_id}: {split}; {self.in_flight} in flight" + (
+        return f"{self.model_id}: {_split(self.shares)}; {self.in_flight} in flight" + (
             f"; {self.operation}" if self.operation else ""
         )
+
+    def _repr_html_(self) -> str:
+        return _models_table((self,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +179,37 @@ class SwitchingStatus:
 
     def __str__(self) -> str:
         told = "\n".join(map(str, self.models)) or "no model is registered"
-        told += f"\n{self.rows_missing} records were dropped" if self.rows_missing else ""
-        return told + (f"\n{self.answers_unscored} answers were not scored" if self.answers_unscored else "")
+        return "\n".join((told, *self._warnings()))
+
+    def _repr_html_(self) -> str:
+        return _models_table(self.models) + "".join(map(paragraph, self._warnings()))
+
+    def _warnings(self) -> list[str]:
+        counts = {"records were dropped": self.rows_missing, "answers were not scored": self.answers_unscored}
+        return [f"{count} {words}" for words, count in counts.items() if count]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
+
+
+def _models_table(models: tuple[ModelStatus, ...]) -> str:
+    if not models:
+        return paragraph("no model is registered")
+    return table(("model", "active", "traffic now", "loaded", "in flight", "latest switch"), map(_cells, models))
+
+
+def _cells(model: ModelStatus) -> tuple[str, ...]:
+    operation = model.operation
+    switch = "none yet"
+    if operation is not None:
+        switch = f"{operation.strategy} {operation.way}: {operation.phase} ({operation.reason})"
+    loaded, in_flight = ", ".join(model.loaded), f"{model.in_flight:,}"
+    return model.model_id, model.active_version or "none", _split(model.shares), loaded, in_flight, switch
+
+
+def _split(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{version} {share:.0%}" for version, share in shares.items()) or "nothing serves"
 
 
 def shares_of(snapshot: RouteSnapshot | None) -> dict[str, float]:

@@ -144,6 +144,10 @@ class Recorder:
         """The file, absolute; None in memory."""
         return self._database.path
 
+    def __repr__(self) -> str:
+        state = "" if self._closing.alive else ", closed"
+        return f"<{type(self).__name__}: {self.path or 'in memory'}{state}>"
+
     # --- the request path: never waits, never raises ----------------------------------------------------------------
 
     def request(self, record: RequestRecord) -> None:
