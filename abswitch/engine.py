@@ -255,7 +255,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
 
         Args:
             target_version: the candidate: a version, an alias such as `challenger`, or `model@alias`.
-            strategy_type: how traffic moves; the configured default when left out.
+            strategy_type: how traffic moves; when left out, as a typed `strategy_config` says, else the configured
+                default.
             strategy_config: the strategy's fields as a dictionary, or a typed strategy.
             experiment: name that the assignment of units depends on; a fresh one by default. The same name splits
                 the same units the same way.
@@ -383,13 +384,14 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         return OperationStatus.of(self.switcher.operation(operation_id), self._clock.monotonic_s())
 
     def get_switching_status(self) -> SwitchingStatus:
-        """Every model: active version, shares, and the latest operation."""
+        """Every model: active version, shares, and the latest operation; of an engine that was closed, what is left."""
         records = self.store.stats()
         return SwitchingStatus(
             models=tuple(self._model_status(m) for m in self.registry.list_models()),
             rows_waiting=records.queued + records.spooled,
             rows_missing=records.missing,
             answers_unscored=self._parts.grader.unscored,
+            closed=not self._finalizer.alive,
         )
 
     def _model_status(self, model_id: str) -> ModelStatus:
@@ -397,9 +399,9 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         return ModelStatus(
             model_id=model_id,
             active_version=self.registry.active_version(model_id),
-            shares=shares_of(self._parts.router.snapshots.get(model_id)),
+            shares=shares_of(self._parts.router.snapshots.get(model_id)) if self._finalizer.alive else {},
             loaded=tuple(version for model, version in self._parts.cache.loaded if model == model_id),
-            in_flight=len(self.in_flight(model_id)),
+            in_flight=len(self._parts.transitions.in_flight(model_id)),
             waiting=self._parts.queue.waiting(model_id),
             operation=OperationStatus.of(operations[-1], self._clock.monotonic_s()) if operations else None,
         )
@@ -410,7 +412,13 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         return self._parts.grader.names
 
     def in_flight(self, model_id: str | None = None) -> tuple[Lease, ...]:
-        """Every request under way, oldest first."""
+        """Every request under way, oldest first; of one model, or of all.
+
+        Raises:
+            UnknownModel: no such model.
+        """
+        if model_id is not None:
+            self.registry.resolve_model(model_id)
         return self._parts.transitions.in_flight(model_id)
 
     # --- life -------------------------------------------------------------------------------------------------------

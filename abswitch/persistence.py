@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from abswitch.domain import ModelVersion
-from abswitch.errors import AbswitchError, InvalidInput, StoreError
+from abswitch.errors import AbswitchError, EngineClosed, InvalidInput, StoreError
 from abswitch.records import Action, HistoryEntry
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered, superseded
@@ -208,6 +208,8 @@ def keeper(store: Recorder) -> Callable[[HistoryEntry, ModelVersion | None], Non
     """Writes an entry down, with the version it registers, and waits: what serves must survive a crash."""
 
     def keep(entry: HistoryEntry, version: ModelVersion | None) -> None:
+        if store.is_closed:
+            raise EngineClosed("the engine was shut down; build a new SwitchingEngine")
         (store.history(entry) if version is None else store.version(version, entry)).result()
 
     return keep

@@ -10,7 +10,7 @@ from abswitch import checks
 from abswitch.assembly import Machinery
 from abswitch.clock import Clock
 from abswitch.domain import ScoreRecord
-from abswitch.errors import InvalidInput
+from abswitch.errors import InvalidInput, ScorerError
 from abswitch.scoring import Sample, checked
 from abswitch.serving.loop import EngineLoop
 from abswitch.store.recorder import Recorder
@@ -68,7 +68,7 @@ class Recording:
             value: a finite number, True or False.
 
         Raises:
-            InvalidInput, ScorerError: a malformed argument.
+            InvalidInput: a malformed argument.
         """
         self._add_score(request_id, name, value, "late", comment)
 
@@ -76,7 +76,7 @@ class Recording:
         """Add a person's judgement of an answer, e.g. `engine.feedback(completion.request_id, True)`.
 
         Raises:
-            InvalidInput, ScorerError: as in `record_score`.
+            InvalidInput: as in `record_score`.
         """
         self._add_score(request_id, name, value, "human", comment)
 
@@ -85,7 +85,8 @@ class Recording:
             if not (isinstance(text, str) and text) and not (field == "comment" and text is None):
                 raise InvalidInput(field, text, "a non-empty string")
         checks.name("name", name)
-        score = ScoreRecord(request_id, name, checked(value), None, self._clock.wall_s(), source, comment)
+        number = _finite(value)
+        score = ScoreRecord(request_id, name, number, None, self._clock.wall_s(), source, comment)
         self.store.score(score)
         self._loop.post(self._parts.tally.score, score)
 
@@ -114,3 +115,13 @@ class Recording:
     async def scored(self) -> None:
         """Wait until every answer given so far has its scores, or stays without them."""
         await self._loop.call(self._parts.grader.caught_up())
+
+
+def _finite(value: object) -> float:
+    try:
+        number = checked(value)
+    except ScorerError:
+        number = None
+    if number is None:
+        raise InvalidInput("value", value, "a finite number, True or False")
+    return number

@@ -68,12 +68,20 @@ class Switching:
     ) -> tuple[str, str, Strategy]:
         """The model, the version and the strategy that a call means; aliases are versions from here on."""
         self._refuse_closed()
-        strategy = strategy_of(strategy_type or self.config.default_switch_strategy, strategy_config)
+        strategy = strategy_of(self._kind(strategy_type, strategy_config), strategy_config)
         target = self.registry.resolve(target_version, model_id)
         if isinstance(strategy, ABTestStrategy) and strategy.arms:
             arms = tuple((self.registry.get(target.model_id, name).version, share) for name, share in strategy.arms)
             strategy = replace(strategy, arms=arms)
         return target.model_id, target.version, strategy
+
+    def _kind(
+        self, strategy_type: SwitchingStrategyType | str | None, strategy_config: StrategyConfig
+    ) -> SwitchingStrategyType | str:
+        """The kind that was named; else that of a typed strategy, which says it itself; else the configured default."""
+        if strategy_type is not None:
+            return strategy_type
+        return strategy_config.type if isinstance(strategy_config, Strategy) else self.config.default_switch_strategy
 
     async def switch_model(
         self,
@@ -151,7 +159,13 @@ class Switching:
         return await handle.done()
 
     def list_active_switches(self, model_id: str | None = None) -> tuple[OperationStatus, ...]:
-        """Every switch that has not ended, oldest first; of one model, or of all."""
+        """Every switch that has not ended, oldest first; of one model, or of all.
+
+        Raises:
+            UnknownModel: no such model.
+        """
+        if model_id is not None:
+            self.registry.resolve_model(model_id)
         running = (one for one in self.switcher.operations.values() if not one.phase.is_final)
         return tuple(self.operation_status(one.operation_id) for one in running if model_id in (None, one.model_id))
 

@@ -8,7 +8,7 @@ from abswitch.assembly import Machinery
 from abswitch.errors import InvalidInput
 from abswitch.serving.alerts import Alert
 from abswitch.serving.loop import EngineLoop
-from abswitch.serving.report import HealthReport
+from abswitch.serving.report import HealthReport, as_held
 from abswitch.serving.sinks import AlertSink
 
 
@@ -26,7 +26,7 @@ class Watching:
         docs/health.md.
         """
         self._refuse_closed()
-        return self._loop.ask(self._parts.health.report)
+        return self._loop.ask(lambda: as_held(self._parts.health.report(), self._parts.cache))
 
     def alerts(self, *, active: bool = False) -> tuple[Alert, ...]:
         """Alerts, oldest first; with `active` only those that are not resolved."""

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from abswitch import ExactMatch, ModelSwitchingConfig, SwitchingEngine, SwitchingStrategyType
+from abswitch import (
+    ABTestStrategy,
+    CanaryStrategy,
+    ExactMatch,
+    ModelSwitchingConfig,
+    SwitchingEngine,
+    SwitchingStrategyType,
+)
 from abswitch.errors import (
     EngineClosed,
     InvalidInput,
@@ -288,6 +295,9 @@ async def test_scores_by_hand_are_checked_and_kept(engine: SwitchingEngine) -> N
     engine.record_score(completion.request_id, "thumbs_up", True)
     with pytest.raises(Exception, match="finite number"):
         engine.record_score(completion.request_id, "thumbs_up", float("nan"))
+    for value in (float("nan"), None, "good"):
+        with pytest.raises(InvalidInput, match="value: got .*; allowed: a finite number, True or False"):
+            engine.feedback(completion.request_id, value)  # type: ignore[arg-type]
     assert list(engine.query("SELECT value FROM scores WHERE scorer = 'thumbs_up'")["value"]) == [1.0]
 
 
@@ -356,6 +366,47 @@ async def test_an_engine_its_registry_and_its_store_say_what_they_are(tmp_path: 
     await engine.aclose()
     assert repr(engine) == f"<SwitchingEngine: shut down; store {tmp_path / 'e.duckdb'}>"
     assert repr(engine.store) == f"<Recorder: {tmp_path / 'e.duckdb'}, closed>"
+
+
+async def test_a_typed_strategy_says_itself_what_it_is(engine: SwitchingEngine) -> None:
+    await engine.deploy("v1")
+    switch = await engine.start_switch("v2", strategy_config=ABTestStrategy(traffic_percentage=20))
+    assert switch.status.strategy == "ab_test"
+    await switch.abort()
+    await switch.done()
+    assert (await engine.plan_switch("v2", None, CanaryStrategy())).strategy == "canary"
+    assert (await engine.plan_switch("v2")).strategy == "immediate", "as configured"
+    with pytest.raises(InvalidInput, match="strategy_type: got ''"):
+        await engine.plan_switch("v2", "")
+
+
+async def test_a_model_that_is_not_there_has_no_switches_and_no_requests(engine: SwitchingEngine) -> None:
+    assert not engine.list_active_switches("bot") and not engine.in_flight("bot")
+    for look in (engine.list_active_switches, engine.in_flight):
+        with pytest.raises(UnknownModel, match="model_id: got 'nope'; allowed: one of bot"):
+            look("nope")
+
+
+async def test_after_closing_nothing_serves_and_the_registry_says_why_it_takes_nothing() -> None:
+    engine = SwitchingEngine(store=":memory:", backends={"scripted": backend()})
+    engine.registry.register_model(CONFIG, "v1")
+    await engine.deploy("v1")
+    assert "bot: v1 100%" in str(engine.get_switching_status())
+    await engine.aclose()
+    status = engine.get_switching_status()
+    assert status.closed and status["bot"].shares == {} and status["bot"].loaded == ()
+    assert "bot: nothing serves" in str(status) and "the engine was shut down" in str(status)
+    registry = engine.registry
+    for refused in (
+        lambda: registry.register_model(CONFIG, "v2"),
+        lambda: registry.set_alias("gold", "v1"),
+        lambda: registry.set_tag("v1", "stage", "ok"),
+        lambda: registry.deregister_model("bot", "v1"),
+        lambda: registry.switch_model("bot", "v1"),
+    ):
+        with pytest.raises(EngineClosed, match="the engine was shut down"):
+            refused()
+    assert [one.version for one in registry.get_model_versions("bot")] == ["v1"], "it may still be read"
 
 
 async def test_closing_leaves_no_thread_and_nothing_usable(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest_asyncio
 from abswitch import Alert, ModelSwitchingConfig, SwitchingEngine
 from abswitch.errors import EngineClosed, InvalidInput
 from abswitch.serving.findings import HealthState
-from abswitch.serving.scripted import Gate, ScriptedBackend
+from abswitch.serving.scripted import Gate, ScriptedBackend, ScriptedInstance
 from tests.patience import PATIENCE_S
 
 FAST = ModelSwitchingConfig(
@@ -64,6 +64,21 @@ async def test_an_engine_knows_how_its_versions_do(engine: SwitchingEngine) -> N
     assert health.latency_p95_ms is not None and health.latency_p95_ms > 0
     assert engine.alerts() == ()
     assert "bot:v1 healthy" in str(engine.health())
+
+
+def heavy(instance: ScriptedInstance) -> None:
+    instance.memory_bytes = 2**30
+
+
+async def test_a_version_that_just_came_to_serve_is_told_as_it_is_held() -> None:
+    backend = ScriptedBackend(configure=heavy)
+    never = ModelSwitchingConfig(monitoring_interval_seconds=3600.0)
+    async with SwitchingEngine(never, store=":memory:", backends={"scripted": backend}) as engine:
+        registered(engine)
+        await engine.deploy("v1")
+        await engine.generate("abc")
+        found = engine.health().version("v1")
+        assert found.residency == "resident" and found.memory_bytes == 2**30
 
 
 async def test_health_may_be_asked_from_the_engines_own_loop(engine: SwitchingEngine) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from abswitch.domain import HealthFacts, Residency, VersionKey
+from abswitch.errors import UnknownVersion
 from abswitch.serving.alerts import Alert
+from abswitch.serving.cache import ModelCache
 from abswitch.serving.findings import Finding, HealthPolicy, HealthState, findings_of
 from abswitch.serving.policy import GIB
 from abswitch.serving.tables import figure, paragraph, table
@@ -40,7 +42,7 @@ class VersionHealth:
         residency: where its weights are; `cold` also while it is being started again.
         in_flight, waiting: requests under way on it; requests of the model that wait for something to serve them.
         silence_s: since any generation, or a probe, gave a token; None when nobody watches it.
-        memory_bytes, error: of its processes, as measured last; None before that.
+        memory_bytes, error: of its processes, as measured last, at the load at first; None where it is not loaded.
         window_s: what the figures below cover.
         requests, errors, lost: that ended; of them failed; of those, because their instance died.
         error_rate: errors / requests, fraction 0–1.
@@ -121,12 +123,14 @@ class HealthReport:
         """One version; `model_id` may be left out where only one model has it.
 
         Raises:
-            KeyError: it neither serves nor did lately.
+            UnknownVersion: it neither serves nor did lately, or several models have it; names those that there are.
         """
         found = [one for one in self.versions if one.version == version and model_id in (None, one.model_id)]
-        if len(found) != 1:
-            raise KeyError(f"{version!r} ({len(found)} found of {', '.join(map(str, self.versions)) or 'no version'})")
-        return found[0]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(f"{one.model_id}:{one.version}" for one in found or self.versions) or _NOTHING
+        allowed = f"together with a model_id, as several have it: {known}" if found else f"one that serves: {known}"
+        raise UnknownVersion("version", version, allowed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -138,6 +142,23 @@ class HealthReport:
     def _repr_html_(self) -> str:
         versions = table(_HEAD, [one.cells() for one in self.versions]) if self.versions else paragraph(_NOTHING)
         return versions + "".join(paragraph(str(alert)) for alert in self.alerts)
+
+
+def as_held(report: HealthReport, cache: ModelCache) -> HealthReport:
+    """The report with each version's residency as the cache has it, and its memory at the load until it is measured.
+
+    Only the versions of a look are measured, every few seconds; one that was loaded since is no less there.
+    """
+    loaded = cache.loaded
+
+    def held(one: VersionHealth) -> VersionHealth:
+        key = (one.model_id, one.version)
+        memory_bytes = one.memory_bytes
+        if memory_bytes is None and key in loaded:
+            memory_bytes = loaded[key].facts.memory_bytes
+        return replace(one, residency=cache.tier(key), memory_bytes=memory_bytes)
+
+    return replace(report, versions=tuple(map(held, report.versions)))
 
 
 def version_health(

@@ -158,12 +158,14 @@ class SwitchingStatus:
         rows_waiting: records on their way to the store; many when it cannot be written.
         rows_missing: records of this process that will never be in the store; verdicts over them are `invalid`.
         answers_unscored: answers that slow scorers did not come to, as too many waited; their rows in `scores` say so.
+        closed: the engine was shut down: nothing serves any more.
     """
 
     models: tuple[ModelStatus, ...]
     rows_waiting: int = 0
     rows_missing: int = 0
     answers_unscored: int = 0
+    closed: bool = False
 
     def __getitem__(self, model_id: str) -> ModelStatus:
         """One model's status.
@@ -186,7 +188,8 @@ class SwitchingStatus:
 
     def _warnings(self) -> list[str]:
         counts = {"records were dropped": self.rows_missing, "answers were not scored": self.answers_unscored}
-        return [f"{count} {words}" for words, count in counts.items() if count]
+        told = [f"{count} {words}" for words, count in counts.items() if count]
+        return [*told, "the engine was shut down"] if self.closed else told
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

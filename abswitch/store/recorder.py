@@ -144,8 +144,13 @@ class Recorder:
         """The file, absolute; None in memory."""
         return self._database.path
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called: nothing can be written any more."""
+        return not self._closing.alive
+
     def __repr__(self) -> str:
-        state = "" if self._closing.alive else ", closed"
+        state = ", closed" if self.is_closed else ""
         return f"<{type(self).__name__}: {self.path or 'in memory'}{state}>"
 
     # --- the request path: never waits, never raises ----------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from abswitch.domain import RequestRecord
-from abswitch.errors import InvalidInput, StreamBroken
+from abswitch.errors import InvalidInput, StreamBroken, UnknownVersion
 from abswitch.rollout.limits import AlertThresholds, Limit
 from abswitch.rollout.operation import Phase
 from abswitch.serving.alerts import Alert, AlertState, Severity
@@ -466,9 +466,11 @@ async def test_the_report_says_what_happened_in_the_window(shell: Shell) -> None
 
 
 async def test_a_version_that_does_not_serve_is_not_in_the_report(shell: Shell) -> None:
-    with pytest.raises(KeyError, match="v9"):
+    with pytest.raises(UnknownVersion, match="version: got 'v9'; allowed: one that serves: no version serves"):
         shell.health.report().version("v9")
     await shell.deploy("v1")
+    with pytest.raises(UnknownVersion, match=f"version: got 'v9'; allowed: one that serves: {MODEL}:v1$"):
+        shell.health.report().version("v9")
     await shell.deploy("v2")
     await shell.pass_time(70)
     assert [one.version for one in shell.health.report().versions] == ["v2"]
