@@ -81,6 +81,7 @@ class Recording:
         self._add_score(request_id, name, value, "human", comment)
 
     def _add_score(self, request_id: str, name: str, value: float, source: str, comment: str | None) -> None:
+        self._refuse_closed()
         for field, text in (("request_id", request_id), ("comment", comment)):
             if not (isinstance(text, str) and text) and not (field == "comment" and text is None):
                 raise InvalidInput(field, text, "a non-empty string")

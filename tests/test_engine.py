@@ -407,6 +407,9 @@ async def test_after_closing_nothing_serves_and_the_registry_says_why_it_takes_n
         with pytest.raises(EngineClosed, match="the engine was shut down"):
             refused()
     assert [one.version for one in registry.get_model_versions("bot")] == ["v1"], "it may still be read"
+    with pytest.raises(EngineClosed):
+        engine.record_score("r", "judge", 1.0)
+    assert engine.get_switching_status().rows_missing == 0, "nothing was taken and then dropped"
 
 
 async def test_closing_leaves_no_thread_and_nothing_usable(tmp_path: Path) -> None:

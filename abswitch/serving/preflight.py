@@ -105,9 +105,16 @@ class Preflight:
         self._serves = serves
 
     async def plan(self, model_id: str, target: str, strategy: Strategy, stable: str | None) -> SwitchPlan:
-        """What the switch would take now, from the stable version, or from nothing."""
+        """What the switch would take now, from the stable version, or from nothing.
+
+        Raises:
+            UnknownVersion: there is none of that name.
+            InvalidInput: no backend here can serve a version, e.g. one that an earlier process had a backend for.
+        """
         candidates = [self._registry.get(model_id, name) for name, _ in strategy.candidates(target)]
         together = [] if stable is None or strategy.drains_first else [self._registry.get(model_id, stable)]
+        for version in (*candidates, *together):
+            self._cache.check_backend(version)
         needs = {v.version: await self._cache.needs(v) for v in (*candidates, *together)}
         room = self._room(model_id, stable, needs, drains_first=strategy.drains_first)
         refusal = await self._refusal(model_id, stable, candidates, strategy, room)

@@ -187,3 +187,13 @@ async def test_a_plan_reads_well() -> None:
         assert "v2: cold now, ready by putting its weights in place, which was not measured yet" in in_place
         await engine.load("v2")
         assert "v2: resident now, ready at once; needs" in str(await engine.plan_switch("v2", "canary"))
+
+
+async def test_a_version_of_a_backend_that_is_not_here_is_refused(tmp_path: Path) -> None:
+    async with engine_with(None, store=tmp_path / "s.duckdb") as engine:
+        await engine.deploy("v1")
+    async with SwitchingEngine(store=tmp_path / "s.duckdb") as engine:
+        for call in (engine.plan_switch("v2"), engine.start_switch("v2"), engine.deploy("v1")):
+            with pytest.raises(InvalidInput, match=r"backend: got 'scripted'; allowed: one of openai, vllm"):
+                await call
+        assert "backend: got 'scripted'" in str(await engine.validate_switch_request("bot", "v2"))
