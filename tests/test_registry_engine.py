@@ -23,6 +23,7 @@ from abswitch.errors import (
     OperationInProgress,
     SwitchFailed,
     SwitchRefused,
+    UnknownModel,
     UnknownVersion,
 )
 from abswitch.records import HistoryEntry
@@ -126,7 +127,9 @@ async def test_the_shown_calls() -> None:
         (running,) = engine.list_active_switches()
         assert engine.get_switch_status(running.operation_id).phase == running.phase == "evaluating"
         assert (running.operation_id, running.share) == (switch.operation_id, 0.05)
-        assert engine.list_active_switches("cat") == ()
+        assert [one.operation_id for one in engine.list_active_switches("bot")] == [switch.operation_id]
+        with pytest.raises(UnknownModel):
+            engine.list_active_switches("cat")
         assert registry.full_history("bot")[-1].detail["metadata"] == {"ticket": "T-1"}
         await switch.abort()
         await switch.done()
