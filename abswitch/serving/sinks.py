@@ -8,6 +8,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Protocol
 
 from abswitch.serving.alerts import Alert, AlertState, Severity
@@ -90,7 +91,7 @@ class Outlet:
                     continue
 
     def _run(self) -> None:
-        with asyncio.Runner() as runner:  # makes its loop when the first coroutine comes
+        with closing(asyncio.Runner()) as runner:  # not entered: so it makes its loop when the first coroutine comes
             while (alert := self._waiting.get()) is not None:
                 self._send(alert, runner)
 
