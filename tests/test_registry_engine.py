@@ -335,10 +335,10 @@ async def test_a_switch_whose_version_makes_room_while_it_is_planned_is_refused_
         check, planned, go = engine._parts.preflight.check, asyncio.Event(), asyncio.Event()
         here = asyncio.get_running_loop()
 
-        async def slowly(model_id: str, target: str, strategy: Strategy) -> None:
+        async def slowly(model_id: str, target: str, strategy: Strategy, stable: str | None) -> None:
             here.call_soon_threadsafe(planned.set)
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(go.wait(), here))
-            await check(model_id, target, strategy)
+            await check(model_id, target, strategy, stable)
 
         engine._parts.preflight.check = slowly  # type: ignore[method-assign]  # where the time passes
         starting = asyncio.create_task(engine.start_switch("v2", "ab_test"))

@@ -58,6 +58,8 @@ class SwitchDesk:
     def _stable(self, model_id: str, target: str, strategy: Strategy) -> str | None:
         """The version that such a switch would begin from; refuses what memory has nothing to do with."""
         stable = self._switcher.check(model_id, target, strategy)
+        if stable == target:
+            return None  # deployed anew after a restart: nothing serves yet
         if self._turned_off is not None and stable is not None:
             raise SwitchRefused(
                 f"switching is turned off: the setting enabled was made False {self._turned_off}. Only a first "
