@@ -88,7 +88,8 @@ class AdmissionQueue:
         """
 
         def late() -> Exception:
-            return self._late(model_id, f"version {version!r} is being loaded")
+            words = f"version {version!r} is being loaded, and still is; await engine.load({version!r}) waits for it"
+            return self._late(model_id, words)
 
         async with time_limit(self._max_wait_s, self._clock, late):
             return await load

@@ -33,7 +33,7 @@ from abswitch.serving.cache import ModelCache
 from abswitch.serving.effects import Effects
 from abswitch.serving.instance import ModelInstance
 from abswitch.serving.intents import SWITCHER, Intent
-from abswitch.serving.moves import JournalEntry
+from abswitch.serving.moves import RETRY_S, JournalEntry, MoveLog
 from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.revival import Reviver
@@ -42,9 +42,6 @@ from abswitch.serving.transition import TransitionManager
 
 log = logging.getLogger(__name__)
 _ROUTES_SOON = frozenset({Phase.PENDING, Phase.LOADING, Phase.WARMING, Phase.PROMOTING, Phase.ROLLING_BACK})
-_RETRY_S = 1.0
-"""How soon a move that could not be written down is tried again."""
-_SAFE = frozenset({Phase.ROLLING_BACK, Phase.ROLLED_BACK, Phase.ABORTED, Phase.FAILED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +97,7 @@ class ModelSwitcher:
         self._cache = cache
         self._router = router
         self._clock = clock
-        self._journal = journal
-        self._evidence = evidence
+        self._moves = MoveLog(clock, journal=journal, evidence=evidence)
         self._judge = judge
         self._on_move = on_move
         self._max_running = max_running
@@ -109,7 +105,6 @@ class ModelSwitcher:
         self._operations: dict[str, Operation] = {}
         self._salts: dict[str, str] = {}
         self._judges: dict[str, Judge] = {}
-        self._sequence: Counter[str] = Counter()
         self._running: dict[str, str] = {}
         self._fallen: dict[str, set[str]] = {}
         self._changed = asyncio.Condition()
@@ -117,8 +112,6 @@ class ModelSwitcher:
         self._controller: asyncio.Task[None] | None = None
         self._starting: set[asyncio.Task[None]] = set()
         self._unwritten: dict[tuple[str, type[Event]], Timer] = {}
-        self._owed: dict[str, JournalEntry] = {}
-        self._paying: Timer | None = None
         self._last_duration_s: float | None = None
         self._reviver = Reviver(
             registry,
@@ -231,7 +224,7 @@ class ModelSwitcher:
 
     def adopt(self, operation: Operation, salt: str, sequence: int) -> None:
         """Take over an operation of an earlier process, as `rollout.recovery` left it."""
-        self._sequence[operation.operation_id] = sequence
+        self._moves.go_on(operation.operation_id, sequence)
         if not operation.phase.is_final and operation.model_id in self._running:
             raise OperationInProgress(operation.model_id, self._running[operation.model_id], operation.phase)
         if operation.phase.is_final:
@@ -391,7 +384,8 @@ class ModelSwitcher:
 
     async def close(self) -> None:
         """Stop the controller; operations stay where they are."""
-        for timer in (*self._unwritten.values(), *([self._paying] if self._paying else [])):
+        self._moves.close()
+        for timer in self._unwritten.values():
             timer.cancel()
         tasks = list(self._starting)
         if self._controller is not None:
@@ -430,7 +424,7 @@ class ModelSwitcher:
 
         Should the operation have moved on by then, the event's epoch is an older one, and it is dropped.
         """
-        again = self._clock.call_later(_RETRY_S, lambda: self._put(operation_id, event))
+        again = self._clock.call_later(RETRY_S, lambda: self._put(operation_id, event))
         self._unwritten[operation_id, type(event)] = again
 
     async def _take(self, before: Operation, event: Event) -> Operation:
@@ -441,7 +435,7 @@ class ModelSwitcher:
         after, effects = step(before, event, self._clock.monotonic_s())
         if after is before:
             return before
-        written = self._write_down(before, event, after)
+        written = self._moves.write(before, event, after, salt=self._salts[after.operation_id])
         self._operations[after.operation_id] = after
         self._effects.moved(after)
         self._on_move(after)
@@ -454,56 +448,10 @@ class ModelSwitcher:
             await asyncio.sleep(0)  # who waits to be admitted meets the new route before anything else is done
         finally:
             if written is not None:
-                self._evidence(written)
+                self._moves.tell(written)
         async with self._changed:
             self._changed.notify_all()
         return after
-
-    def _write_down(self, before: Operation, event: Event, after: Operation) -> JournalEntry | None:
-        """The entry, if it is in the journal; a move back is made without it, too."""
-        sequence = self._sequence[after.operation_id] + 1
-        salt, at_s = self._salts[after.operation_id], self._clock.wall_s()
-        entry = JournalEntry.of(before, event, after, sequence=sequence, salt=salt, at_s=at_s)
-        written: JournalEntry | None = entry
-        try:
-            if self._owed:
-                self._pay(besides=after.operation_id)
-            self._journal(entry)
-            self._owed.pop(after.operation_id, None)
-        except Exception as error:
-            if after.phase not in _SAFE:
-                raise
-            log.critical("%s: %s is not in the journal: %s", after.operation_id, after.phase, error)
-            self._owe(entry)
-            written = None
-        self._sequence[after.operation_id] = sequence
-        return written
-
-    def _owe(self, entry: JournalEntry) -> None:
-        self._owed.pop(entry.operation.operation_id, None)  # the newest last, as they will be written
-        self._owed[entry.operation.operation_id] = entry
-        if self._paying is None:
-            self._paying = self._clock.call_later(_RETRY_S, self._pay_later)
-
-    def _pay_later(self) -> None:
-        self._paying = None
-        try:
-            self._pay()
-        except StoreError as error:
-            log.error("%d move(s) are still not in the journal: %s", len(self._owed), error)
-            self._paying = self._clock.call_later(_RETRY_S, self._pay_later)
-
-    def _pay(self, besides: str | None = None) -> None:
-        """Write down the moves back that could not be: no journal may say of two operations that they hold a model.
-
-        Args:
-            besides: of this operation a newer move is about to be written.
-        """
-        for operation_id, entry in tuple(self._owed.items()):
-            if operation_id != besides:
-                self._journal(entry)
-                del self._owed[operation_id]
-                self._evidence(entry)
 
     def _end(self, operation: Operation) -> None:
         self._running.pop(operation.model_id, None)

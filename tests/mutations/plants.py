@@ -196,7 +196,7 @@ PLANTS = (
           "    if _is_leaving(op) or (op.winner is not None and event.version not in (None, op.winner)):\n",
           "    if _is_leaving(op):\n",
           SERVING + "test_switcher.py::test_a_loser_that_dies_while_it_leaves_does_not_undo_the_promotion"),
-    Plant("two switches hold one model after a disk was full", "serving/switcher.py",
+    Plant("two switches hold one model after a disk was full", "serving/moves.py",
           "            if self._owed:\n                self._pay(besides=after.operation_id)\n", "",
           SERVING + "test_switcher.py::test_an_end_that_could_not_be_written_down_is_written_before_another_beginning"),
     Plant("engines that work at the same time compute on the same cores", "serving/cores.py",
