@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from abswitch.assembly import Machinery
 from abswitch.domain import EMPTY, LoadFacts
 from abswitch.errors import StoreError
+from abswitch.machinery import Machinery
 from abswitch.serving.cache import CachedVersion
 from abswitch.serving.intents import USER, Intent
 from abswitch.serving.loop import EngineLoop

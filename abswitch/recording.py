@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abswitch import checks
-from abswitch.assembly import Machinery
 from abswitch.clock import Clock
 from abswitch.domain import ScoreRecord
 from abswitch.errors import InvalidInput, ScorerError
+from abswitch.machinery import Machinery
 from abswitch.scoring import Sample, checked
 from abswitch.serving.loop import EngineLoop
 from abswitch.store.recorder import Recorder

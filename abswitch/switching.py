@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from abswitch.assembly import Machinery
 from abswitch.domain import EMPTY, SwitchingStrategyType
 from abswitch.errors import AbswitchError, InvalidInput
+from abswitch.machinery import Machinery
 from abswitch.rollout.strategies import ABTestStrategy, ImmediateStrategy, Strategy, strategy_of
 from abswitch.serving.intents import USER, Intent
 from abswitch.serving.loop import EngineLoop

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from abswitch.assembly import Machinery
 from abswitch.errors import InvalidInput
+from abswitch.machinery import Machinery
 from abswitch.serving.alerts import Alert
 from abswitch.serving.loop import EngineLoop
 from abswitch.serving.report import HealthReport, as_held
