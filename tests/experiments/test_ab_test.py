@@ -160,7 +160,7 @@ async def test_planned_looks_spend_their_part_of_alpha(engine: SwitchingEngine) 
     )
     assert "3 looks, obrien-fleming" in result.verdict.in_words() and result.requests.sent == 400
     spent = engine.query("SELECT look, alpha_spent FROM looks WHERE metric = 'exact_match' ORDER BY look")
-    # Traffic may overtake a planned look, which is not taken then; the last one is the one before where nothing came since.
+    # Traffic may overtake a planned look, which is not taken then; the last is the one before where nothing came since.
     assert list(spent["look"]) in ([1, 2], [1, 2, 3], [1, 2, 2])
     assert spent["alpha_spent"].is_monotonic_increasing
     assert spent["alpha_spent"].iloc[0] < 0.05 == spent["alpha_spent"].iloc[-1]
