@@ -203,9 +203,14 @@ class World:
         """Let time pass, with everything that falls due on the way."""
         until_s = self.clock.now_s() + seconds
         while (due_s := self.clock.next_timer_s()) is not None and due_s < until_s:
-            self.clock.advance(max(0.0, due_s - self.clock.now_s()))
-            self.settle()
-        self.clock.advance(max(0.0, until_s - self.clock.now_s()))
+            self._advance(due_s)
+        self._advance(until_s)
+
+    def _advance(self, to_s: float) -> None:
+        try:
+            self.clock.advance(max(0.0, to_s - self.clock.now_s()))
+        except Crash:  # a timer's own write, of what the journal is owed
+            self.crash()
         self.settle()
 
     # --- lives ------------------------------------------------------------------------------------------------------
