@@ -324,9 +324,16 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
     async def deploy(self, version: str, *, model_id: str | None = None) -> OperationStatus:
         """Switch to a version at once and wait until the switch ended; the short form of an immediate switch.
 
+        Where the version serves all traffic already, nothing is done, and the answer says that it does. So a notebook
+        can be run again from the top.
+
         Raises:
             SwitchFailed: it did not come to serve; what served before still does.
         """
+        self._refuse_closed()
+        model, target = self.registry.resolve(version, model_id).key
+        if (standing := self._parts.desk.standing(model, target, self._clock.monotonic_s())) is not None:
+            return OperationStatus.of(standing, self._clock.monotonic_s())
         handle = await self.start_switch(version, SwitchingStrategyType.IMMEDIATE, model_id=model_id)
         await handle.serving()
         return await handle.done()

@@ -21,6 +21,7 @@ from abswitch.errors import (
     DuplicateVersion,
     InvalidInput,
     OperationInProgress,
+    StoreError,
     SwitchFailed,
     SwitchRefused,
     UnknownModel,
@@ -362,6 +363,46 @@ async def test_versions_registered_on_the_engines_loop_and_beside_it_wait_for_no
                 *(asyncio.to_thread(engine.registry.register_model, CONFIG, f"b{n}") for n in range(5)),
             )
         assert len(names(engine)) == 3 and "v1" in names(engine)
+
+
+# --- a notebook run again from the top -------------------------------------------------------------------------------
+
+
+async def test_a_notebook_is_run_again_from_the_top(tmp_path: Path) -> None:
+    """Twice in one kernel, and once in a later one."""
+    store = tmp_path / "s.duckdb"
+
+    async def cells(engine: SwitchingEngine) -> tuple[str, str]:
+        for version in VERSIONS[:2]:
+            engine.registry.register_model(CONFIG, version, metadata={"n": version}, tags={"team": "a"})
+        deployed = await engine.deploy("v1")
+        assert (deployed.phase, deployed.finished, deployed.winner) == ("succeeded", True, "v1")
+        assert (await engine.generate("who?")).text == "v1"
+        return deployed.operation_id, deployed.reason
+
+    async with opened(store) as engine:
+        first, again = await cells(engine), await cells(engine)
+        assert again == (first[0], "it serves already")
+        with pytest.raises(SwitchRefused, match="already the active"):
+            await engine.start_switch("v1", "immediate")
+        with pytest.raises(StoreError, match=r"open in this process, by another engine.*await engine\.aclose\(\)"):
+            SwitchingEngine(store=store)
+    async with opened(store) as engine:
+        assert (await cells(engine))[0] != first[0]
+        await cells(engine)
+        assert len(engine.registry.full_history("bot")) == 9, "two versions, their tags, v1 promoted once, two switches"
+
+
+async def test_what_shares_its_traffic_is_not_yet_deployed() -> None:
+    async with prepared() as engine:
+        test = await engine.start_switch("v2", "ab_test")
+        await test.serving()
+        for version in ("v1", "v2"):
+            with pytest.raises(OperationInProgress, match=test.operation_id):
+                await engine.deploy(version)
+        await test.abort()
+        await test.done()
+        assert (await engine.deploy("bot@champion")).reason == "it serves already"
 
 
 # --- restarts ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from abswitch.clock import Clock
-from abswitch.domain import ModelVersion, VersionKey
+from abswitch.domain import ModelVersion
 from abswitch.records import Action, HistoryEntry
 from abswitch.registries import ModelSnapshot, VersionSnapshot
 from abswitch.serving import references
@@ -43,7 +43,6 @@ class Book:
         self._clock = clock
         self._keep, self._note = keep, note
         self._models: dict[str, Lineage] = {}
-        self._restored: set[VersionKey] = set()
         self._on_change: Callable[[str], None] = lambda _: None
         # Changes by hand wait for the disk, one after the other; what the switcher tells must never wait for those.
         self._by_hand, self._state = threading.RLock(), threading.Lock()

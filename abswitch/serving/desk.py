@@ -16,7 +16,7 @@ from abswitch.serving.intents import Intent
 from abswitch.serving.preflight import Preflight, SwitchPlan
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.router import RequestRouter
-from abswitch.serving.status import SwitchValidation
+from abswitch.serving.status import SwitchValidation, shares_of
 from abswitch.serving.switcher import ModelSwitcher
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,25 @@ class SwitchDesk:
         if previous is None:
             raise SwitchRefused(f"model {model_id!r} has no earlier version to go back to that is still registered")
         return previous
+
+    def standing(self, model_id: str, version: str, now_s: float) -> Operation | None:
+        """The switch that made the version active, as it ended, where it serves all traffic already; else None."""
+        serves_all = shares_of(self._router.current(model_id)) == {version: 1.0}
+        if not serves_all or self._registry.active_version(model_id) != version:
+            return None
+        return Operation(
+            operation_id=self._registry.history(model_id)[-1].operation_id or "",
+            model_id=model_id,
+            stable=version,
+            candidate=version,
+            strategy=ImmediateStrategy(),
+            phase=Phase.SUCCEEDED,
+            share=1.0,
+            winner=version,
+            reason="it serves already",
+            created_s=now_s,
+            phase_since_s=now_s,
+        )
 
     async def switch(self, model_id: str, version: str, intent: Intent) -> bool:
         """See `DynamicModelRegistry.switch_model`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
 
@@ -101,32 +102,47 @@ def check_alias(lineage: Lineage, alias: object) -> str:
     return alias
 
 
-def refuse_taken(lineage: Lineage, candidate: ModelVersion) -> None:
-    """A name stays with the configuration that it was first given to: evidence is recorded under it.
-
-    Raises:
-        DuplicateVersion: it is registered, or was and meant something else.
-    """
-    if candidate.version in lineage.versions:
-        taken = ", ".join(lineage.versions)
-        raise DuplicateVersion("version", candidate.version, f"a name not yet taken (taken: {taken})")
-    refuse_other(lineage.gone.get(candidate.version), candidate)
-
-
-def refuse_other(was: ModelVersion | None, candidate: ModelVersion) -> None:
-    """The candidate is what an earlier version of its name was.
+def refuse_other(was: ModelVersion, candidate: ModelVersion, taken: Iterable[str]) -> None:
+    """The candidate is what is registered under its name.
 
     Raises:
         DuplicateVersion: it is not.
     """
-    if was is None:
-        return
-    old, new = was.config.to_dict(), candidate.config.to_dict()
-    changed = [name for name in new if new[name] != old.get(name)]
+    changed = _changes(was.config.to_dict() | {"metadata": was.metadata}, candidate, metadata=candidate.metadata)
     if changed:
-        raise DuplicateVersion(
-            "version",
-            candidate.version,
-            f"a name not yet taken: an earlier process registered this one with another {', '.join(changed)}, and "
-            f"what was recorded under it would be mixed up",
+        allowed = f"a name not yet taken (taken: {', '.join(taken)}), or this version as it is: {_differ(changed)}"
+        raise DuplicateVersion("version", candidate.version, allowed)
+
+
+def refuse_gone(was: ModelVersion, candidate: ModelVersion) -> None:
+    """A name stays with its configuration also when its version is gone: evidence is recorded under it.
+
+    Raises:
+        DuplicateVersion: it had another one.
+    """
+    changed = _changes(was.config.to_dict(), candidate)
+    if changed:
+        allowed = (
+            f"a name not yet taken: this one was deregistered and stays with its configuration ({_differ(changed)}), "
+            f"as what was recorded under it would be mixed up"
         )
+        raise DuplicateVersion("version", candidate.version, allowed)
+
+
+def _changes(was: Mapping[str, object], candidate: ModelVersion, **besides: object) -> list[str]:
+    """Fields that differ; what the store gave back is compared as it was written, e.g. tuples as lists."""
+    wanted = candidate.config.to_dict() | besides
+    return [name for name in wanted if _written(wanted[name]) != _written(was.get(name))]
+
+
+def _written(value: object) -> str:
+    try:
+        return json.dumps(
+            value, sort_keys=True, default=lambda one: dict(one) if isinstance(one, Mapping) else str(one)
+        )
+    except (TypeError, ValueError):  # not of the kind that can be registered
+        return repr(value)
+
+
+def _differ(changed: list[str]) -> str:
+    return f"{', '.join(changed)} {'differs' if len(changed) == 1 else 'differ'}"

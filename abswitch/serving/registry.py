@@ -71,7 +71,6 @@ class DynamicModelRegistry(Book):
             for key, version in by_key.items():
                 if key not in told:
                     self._models.setdefault(version.model_id, Lineage()).versions[version.version] = version
-            self._restored.update(by_key)
 
     # --- versions ---------------------------------------------------------------------------------------------------
 
@@ -98,10 +97,11 @@ class DynamicModelRegistry(Book):
             actor, reason: who registers it and why, for the history.
 
         Returns:
-            The model's id. A version of an earlier process may be registered again as it was: it is the same one.
+            The model's id. A version may be registered again as it is (the same configuration and metadata), e.g. when
+            a notebook is run again from the top: it stays as it is, at the commit found at first, and the tags are set.
 
         Raises:
-            DuplicateVersion: the model already has that version, or had another one of that name earlier.
+            DuplicateVersion: the model has, or had, another version of that name.
             BadModelSource: the folder is missing, has no config, only pickled weights, or wants to run its own code;
                 the hub does not know the id or revision; or neither hub nor local cache can be asked.
             InvalidInput: any other malformed value.
@@ -117,32 +117,37 @@ class DynamicModelRegistry(Book):
             metadata=MappingProxyType(dict(metadata)),
             registered_at_s=self._clock.wall_s(),
         )
-        if not self._is_restored(candidate):
+        if not self._is_known(candidate):
             self._admit(candidate, intent, pin_revision)
         for key, value in tags.items():
             self.set_tag(version, key, value, model_id=config.model_id, actor=actor)
         return config.model_id
 
     def _admit(self, candidate: ModelVersion, intent: Intent, pin_revision: bool) -> None:
-        self._refuse_taken(candidate)
         self._check(candidate)
         if pin_revision:
             candidate = replace(candidate, commit=self._resolve(candidate.config))
         with self._by_hand:
-            self._refuse_taken(candidate)  # again: another thread may have been quicker
+            if self._is_known(candidate):  # another thread was quicker
+                return
             self._record(candidate.model_id, Action.REGISTERED, candidate.version, intent, registered=candidate)
         self._retire_surplus(*candidate.key)
 
-    def _is_restored(self, candidate: ModelVersion) -> bool:
-        lineage = self._models.get(candidate.model_id)
-        if lineage is None or candidate.key not in self._restored or candidate.version not in lineage.versions:
-            return False
-        references.refuse_other(lineage.versions[candidate.version], candidate)
-        return True
+    def _is_known(self, candidate: ModelVersion) -> bool:
+        """Whether the version is registered just so.
 
-    def _refuse_taken(self, candidate: ModelVersion) -> None:
-        if candidate.model_id in self._models:
-            references.refuse_taken(self._models[candidate.model_id], candidate)
+        Raises:
+            DuplicateVersion: its name is another version's.
+        """
+        lineage = self._models.get(candidate.model_id)
+        if lineage is None:
+            return False
+        was, gone = lineage.versions.get(candidate.version), lineage.gone.get(candidate.version)
+        if was is not None:
+            references.refuse_other(was, candidate, tuple(lineage.versions))
+        elif gone is not None:
+            references.refuse_gone(gone, candidate)
+        return was is not None
 
     def _retire_surplus(self, model_id: str, newest: str) -> None:
         """Called without the lock of changes by hand: the engine's loop, which is asked here, may be waiting for it."""

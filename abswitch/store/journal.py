@@ -163,10 +163,17 @@ def _claim(path: Path) -> int:
     except OSError as error:
         holder = os.read(descriptor, 32).decode(errors="replace").strip()
         os.close(descriptor)
-        raise StoreError(f"{path} is open in process {holder or 'unknown'}; close that engine first") from error
+        raise StoreError(f"{path} is open in {_closing(holder)}") from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor
+
+
+def _closing(holder: str) -> str:
+    """Where it is open, and what is to be done about that."""
+    if holder == str(os.getpid()):
+        return "this process, by another engine; close that one first (await engine.aclose())"
+    return f"process {holder or 'unknown'}; close that engine first"
 
 
 def _line(record: Record) -> bytes:

@@ -38,6 +38,24 @@ def test_a_duplicate_version_is_refused_and_the_first_one_stays() -> None:
     assert models.get("bot", "v1").config.model == "org/name"
 
 
+def test_the_same_version_again_is_the_same_version() -> None:
+    looked_up: list[str] = []
+    models = registry(resolve=lambda config: looked_up.append(config.model) or "c0ffee")  # type: ignore[func-returns-value]
+    config = CONFIG | {"engine_args": {"max_model_len": 64, "stop": ("a", "b")}}
+    models.register_model(config, "v1", metadata={"n": (1, 2)}, tags={"team": "a"})
+    first = models.get("bot", "v1")
+    models.register_model(config, "v1", metadata={"n": [1, 2]}, tags={"team": "b"})
+    assert models.get("bot", "v1") is first and first.commit == "c0ffee" and looked_up == ["org/name"]
+    assert models.tags("v1") == {"team": "b"}, "tags are set"
+    assert [entry.action for entry in models.full_history()] == ["registered", "tagged", "tagged"]
+    for other, changed in (
+        ({"metadata": {"n": (1, 3)}}, "metadata differs"),
+        ({"model_config": CONFIG | {"revision": "x"}}, "revision, engine_args, metadata differ"),
+    ):
+        with pytest.raises(DuplicateVersion, match=changed):
+            models.register_model(**({"model_config": config, "version": "v1"} | other))  # type: ignore[arg-type]
+
+
 def test_an_unknown_version_names_the_known_and_the_closest() -> None:
     models = registry()
     models.register_model(CONFIG, "v1.0")
@@ -248,8 +266,9 @@ def test_many_threads_register_without_losing_or_repeating_an_entry() -> None:
     def work(thread: int) -> None:
         for n in range(50):
             models.register_model(CONFIG, f"{thread}-{n}")
+            models.register_model(CONFIG, f"same-{n}")
             try:
-                models.register_model(CONFIG, f"shared-{n}")
+                models.register_model(CONFIG | {"revision": str(thread)}, f"shared-{n}")
             except DuplicateVersion as error:
                 refused.append(str(error.value))
 
@@ -258,8 +277,8 @@ def test_many_threads_register_without_losing_or_repeating_an_entry() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(models.get_model_versions()) == 250 and len(refused) == 150
-    assert [e.sequence for e in models.full_history()] == list(range(1, 251))
+    assert len(models.get_model_versions()) == 300 and len(refused) == 150
+    assert [e.sequence for e in models.full_history()] == list(range(1, 301))
 
 
 # --- taking over ------------------------------------------------------------------------------------------------------
