@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from abswitch.clock import Clock
-from abswitch.domain import ModelVersion, RequestRecord, ScoreRecord, VersionKey
+from abswitch.domain import ModelConfig, ModelVersion, RequestRecord, ScoreRecord, VersionKey
 from abswitch.errors import InvalidInput
 from abswitch.looking import PlannedJudge
 from abswitch.machinery import Machinery
@@ -33,7 +33,7 @@ from abswitch.serving.instance import InstanceFactory, ModelInstance
 from abswitch.serving.intents import Intent
 from abswitch.serving.judges import judgement_on
 from abswitch.serving.loop import EngineLoop
-from abswitch.serving.openai import OpenAIInstance
+from abswitch.serving.openai import OpenAIInstance, ServerArgs
 from abswitch.serving.preflight import Preflight
 from abswitch.serving.queueing import AdmissionQueue
 from abswitch.serving.readiness import Readiness
@@ -41,12 +41,13 @@ from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.router import RequestRouter
 from abswitch.serving.rows import alert_record, health_sample
 from abswitch.serving.sinks import LogSink
-from abswitch.serving.source import check_source
+from abswitch.serving.source import SourceFacts, check_source
 from abswitch.serving.switcher import ModelSwitcher
 from abswitch.serving.tally import StepTally
 from abswitch.serving.timings import Timings
 from abswitch.serving.transition import TransitionManager
 from abswitch.serving.vllm import VllmEnginePool, vllm_backend
+from abswitch.serving.vllm_args import check_args
 from abswitch.serving.webhook import WebhookSink
 from abswitch.settings import ModelSwitchingConfig
 from abswitch.store.mlflow_registry import MlflowRegistry
@@ -135,11 +136,12 @@ def _wire(
     readiness = Readiness(cache, golden, clock=clock, load_timeout_s=config.switch_timeout_seconds)
     registry = DynamicModelRegistry(
         clock,
-        check=_version_check(cache),
+        check=_version_check(cache, backends),
         resolve=commit_of,
         keep=keeper(store),
         note=noter(store),
         in_use=lambda key: _in_use(key, transitions, router, cache),
+        recorded=lambda key: _is_recorded(key, store, golden),
         max_versions=config.max_version_history,
     )
     grader = Grader(scorers, clock, record=_scored(store, tally))
@@ -338,12 +340,27 @@ def _moved(operation: Operation, tally: StepTally, health: HealthMonitor) -> Non
     health.moved(operation)
 
 
-def _version_check(cache: ModelCache) -> Callable[[ModelVersion], None]:
+_CHECKS: Mapping[str, Callable[[ModelConfig, SourceFacts], object]] = {
+    "vllm": check_args,
+    "openai": lambda config, _: ServerArgs.of(config.engine_args),
+}
+"""By backend, what is known of its engine arguments without an engine."""
+
+
+def _version_check(cache: ModelCache, replaced: Container[str]) -> Callable[[ModelVersion], None]:
+    """What a registration is refused for; a backend that the user put in another's place has arguments of its own."""
+
     def check(version: ModelVersion) -> None:
         cache.check_backend(version)
-        check_source(version.config)
+        source, backend = check_source(version.config), version.config.backend
+        if backend in _CHECKS and backend not in replaced:
+            _CHECKS[backend](version.config, source)
 
     return check
+
+
+def _is_recorded(key: VersionKey, store: Recorder, golden: GoldenPrompts | None) -> bool:
+    return (golden is not None and golden.knows(key)) or store.has_evidence(key)
 
 
 def _loader(registry: DynamicModelRegistry, readiness: Readiness) -> Callable[[str, str], Awaitable[CachedVersion]]:

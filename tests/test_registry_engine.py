@@ -30,6 +30,7 @@ from abswitch.errors import (
 from abswitch.records import HistoryEntry
 from abswitch.rollout.strategies import Strategy
 from abswitch.serving.scripted import Gate, ScriptedBackend
+from abswitch.serving.vllm_args import declared_names
 from abswitch.settings import ModelSwitchingConfig
 from tests.patience import PATIENCE_S
 
@@ -391,6 +392,54 @@ async def test_a_notebook_is_run_again_from_the_top(tmp_path: Path) -> None:
         assert (await cells(engine))[0] != first[0]
         await cells(engine)
         assert len(engine.registry.full_history("bot")) == 9, "two versions, their tags, v1 promoted once, two switches"
+
+
+SERVED = {"model_id": "bot", "model": "m", "backend": "openai"}
+
+
+@pytest.mark.parametrize("engine_args", [{}, {"base_ur": "http://127.0.0.1:9/v1"}, {"base_url": "localhost:8000"}])
+async def test_arguments_that_a_server_cannot_have_are_refused_at_registration(engine_args: dict[str, Any]) -> None:
+    async with opened() as engine:
+        with pytest.raises(InvalidInput, match=r"engine_args\.base_ur"):
+            engine.registry.register_model(SERVED | {"engine_args": engine_args}, "gpt")
+        engine.registry.register_model(SERVED | {"engine_args": {"base_url": "http://127.0.0.1:9/v1"}}, "gpt")
+    async with SwitchingEngine(store=":memory:", backends={"openai": backend()}) as engine:
+        engine.registry.register_model(SERVED | {"engine_args": engine_args}, "gpt")
+
+
+async def test_arguments_that_vllm_does_not_know_are_refused_at_registration(tmp_path: Path) -> None:
+    if not declared_names():
+        pytest.skip("no vLLM is installed")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    config = {"model_id": "bot", "model": str(tmp_path)}
+    async with opened() as engine:
+        with pytest.raises(InvalidInput, match="did you mean 'max_model_len'"):
+            engine.registry.register_model(config | {"engine_args": {"max_modl_len": 64}}, "v1")
+        engine.registry.register_model(config | {"engine_args": {"max_model_len": 64}}, "v1")
+
+
+async def test_a_name_is_free_again_unless_something_was_answered_or_switched_under_it(tmp_path: Path) -> None:
+    store, other = tmp_path / "s.duckdb", CONFIG | {"prompt_template": "Q: {prompt}"}
+    async with opened(store) as engine:
+        for version in VERSIONS:
+            engine.registry.register_model(CONFIG, version)
+        await engine.generate("who?", version="v2")
+        await engine.load("v3")
+        for version in ("v1", "v2", "v3"):
+            await engine.deregister_model("bot", version)
+    async with opened(store) as engine:
+        engine.registry.register_model(other, "v1")
+        for version in ("v2", "v3"):
+            with pytest.raises(DuplicateVersion, match="prompt_template differs.*answers are recorded under it"):
+                engine.registry.register_model(other, version)
+    async with opened(store) as engine:
+        assert engine.registry.get("bot", "v1").config.prompt_template == "Q: {prompt}"
+        assert [e.action for e in engine.registry.full_history(version="v1")] == [
+            "registered",
+            "deregistered",
+            "registered",
+        ]
 
 
 async def test_what_shares_its_traffic_is_not_yet_deployed() -> None:

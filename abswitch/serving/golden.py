@@ -57,6 +57,10 @@ class GoldenPrompts:
         self._keep = keep
         self._numbers = count()
 
+    def knows(self, key: VersionKey) -> bool:
+        """Whether answers of a version are kept, whatever its weights. From any thread."""
+        return any(known[:2] == key for known in tuple(self._references))
+
     async def ask(self, key: VersionKey, instance: ModelInstance) -> Answers:
         """What an instance answers to the golden prompts, asked all at once."""
         return tuple(await asyncio.gather(*(self._answer(key, instance, prompt) for prompt in PROMPTS)))

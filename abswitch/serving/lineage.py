@@ -14,6 +14,7 @@ from abswitch.records import Action, HistoryEntry
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ACTIVATIONS = frozenset({Action.PROMOTED, Action.ROLLED_BACK, Action.WITHDRAWN})
+_SWITCHES = ACTIVATIONS | {Action.REQUESTED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Lineage:
 
     Attributes:
         versions: registered now, in order of registration.
-        gone: deregistered; their names stay taken, as evidence is recorded under them.
+        gone: deregistered; their names stay taken where evidence is recorded under them.
         pointers: aliases set by hand.
         tags: version → its tags.
         activations: entries that changed the active version, oldest first.
@@ -68,6 +69,10 @@ class Lineage:
         """The last version that was active before the one that is now and is still registered."""
         earlier = (entry.version for entry in reversed(self.activations))
         return next((one for one in earlier if one in self.versions and one != self.active), None)
+
+    def was_switched_to(self, version: str) -> bool:
+        """Whether a version of that name ever served, or was the target of a switch."""
+        return any(entry.version == version and entry.action in _SWITCHES for entry in self.entries)
 
     def apply(self, entry: HistoryEntry, version: ModelVersion | None = None) -> None:
         """Take an entry over.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from abswitch import checks
 from abswitch.domain import ModelVersion
@@ -114,19 +114,19 @@ def refuse_other(was: ModelVersion, candidate: ModelVersion, taken: Iterable[str
         raise DuplicateVersion("version", candidate.version, allowed)
 
 
-def refuse_gone(was: ModelVersion, candidate: ModelVersion) -> None:
-    """A name stays with its configuration also when its version is gone: evidence is recorded under it.
+def refuse_gone(was: ModelVersion, candidate: ModelVersion, why_kept: Callable[[], str | None]) -> None:
+    """A name stays with its configuration also when its version is gone, where something is known under it.
+
+    Args:
+        why_kept: what that is; None where there is nothing.
 
     Raises:
         DuplicateVersion: it had another one.
     """
     changed = _changes(was.config.to_dict(), candidate)
-    if changed:
-        allowed = (
-            f"a name not yet taken: this one was deregistered and stays with its configuration ({_differ(changed)}), "
-            f"as what was recorded under it would be mixed up"
-        )
-        raise DuplicateVersion("version", candidate.version, allowed)
+    if changed and (reason := why_kept()) is not None:
+        allowed = f"a name not yet taken, or the configuration it had before it was deregistered: {_differ(changed)}"
+        raise DuplicateVersion("version", candidate.version, f"{allowed}; it stays taken, as {reason}")
 
 
 def _changes(was: Mapping[str, object], candidate: ModelVersion, **besides: object) -> list[str]:

@@ -35,6 +35,7 @@ class DynamicModelRegistry(Book):
         keep: writes an entry down, with the version that it registers, and returns once that is safe; raises to refuse.
         note: has an entry written down soon; must neither wait nor raise.
         in_use: why a version cannot go now, or None.
+        recorded: whether requests to a version, or answers of it, are recorded.
         max_versions: registered versions of one model at most; what was active longest ago goes first, and nothing
             that is active, was active before that, is a candidate, has an alias or is in use.
     """
@@ -48,10 +49,11 @@ class DynamicModelRegistry(Book):
         keep: Keep = lambda *_: None,
         note: Note = lambda _: None,
         in_use: Callable[[VersionKey], str | None] = lambda _: None,
+        recorded: Callable[[VersionKey], bool] = lambda _: False,
         max_versions: int = 50,
     ) -> None:
         super().__init__(clock, keep, note)
-        self._check, self._resolve, self._in_use = check, resolve, in_use
+        self._check, self._resolve, self._in_use, self._recorded = check, resolve, in_use, recorded
         self._max_versions = checks.integer("max_version_history", max_versions, low=2)
         self._intents: dict[str, Intent] = {}
         self._surroundings: Surroundings | None = None
@@ -101,10 +103,11 @@ class DynamicModelRegistry(Book):
             a notebook is run again from the top: it stays as it is, at the commit found at first, and the tags are set.
 
         Raises:
-            DuplicateVersion: the model has, or had, another version of that name.
+            DuplicateVersion: the model has another version of that name, or had one that something is recorded of.
             BadModelSource: the folder is missing, has no config, only pickled weights, or wants to run its own code;
                 the hub does not know the id or revision; or neither hub nor local cache can be asked.
-            InvalidInput: any other malformed value.
+            InvalidInput: any other malformed value, e.g. an engine argument that the backend does not know. Values of
+                vLLM's own arguments are checked when it is loaded.
         """
         config = ModelConfig.of(model_config)
         references.check_version_name(self._models.get(config.model_id), version)
@@ -146,8 +149,16 @@ class DynamicModelRegistry(Book):
         if was is not None:
             references.refuse_other(was, candidate, tuple(lineage.versions))
         elif gone is not None:
-            references.refuse_gone(gone, candidate)
+            references.refuse_gone(gone, candidate, lambda: self._why_kept(lineage, candidate.key))
         return was is not None
+
+    def _why_kept(self, lineage: Lineage, key: VersionKey) -> str | None:
+        """What another configuration under the name of a version that is gone would be mixed up with."""
+        if lineage.was_switched_to(key[1]):
+            return "it was switched to"
+        if lineage.link is not None:
+            return "MLflow was told of it"
+        return "answers are recorded under it" if self._recorded(key) else None
 
     def _retire_surplus(self, model_id: str, newest: str) -> None:
         """Called without the lock of changes by hand: the engine's loop, which is asked here, may be waiting for it."""
@@ -164,7 +175,8 @@ class DynamicModelRegistry(Book):
     def deregister_model(self, model_id: str, version: str, *, actor: str = USER, reason: str = "") -> bool:
         """Forget a version and free its instance; blocks until that is done. Its history and evidence stay.
 
-        The name stays taken: only the same configuration may be registered under it again.
+        A name that was switched to, or that answers are recorded under, stays with its configuration; any other may be
+        registered anew, e.g. with an argument corrected.
 
         Returns:
             True.

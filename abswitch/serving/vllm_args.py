@@ -12,16 +12,19 @@ set only where the user did not:
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from abswitch import checks
-from abswitch.domain import ModelVersion
+from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import InvalidInput
 from abswitch.serving.cores import CoreGroup
 from abswitch.serving.source import SourceFacts, check_source
@@ -37,6 +40,7 @@ EXECUTOR = "abswitch.serving.vllm_executor.PlacedExecutor"
 _WORKERS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 _OWNED = ("model", "revision", "trust_remote_code")
 _LORA_FIELDS = ("enable_lora", "max_lora_rank", "max_loras")
+_DECLARING = frozenset({"EngineArgs", "AsyncEngineArgs"})
 _IMPORT = threading.Lock()
 
 
@@ -141,7 +145,7 @@ def plan_of(version: ModelVersion, vllm: Vllm) -> EnginePlan:
     """
     config = version.pinned
     given = dict(config.engine_args)
-    _check_names(given, vllm)
+    _check_names(given, frozenset(f.name for f in fields(vllm.engine_args)))
     source = check_source(config)
     needs = _needs(given, source)
     room = None if needs is None else LoraRoom(needs.rank, int(given.get("max_loras", LORA_SLOTS)))
@@ -161,12 +165,44 @@ def plan_of(version: ModelVersion, vllm: Vllm) -> EnginePlan:
     )
 
 
-def _check_names(given: Mapping[str, Any], vllm: Vllm) -> None:
+def check_args(config: ModelConfig, source: SourceFacts) -> None:
+    """Refuse engine arguments that no engine takes, as far as that is known without importing vLLM: their names, and
+    what has to do with an adapter. Their values are vLLM's own business, and are checked when an engine is started.
+
+    Raises:
+        InvalidInput: an engine argument does not exist, belongs elsewhere, or contradicts the adapter.
+    """
+    _check_names(config.engine_args, declared_names())
+    _needs(config.engine_args, source)
+
+
+@cache
+def declared_names() -> frozenset[str]:
+    """The engine arguments of the vLLM that is installed, read from its source; none where they are not found there.
+
+    An import takes seconds, and a registration must not.
+    """
+    try:
+        spec = importlib.util.find_spec("vllm")
+        folder = next(iter((spec and spec.submodule_search_locations) or ()), None)
+        tree = ast.parse((Path(folder or os.devnull) / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):  # not installed, or of a release that is made up otherwise
+        return frozenset()
+    bodies = {one.name: one.body for one in tree.body if isinstance(one, ast.ClassDef)}
+    if not set(bodies) >= _DECLARING:
+        return frozenset()
+    lines = [line for name in _DECLARING for line in bodies[name]]
+    declared = [line.target for line in lines if isinstance(line, ast.AnnAssign)]
+    return frozenset(target.id for target in declared if isinstance(target, ast.Name))
+
+
+def _check_names(given: Mapping[str, Any], names: frozenset[str]) -> None:
+    """Without names only that none is a field of `ModelConfig`."""
     for name in _OWNED:
         if name in given:
             raise InvalidInput(f"model_config.engine_args.{name}", given[name], f"set it as model_config.{name}")
-    names = {f.name for f in fields(vllm.engine_args)} - set(_OWNED)
-    checks.known_fields("model_config.engine_args", given, names)
+    if names:
+        checks.known_fields("model_config.engine_args", given, names - set(_OWNED))
 
 
 def _needs(given: Mapping[str, Any], source: SourceFacts) -> LoraRoom | None:

@@ -13,7 +13,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from abswitch import checks
-from abswitch.domain import ModelConfig, ModelVersion, RequestRecord, RouteRecord, ScoreRecord, TransitionRecord
+from abswitch.domain import (
+    ModelConfig,
+    ModelVersion,
+    RequestRecord,
+    RouteRecord,
+    ScoreRecord,
+    TransitionRecord,
+    VersionKey,
+)
 from abswitch.errors import InvalidInput, StoreError
 from abswitch.records import (
     AlertRecord,
@@ -45,6 +53,10 @@ __all__ = ["PlanRecord", "Recorder", "RecorderStats", "VerdictRecord"]
 _CLOSE_TIMEOUT_S = 10.0
 _RETENTION_INTERVAL_S = 3600.0
 _UNPUBLISHED_EPOCHS = 1_000
+_EVIDENCE = """
+    SELECT 1 FROM requests WHERE model_id = ? AND ? IN (assigned_version, served_version)
+    UNION ALL SELECT 1 FROM routes WHERE model_id = ? AND version = ? LIMIT 1
+"""
 """Routing epochs that a process may have made within the second before it was killed, and not published."""
 
 log = logging.getLogger("abswitch.store")
@@ -336,21 +348,26 @@ class Recorder:
         rows, _ = self._last_known("SELECT * FROM registry_history ORDER BY model_id, sequence, at_s")
         return [HistoryEntry._make((*row[:9], MappingProxyType(json.loads(row[9])), row[10])) for row in rows]
 
+    def has_evidence(self, key: VersionKey) -> bool:
+        """Whether requests to a version, or traffic to it, are recorded; also true while that cannot be seen."""
+        found, complete = self._last_known(_EVIDENCE, (*key, *key))
+        return bool(found) or not complete
+
     def last_epochs(self) -> dict[str, int]:
         """The highest routing epoch recorded for each model; a new process goes on from there."""
         rows, complete = self._last_known("SELECT model_id, max(epoch) FROM routes GROUP BY model_id")
         return {model_id: epoch + (0 if complete else _UNPUBLISHED_EPOCHS) for model_id, epoch in rows}
 
-    def _last_known(self, sql: str) -> tuple[list[tuple[Any, ...]], bool]:
+    def _last_known(self, sql: str, params: Params = ()) -> tuple[list[tuple[Any, ...]], bool]:
         """What the store holds, or what was published of it while another process holds the file; whether that is all.
 
         Raises:
             StoreError: neither can be read.
         """
         if self._database.is_open or self.path is None:
-            return self.rows(sql), True
+            return self.rows(sql, params), True
         with open_readonly(self.path, patience_s=0.0) as reader:
-            return reader.rows(sql), reader.as_of_s is None
+            return reader.rows(sql, params), reader.as_of_s is None
 
     def stats(self) -> RecorderStats:
         """What became of everything handed in."""

@@ -56,6 +56,41 @@ def test_the_same_version_again_is_the_same_version() -> None:
             models.register_model(**({"model_config": config, "version": "v1"} | other))  # type: ignore[arg-type]
 
 
+def test_a_name_is_free_again_when_nothing_is_known_under_it() -> None:
+    known = False
+    models = registry(recorded=lambda key: known and key == ("bot", "v2"))
+    for version in ("v1", "v2"):
+        models.register_model(CONFIG, version)
+    other = CONFIG | {"revision": "other"}
+    models.deregister_model("bot", "v2")
+    models.register_model(other, "v2")
+    assert models.get("bot", "v2").config.revision == "other"
+    assert [e.action for e in models.full_history(version="v2")] == ["registered", "deregistered", "registered"]
+    assert restored(models).get("bot", "v2").config.revision == "other"
+    models.deregister_model("bot", "v2")
+    known = True
+    with pytest.raises(DuplicateVersion, match="revision differs; it stays taken, as answers are recorded under it"):
+        models.register_model(CONFIG, "v2")
+    models.register_model(other, "v2", metadata={"n": 1})
+    assert models.get("bot", "v2").metadata == {"n": 1}, "what was recorded is the configuration's"
+
+
+@pytest.mark.parametrize("how", ["it was switched to", "MLflow was told of it"])
+def test_a_name_that_others_know_stays_with_its_configuration(how: str) -> None:
+    models = registry()
+    for version in ("v1", "v2"):
+        models.register_model(CONFIG, version)
+    if how.startswith("MLflow"):
+        models.linked("bot", "bot", "sqlite:///x.db")
+    else:
+        models.activate("bot", "v2", "op-1")
+        models.activate("bot", "v1", "op-2")
+    models.deregister_model("bot", "v2")
+    with pytest.raises(DuplicateVersion, match=how):
+        models.register_model(CONFIG | {"revision": "other"}, "v2")
+    models.register_model(CONFIG, "v2")
+
+
 def test_an_unknown_version_names_the_known_and_the_closest() -> None:
     models = registry()
     models.register_model(CONFIG, "v1.0")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import logging.config
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,18 @@ import pytest
 from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import InvalidInput
 from abswitch.serving.cores import CoreGroup
-from abswitch.serving.vllm_args import EXECUTOR, EnginePlan, LoraRoom, Vllm, may_be_placed, on_cores, plan_of
+from abswitch.serving.source import check_source
+from abswitch.serving.vllm_args import (
+    EXECUTOR,
+    EnginePlan,
+    LoraRoom,
+    Vllm,
+    check_args,
+    declared_names,
+    may_be_placed,
+    on_cores,
+    plan_of,
+)
 from abswitch.serving.vllm_engine import _Slot
 from abswitch.serving.vllm_log import EngineLog, exit_words, why_it_died, why_it_failed
 
@@ -100,6 +113,53 @@ def test_engine_arguments_override_defaults(model: Path) -> None:
     args = plan(model, dtype="float16", kv_cache_memory_bytes=1, max_model_len=8).args
     assert (args["dtype"], args["kv_cache_memory_bytes"], args["max_model_len"]) == ("float16", 1, 8)
     assert "kv_cache_memory_bytes" not in plan(model, cpu=False, gpu_memory_utilization=0.4).args
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The source of a release of vLLM, which must not be run for its names."""
+    source = tmp_path / "there" / "vllm" / "engine" / "arg_utils.py"
+    source.parent.mkdir(parents=True)
+    (source.parents[1] / "__init__.py").write_text("raise AssertionError('imported')")
+    source.write_text("class EngineArgs:\n    model: str\n    dtype: str = 'auto'\nclass AsyncEngineArgs:\n    x: int")
+    monkeypatch.syspath_prepend(str(source.parents[2]))
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    declared_names.cache_clear()
+    yield source
+    declared_names.cache_clear()
+
+
+def checked(folder: Path, adapter: Path | None = None, **engine_args: Any) -> str | None:
+    """The argument that is refused at registration."""
+    config = ModelConfig(
+        model_id="m", model=str(folder), adapter=str(adapter) if adapter else None, engine_args=engine_args
+    )
+    try:
+        check_args(config, check_source(config))
+    except InvalidInput as refused:
+        return refused.field.removeprefix("model_config.engine_args.")
+    return None
+
+
+def test_names_of_arguments_are_checked_at_registration_without_importing_vllm(
+    model: Path, adapter: Path, installed: Path
+) -> None:
+    assert declared_names() == {"model", "dtype", "x"}
+    assert checked(model, dtype="float32", x=1) is None and checked(model, dtyp="float32") == "dtyp"
+    assert checked(model, model="other") == "model"
+    installed.write_text("class EngineArgs(Elsewhere): ...")
+    declared_names.cache_clear()
+    assert checked(model, dtyp="float32") is None, "such a release says nothing before it is imported"
+    assert checked(model, model="other") == "model"
+    assert checked(model, adapter, enable_lora=False) == "enable_lora"
+    assert checked(model, adapter, max_lora_rank=8) == "max_lora_rank"
+
+
+def test_without_vllm_nothing_is_said_of_its_arguments(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    declared_names.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert checked(model, dtyp="float32") is None
+    declared_names.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["model", "revision", "trust_remote_code", "nonsense"])
