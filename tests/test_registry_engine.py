@@ -18,6 +18,7 @@ import pytest
 from abswitch import SwitchingEngine, SwitchingStrategyType
 from abswitch.domain import ModelVersion
 from abswitch.errors import (
+    AbswitchError,
     DuplicateVersion,
     InvalidInput,
     OperationInProgress,
@@ -485,6 +486,25 @@ async def test_a_restart_knows_everything(tmp_path: Path) -> None:
         await engine.deploy("v3")
         sequences = [entry.sequence for entry in registry.full_history("bot")]
         assert sequences == list(range(1, len(sequences) + 1))
+
+
+async def test_a_backend_that_is_missing_after_a_restart_is_named(tmp_path: Path) -> None:
+    store = tmp_path / "s.duckdb"
+    async with opened(store) as engine:
+        for version in VERSIONS:
+            engine.registry.register_model(CONFIG, version)
+        await engine.deploy("v1")
+    says = r"'scripted'; allowed: one of openai, vllm; for bot:v2, .*SwitchingEngine\(backends=\{'scripted': …\}\)"
+    async with SwitchingEngine(store=store) as engine:
+        for call in (engine.deploy("v2"), engine.plan_switch("v2"), engine.load("v2"), engine.rollback(to="v2")):
+            with pytest.raises(InvalidInput, match=says):
+                await call
+        assert "for bot:v2" in str((await engine.validate_switch_request("bot", "v2")).reason)
+        with pytest.raises(AbswitchError, match="for bot:v1, give the engine one"):
+            await engine.generate("who?")
+        with pytest.raises(InvalidInput, match="for bot:v2"):
+            await engine.generate("who?", version="v2")
+        assert not engine.list_active_switches()
 
 
 async def test_a_switch_that_was_running_still_has_its_challenger_after_a_restart(tmp_path: Path) -> None:

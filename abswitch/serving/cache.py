@@ -80,7 +80,8 @@ class ModelCache:
         """Refuse a version that no backend can serve."""
         backend = version.config.backend
         if backend not in self._backends:
-            raise InvalidInput("model_config.backend", backend, "one of " + ", ".join(sorted(self._backends)))
+            give = f"for {version}, give the engine one: SwitchingEngine(backends={{{backend!r}: …}})"
+            raise InvalidInput("model_config.backend", backend, f"one of {', '.join(sorted(self._backends))}; {give}")
 
     # --- looking ----------------------------------------------------------------------------------------------------
 

@@ -62,8 +62,10 @@ class Readiness:
         Until the caller goes on it is not brought down, so that who takes a lease at once has one of what runs.
 
         Raises:
+            InvalidInput: the engine has no backend of its name, e.g. after a restart.
             LoadFailed: it did not load, generated nothing (in time), or its answers are not its own.
         """
+        self._cache.check_backend(version)
         self._cache.pin(version.key)
         try:
             return await self._proven(version)
