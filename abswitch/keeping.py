@@ -84,7 +84,8 @@ class Keeping:
 
         Raises:
             InvalidInput: no address is known, or a name that MLflow does not take.
-            StoreError: MLflow cannot be reached, or refused it; in the first case it is told as soon as it can be.
+            StoreError: MLflow cannot be reached, or refused it. In the first case it is told as soon as it can be, but
+                for an export to another place than before: then that one stays in step, and the error says so.
         """
         self._refuse_closed()
         exported = await asyncio.to_thread(

@@ -101,9 +101,10 @@ class ExportStatus:
     """What became of an export.
 
     Attributes:
-        published: everything is there; False while it waits because the server cannot be reached.
+        published: everything is there; False while it waits because the server cannot be reached, and where it was
+            refused or taken back.
         versions: version → its number there, as far as it is published.
-        error: why it waits, or was refused.
+        error: why it waits, was refused, or was taken back.
     """
 
     name: str
@@ -153,8 +154,14 @@ class ExternalRegistry(Protocol):
             InvalidInput: with what it takes.
         """
 
-    def export(self, snapshot: ModelSnapshot, name: str, uri: str, timeout_s: float) -> ExportStatus:
-        """Queue a model durably, and wait for a while until it is published."""
+    def export(
+        self, snapshot: ModelSnapshot, name: str, uri: str, timeout_s: float, *, may_wait: bool = True
+    ) -> ExportStatus:
+        """Queue a model durably, and wait for a while until it is published.
+
+        Args:
+            may_wait: have it told later where that does not come to be in time; otherwise it is taken back.
+        """
 
     def follow(self, snapshot: Callable[[], ModelSnapshot], name: str, uri: str) -> None:
         """Have a model told as it will stand in a moment; neither waits nor raises."""

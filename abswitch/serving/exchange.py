@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from abswitch import checks
@@ -35,12 +36,23 @@ class Exchange:
     def export(self, model_id: str, name: str | None, uri: str | None, timeout_s: float) -> ExportStatus:
         """See `DynamicModelRegistry.export_to_mlflow`."""
         checks.number("timeout_s", timeout_s, low=0.0)
-        link = self._registry.link(model_id) or {}
+        before = self._registry.link(model_id)
+        link = before or {}
         address = self._external.address(uri or link.get("uri"))
         chosen = name or link.get("name") or self._external.name_for(model_id)
         self._external.check_name(chosen)
+        moves = before is not None and (before["name"], before["uri"]) != (chosen, address)
+        if not moves:
+            self._registry.linked(model_id, chosen, address)
+        snapshot = self._registry.snapshot(model_id)
+        status = self._external.export(snapshot, chosen, address, timeout_s, may_wait=not moves)
+        if before is None or not moves:
+            return status
+        if not status.published:  # a wrong address must not end what is told at the right one
+            stays = f"the model is kept in step with {before['name']!r} at {before['uri']}, as before"
+            return replace(status, error=f"{status.error}; {stays}")
         self._registry.linked(model_id, chosen, address)
-        return self._external.export(self._registry.snapshot(model_id), chosen, address, timeout_s)
+        return status
 
     def import_(
         self, name: str, uri: str | None, model_id: str | None, config: Mapping[str, Any], intent: Intent

@@ -395,6 +395,9 @@ class DynamicModelRegistry(Book):
         and follow every later promotion by themselves. Where MLflow cannot be reached, what is to be told waits in the
         store; a switch never waits for it.
 
+        One registered model is kept in step at a time: the last one that an export reached. An export to another one
+        that is not reached in time is taken back, and the one before is kept in step as before.
+
         Args:
             name: of the registered model; the model's id by default.
             tracking_uri: `sqlite:///…` or a server's address; by default what it was exported to before, or what the

@@ -85,8 +85,13 @@ class MlflowRegistry:
         if self.name_for(name) != name:
             raise InvalidInput("name", name, "a name without / and :")
 
-    def export(self, snapshot: ModelSnapshot, name: str, uri: str, timeout_s: float) -> ExportStatus:
+    def export(
+        self, snapshot: ModelSnapshot, name: str, uri: str, timeout_s: float, *, may_wait: bool = True
+    ) -> ExportStatus:
         """Queue a model durably, and wait for a while until it is published.
+
+        Args:
+            may_wait: have it told later where that does not come to be in time; otherwise it is taken back.
 
         Raises:
             StoreError: the store is closed.
@@ -97,8 +102,11 @@ class MlflowRegistry:
         flusher.add(job_id, body)
         flusher.flush(timeout_s)
         result = self._outbox.published(job_id)
-        told = result or {}
         waits = flusher.status().last_error or f"MLflow took longer than {timeout_s:g} s"
+        if result is None and not may_wait:
+            self._outbox.withdraw(job_id, waits)
+            result = self._outbox.published(job_id)  # it may have been told just then
+        told = result or {}
         return ExportStatus(
             name=name,
             tracking_uri=uri,

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,11 +55,12 @@ class Outbox:
         row = (self._sink, self._sink, job_id, json_text("job", body), time.time())
         self._recorder.execute((sql, row)).result()
 
-    def next(self) -> _Job | None:
-        """The oldest job that waits."""
+    def next(self, away: Collection[str] = ()) -> _Job | None:
+        """The oldest job that waits, but for those whose server (`uri` of the body) is one of these."""
         rows = self._recorder.rows(
-            "SELECT job_id, body FROM outbox WHERE sink = ? AND published_at_s IS NULL ORDER BY sequence LIMIT 1",
-            (self._sink,),
+            "SELECT job_id, body FROM outbox WHERE sink = ? AND published_at_s IS NULL "
+            "AND NOT list_contains(?::VARCHAR[], coalesce(body->>'uri', '')) ORDER BY sequence LIMIT 1",
+            (self._sink, list(away)),
         )
         return _Job(rows[0][0], json.loads(rows[0][1])) if rows else None
 
@@ -70,6 +71,14 @@ class Outbox:
             "WHERE sink = ? AND job_id = ?"
         )
         row = (time.time(), json_text("result", result), self._sink, job_id)
+        self._recorder.execute((sql, row)).result()
+
+    def withdraw(self, job_id: str, reason: str) -> None:
+        """Commit that a job that still waits is not to be delivered any more."""
+        sql = (
+            "UPDATE outbox SET published_at_s = ?, result = ? WHERE sink = ? AND job_id = ? AND published_at_s IS NULL"
+        )
+        row = (time.time(), json_text("result", {"error": reason}), self._sink, job_id)
         self._recorder.execute((sql, row)).result()
 
     def result(self, operation_id: str) -> Mapping[str, Any] | None:
@@ -185,16 +194,20 @@ class OutboxFlusher:
             self._idle.notify_all()
 
     def _round(self) -> bool:
-        """Deliver what waits; False when the sink failed and the rest must wait."""
-        attempts = 0
+        """Deliver what waits; False when a server failed and what is meant for it must wait."""
+        attempts, away = 0, set[str]()
         self._prepare()
-        while not self._stop.is_set() and (job := self._outbox.next()) is not None:
+        while not self._stop.is_set() and (job := self._outbox.next(away)) is not None:
             attempts += 1
             try:
                 result = self._deliver(job.body)
             except Unreachable as error:
                 self._failed(error)
-                return False
+                if "uri" not in job.body:
+                    return False
+                away.add(job.body["uri"])  # another server's jobs do not wait for this one
+                attempts = 0
+                continue
             except Exception as error:  # a library's errors are many; only the count of attempts bounds them
                 if isinstance(error, Refused) or attempts >= _MOST_ATTEMPTS:
                     self._give_up(job, error)
@@ -204,9 +217,10 @@ class OutboxFlusher:
                     self._stop.wait(_FIRST_RETRY_S)
                 continue
             self._outbox.done(job.job_id, result)
-            self._delivered()
+            if not away:
+                self._delivered()
             attempts = 0
-        return True
+        return not away
 
     def _failed(self, error: Exception) -> None:
         self._last_error = str(error)

@@ -197,6 +197,43 @@ async def test_two_models_do_not_share_a_registered_model(tmp_path: Path, databa
             engine.registry.export_to_mlflow("org/cat:1", name="a/b")
 
 
+NOWHERE = "http://127.0.0.1:9"
+
+
+async def test_an_export_that_does_not_arrive_leaves_the_good_one_in_step(tmp_path: Path, database: Path) -> None:
+    uri = f"sqlite:///{database}"
+    async with opened(tmp_path / "s.duckdb", mlflow=uri) as engine:
+        for version in ("v1", "v2"):
+            engine.registry.register_model(CONFIG, version)
+        await engine.deploy("v1")
+        assert engine.registry.export_to_mlflow("bot")
+        lost = engine.registry.export_to_mlflow("bot", tracking_uri=NOWHERE, timeout_s=5.0)
+        assert not lost and f"kept in step with 'bot' at {uri}, as before" in str(lost.error)
+        client_of(uri).create_registered_model("taken", tags={"abswitch.model_id": "cat"})
+        refused = engine.registry.export_to_mlflow("bot", name="taken")
+        assert not refused and "holds model 'cat'" in str(refused.error) and "as before" in str(refused.error)
+        with pytest.raises(StoreError, match="as before"):
+            await engine.export_to_mlflow(tracking_uri=NOWHERE)
+        await engine.deploy("v2")
+        assert engine._parts.link.flush()
+        assert aliases_there(uri) == {"champion": "v2"}
+        assert engine.registry.export_to_mlflow("bot", name="other"), "this one arrives, and is followed from now on"
+        await engine.deploy("v1")
+        assert engine._parts.link.flush()
+        assert (aliases_there(uri), aliases_there(uri, "other")) == ({"champion": "v2"}, {"champion": "v1"})
+
+
+async def test_what_waits_for_one_server_holds_up_no_other(tmp_path: Path, database: Path) -> None:
+    uri = f"sqlite:///{database}"
+    async with opened(tmp_path / "s.duckdb") as engine:
+        engine.registry.register_model(CONFIG, "v1")
+        waiting = engine.registry.export_to_mlflow("bot", tracking_uri=NOWHERE, timeout_s=5.0)
+        assert not waiting and engine.registry.link("bot") == {"name": "bot", "uri": NOWHERE}, "the first one waits"
+        assert engine.registry.export_to_mlflow("bot", tracking_uri=uri)
+        await engine.deploy("v1")
+        wait_until(lambda: engine._parts.link.flush(1.0) or aliases_there(uri) == {"champion": "v1"})
+
+
 def a_model_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
