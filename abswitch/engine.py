@@ -341,13 +341,17 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
     async def conclude_switch(
         self, operation_id: str, *, promote: bool, reason: str, version: str | None = None
     ) -> None:
-        """Decide a running switch: promote a candidate (`version`, of several), or keep the stable version.
+        """Decide a running switch: promote a candidate (`version` or alias, of several), or keep the stable version.
 
         Raises:
             InvalidInput: no such operation, or `promote` is neither True nor False.
+            UnknownVersion: no version has that name or alias.
             OperationFinished, IllegalTransition: as in `tell_switch`.
         """
         checks.flag("promote", promote)
+        operation = self.switcher.operation(operation_id)
+        if version is not None and version not in operation.candidates:
+            version = self.registry.get(operation.model_id, version).version
         await self.tell_switch(operation_id, ops.Conclude(promote=promote, reason=reason, version=version))
 
     async def tell_switch(self, operation_id: str, event: ops.Event) -> None:

@@ -113,6 +113,18 @@ async def test_aliases_are_versions_wherever_one_is_accepted() -> None:
         test = await engine.start_switch("bot@next", "ab_test", {"arms": arms})
         assert (await test.serving()).candidates == ("v2", "v3")
         assert set(engine.get_switching_status()["bot"].shares) == {"v1", "v2", "v3"}
+        with pytest.raises(UnknownVersion, match="aliases: .*next → v2"):
+            await test.promote(version="nxt")
+        with pytest.raises(InvalidInput, match="one of this operation's candidates: v2, v3"):
+            await test.promote(version="champion")
+        assert (await test.promote(version="next")).winner == "v2"
+
+
+async def test_an_alias_of_a_model_that_has_none_is_told_of_by_that_model() -> None:
+    async with prepared() as engine:
+        engine.registry.register_model(CONFIG | {"model_id": "b2"}, "w1")
+        with pytest.raises(UnknownVersion, match=r"'b2@champion'.*one of w1; there is no champion of model 'b2'"):
+            await engine.generate("who?", version="b2@champion")
 
 
 async def test_the_shown_calls() -> None:

@@ -71,9 +71,9 @@ class Book:
             UnknownModel, UnknownVersion: naming what there is.
         """
         if model_id is None and isinstance(reference, str):
-            named, rest = references.split(reference, self.list_models())
-            if named is not None and references.find(self._models[named], named, rest) is not None:
-                return self.get(named, rest)
+            named, _ = references.split(reference, self.list_models())
+            if named is not None:
+                return self.get(named, reference)
         return self.get(self.resolve_model(model_id), reference)
 
     def get(self, model_id: str, version: str) -> ModelVersion:
@@ -85,7 +85,7 @@ class Book:
         lineage = self._lineage(model_id)
         found = references.find(lineage, model_id, version)
         if found is None:
-            raise references.unknown(lineage, version)
+            raise references.unknown(lineage, version, model_id)
         return found
 
     def list_models(self) -> tuple[str, ...]:

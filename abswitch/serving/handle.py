@@ -68,7 +68,7 @@ class SwitchHandle:
         New requests go to the candidate long before that, within milliseconds of the call.
 
         Args:
-            version: of several candidates, the one meant; the switch's target by default.
+            version: of several candidates, the one meant, by name or alias; the switch's target by default.
         """
         await self._engine.conclude_switch(self.operation_id, promote=True, reason=reason, version=version)
         return await self.done()

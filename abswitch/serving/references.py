@@ -25,6 +25,14 @@ def known(names: Iterable[str], given: str | None = None) -> str:
     return f"one of {', '.join(options)}" + (f" (did you mean {close[0]!r}?)" if close else "")
 
 
+def removable(lineage: Lineage, alias: str, model_id: str) -> str:
+    """Which aliases may be removed by hand, in words."""
+    if lineage.pointers:
+        return known(lineage.pointers, alias)
+    moving = f"; {', '.join(lineage.aliases)} moves by itself" if lineage.aliases else ""
+    return f"an alias that was set by hand, and model {model_id!r} has none{moving}"
+
+
 def split(reference: str, models: Iterable[str]) -> tuple[str | None, str]:
     """The model that a reference names itself (`bot@champion`, `bot:v2`), if any, and the rest."""
     for model_id in sorted(models, key=len, reverse=True):
@@ -47,13 +55,14 @@ def find(lineage: Lineage, model_id: str, reference: object) -> ModelVersion | N
     return None
 
 
-def unknown(lineage: Lineage, reference: object) -> UnknownVersion:
+def unknown(lineage: Lineage, reference: object, model_id: str) -> UnknownVersion:
     """The error that says what there is."""
+    name = split(reference, [model_id])[1] if isinstance(reference, str) else str(reference)
     aliases = ", ".join(f"{alias} → {target}" for alias, target in lineage.aliases.items())
-    allowed = known(lineage.versions, str(reference)) + (f"; aliases: {aliases}" if aliases else "")
-    if reference in (CHAMPION, CHALLENGER):
-        told = "no version is active" if reference == CHAMPION else "no switch is under way and none was set by hand"
-        allowed += f"; there is no {reference}: {told}"
+    allowed = known(lineage.versions, name) + (f"; aliases: {aliases}" if aliases else "")
+    if name in (CHAMPION, CHALLENGER):
+        told = "no version is active" if name == CHAMPION else "no switch is under way and none was set by hand"
+        allowed += f"; there is no {name} of model {model_id!r}: {told}"
     return UnknownVersion("version", reference, allowed)
 
 

@@ -198,7 +198,7 @@ class DynamicModelRegistry(Book):
             UnknownVersion: it is off the list already.
             SwitchRefused: it is needed.
         """
-        _refuse_gone(self._models[model_id], version)
+        _refuse_gone(self._models[model_id], model_id, version)
         reason = self._needed(model_id, version)
         if reason is not None:
             raise SwitchRefused(f"version {version!r} of model {model_id!r} cannot be deregistered: {reason}")
@@ -259,7 +259,7 @@ class DynamicModelRegistry(Book):
     ) -> None:
         lineage = self._models[model_id]
         if version is not None:
-            _refuse_gone(lineage, version)
+            _refuse_gone(lineage, model_id, version)
         if lineage.active == version:
             return
         candidacy = lineage.candidacy
@@ -340,7 +340,7 @@ class DynamicModelRegistry(Book):
             previous = lineage.pointers.get(alias)
             if previous != name:
                 self._record(model, Action.ALIAS_SET, name, intent, Told(alias=alias, previous=previous))
-            _refuse_gone(lineage, name)
+            _refuse_gone(lineage, model, name)
 
     def delete_alias(self, alias: str, *, model_id: str | None = None, actor: str = USER, reason: str = "") -> None:
         """Remove an alias.
@@ -354,7 +354,7 @@ class DynamicModelRegistry(Book):
             references.check_alias(lineage, alias)
             target = lineage.pointers.get(alias)
             if target is None:
-                raise InvalidInput("alias", alias, references.known(lineage.pointers, alias))
+                raise InvalidInput("alias", alias, references.removable(lineage, alias, model))
             self._record(model, Action.ALIAS_REMOVED, target, intent, Told(alias=alias, previous=target))
 
     def set_tag(
@@ -377,7 +377,7 @@ class DynamicModelRegistry(Book):
             if lineage.tags.get(name, {}).get(key) != value:
                 action = Action.UNTAGGED if value is None else Action.TAGGED
                 self._record(model, action, name, Intent(actor=actor, metadata=detail))
-            _refuse_gone(lineage, name)
+            _refuse_gone(lineage, model, name)
 
     # --- other registries -------------------------------------------------------------------------------------------
 
@@ -449,10 +449,10 @@ class DynamicModelRegistry(Book):
         return self._surroundings
 
 
-def _refuse_gone(lineage: Lineage, version: str) -> None:
+def _refuse_gone(lineage: Lineage, model_id: str, version: str) -> None:
     """Also after a wait for the disk, in which a version may have been deregistered."""
     if version not in lineage.versions:
-        raise references.unknown(lineage, version)
+        raise references.unknown(lineage, version, model_id)
 
 
 def _check_tags(tags: Mapping[str, str]) -> None:

@@ -185,7 +185,7 @@ def test_a_reference_is_a_version_an_alias_or_either_behind_the_models_name() ->
         models.resolve("gold")
     with pytest.raises(UnknownVersion, match="aliases: gold → v2"):
         models.get("bot", "golt")
-    with pytest.raises(UnknownVersion, match="there is no champion: no version is active"):
+    with pytest.raises(UnknownVersion, match="there is no champion of model 'bot': no version is active"):
         models.get("bot", "champion")
     with pytest.raises(UnknownVersion):
         models.get("cat", "bot@gold")
@@ -219,6 +219,8 @@ def test_aliases_move_and_go_and_all_of_it_is_told() -> None:
     models.delete_alias("gold", model_id="bot")
     with pytest.raises(InvalidInput, match="alias"):
         models.delete_alias("gold", model_id="bot")
+    with pytest.raises(InvalidInput, match="set by hand, and model 'bot' has none$"):
+        models.delete_alias("gold", model_id="bot")
     told = [(e.action, e.version, e.previous, e.actor, e.reason) for e in models.full_history("bot")[2:]]
     assert told == [
         ("alias set", "v1", None, "mia", "first"),
@@ -226,6 +228,29 @@ def test_aliases_move_and_go_and_all_of_it_is_told() -> None:
         ("alias removed", "v2", "v2", "user", ""),
     ]
     assert str(models.full_history("bot")[2]) == "3 alias set v1 (gold) by mia: first"
+
+
+def test_an_alias_that_is_not_there_is_answered_with_those_that_are() -> None:
+    models = registry()
+    for version in ("v1", "v2"):
+        models.register_model(CONFIG, version)
+    models.activate("bot", "v1", "op-1")
+    with pytest.raises(InvalidInput, match="set by hand, and model 'bot' has none; champion moves by itself"):
+        models.delete_alias("xx")
+    models.set_alias("gold", "v2")
+    with pytest.raises(InvalidInput, match=r"one of gold \(did you mean 'gold'\?\)"):
+        models.delete_alias("gould")
+
+
+def test_a_version_named_like_a_model_and_an_alias_is_meant_first() -> None:
+    models = registry()
+    for version in ("v1", "bot@gold"):
+        models.register_model(CONFIG, version)
+    models.register_model(CONFIG | {"model_id": "cat"}, "v1")
+    models.set_alias("gold", "v1", model_id="bot")
+    assert models.resolve("bot@gold").version == "bot@gold"
+    with pytest.raises(UnknownVersion, match="one of v1$"):
+        models.resolve("cat:v2")
 
 
 def test_tags_change_and_metadata_does_not() -> None:
