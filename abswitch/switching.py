@@ -143,11 +143,12 @@ class Switching:
         """Switch back at once to an earlier version, and wait until that ended.
 
         Args:
-            to: a version or alias; by default the one that was active before.
+            to: a version or alias; by default the one that was active before. Again, it goes further back: never to a
+                version that was rolled back from and not promoted since.
 
         Raises:
             UnknownModel, UnknownVersion: naming what there is.
-            SwitchRefused: none was active before, or a switch is under way (abort that one instead).
+            SwitchRefused: there is none to go back to, or a switch is under way (abort that one instead).
             SwitchFailed: it did not come to serve; what served before still does.
         """
         self._refuse_closed()

@@ -187,6 +187,26 @@ async def test_rollback_goes_to_the_version_before_or_to_any() -> None:
             await engine.rollback()
 
 
+async def test_each_rollback_goes_further_back(tmp_path: Path) -> None:
+    store = tmp_path / "s.duckdb"
+    async with opened(store) as engine:
+        for version in VERSIONS:
+            engine.registry.register_model(CONFIG, version)
+        for version in VERSIONS:
+            await engine.deploy(version)
+        await engine.rollback(reason="v3 is bad")
+        assert engine.registry.active_version() == "v2"
+    async with opened(store) as engine:
+        await engine.rollback(reason="v2 is bad, too")
+        assert engine.registry.active_version() == "v1"
+        with pytest.raises(
+            SwitchRefused, match=r"no earlier version .* not rolled back from \(v2, v3\); name one: to=…"
+        ):
+            await engine.rollback()
+        await engine.rollback(to="v3")
+        assert engine.registry.active_version() == "v3"
+
+
 async def test_an_automatic_way_back_is_told_with_its_reason() -> None:
     async with prepared() as engine:
         await engine.deploy("v2")

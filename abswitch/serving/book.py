@@ -107,6 +107,10 @@ class Book:
         """The version that was active before the one that is now; None when there was none, or it is gone."""
         return self._lineage(model_id).previously_active()
 
+    def way_back(self, model_id: str | None = None) -> tuple[str | None, set[str]]:
+        """The version that `rollback` goes to, None without one; and those it passes over, as they were rolled back."""
+        return self._lineage(model_id).way_back()
+
     def last_active(self, model_id: str, *, besides: Container[str] = ()) -> str | None:
         """The registered version that was active last, leaving some out."""
         lineage = self._lineage(model_id)

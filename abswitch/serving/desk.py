@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from uuid import uuid4
 
-from abswitch.errors import AbswitchError, SwitchRefused
+from abswitch.errors import AbswitchError, OperationInProgress, SwitchRefused
 from abswitch.rollout.operation import Operation, Phase
 from abswitch.rollout.strategies import ImmediateStrategy, Strategy
 from abswitch.serving.cache import ModelCache
@@ -100,14 +100,17 @@ class SwitchDesk:
 
         Raises:
             UnknownVersion: there is none of that name.
-            SwitchRefused: none was active before.
+            OperationInProgress, SwitchRefused: none was active before that is there still and was not rolled back from.
         """
         if to is not None:
             return self._registry.get(model_id, to).version
-        previous = self._registry.previous_version(model_id)
-        if previous is None:
-            raise SwitchRefused(f"model {model_id!r} has no earlier version to go back to that is still registered")
-        return previous
+        earlier, left_out = self._registry.way_back(model_id)
+        if earlier is not None:
+            return earlier
+        if (running := self._switcher.running(model_id)) is not None:  # that one is to be aborted instead
+            raise OperationInProgress(model_id, running.operation_id, running.phase)
+        passed = f" and was not rolled back from ({', '.join(sorted(left_out))}); name one: to=…" if left_out else ""
+        raise SwitchRefused(f"model {model_id!r} has no earlier version to go back to that is still registered{passed}")
 
     def standing(self, model_id: str, version: str, now_s: float) -> Operation | None:
         """The switch that made the version active, as it ended, where it serves all traffic already; else None."""

@@ -70,6 +70,24 @@ class Lineage:
         earlier = (entry.version for entry in reversed(self.activations))
         return next((one for one in earlier if one in self.versions and one != self.active), None)
 
+    def way_back(self) -> tuple[str | None, set[str]]:
+        """The version that a rollback goes to, if there is one, and those it leaves out as they were rolled back from.
+
+        Each rollback goes further back. What is promoted again is no longer left out.
+        """
+        path: list[str] = []
+        left_out: set[str] = set()
+        for entry, before in zip(self.activations, (None, *self.activations), strict=False):
+            if entry.action == Action.ROLLED_BACK and before is not None and before.version is not None:
+                left_out.add(before.version)
+                path = _up_to(path, entry.version)
+            if entry.version is not None:
+                left_out.discard(entry.version)
+                path.append(entry.version)
+        left_out &= set(self.versions)
+        free = (one for one in reversed(path) if one in self.versions and one != self.active and one not in left_out)
+        return next(free, None), left_out
+
     def was_switched_to(self, version: str) -> bool:
         """Whether a version of that name ever served, or was the target of a switch."""
         return any(entry.version == version and entry.action in _SWITCHES for entry in self.entries)
@@ -127,3 +145,8 @@ class Lineage:
             self.gone[name] = version
         self.tags.pop(name, None)
         self.pointers = {alias: target for alias, target in self.pointers.items() if target != name}
+
+
+def _up_to(path: list[str], version: str | None) -> list[str]:
+    """What came before a version was active the last time; without what was left, where it never was."""
+    return path[: len(path) - 1 - path[::-1].index(version)] if version in path else path[:-1]

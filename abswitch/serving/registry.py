@@ -37,7 +37,7 @@ class DynamicModelRegistry(Book):
         in_use: why a version cannot go now, or None.
         recorded: whether requests to a version, or answers of it, are recorded.
         max_versions: registered versions of one model at most; what was active longest ago goes first, and nothing
-            that is active, was active before that, is a candidate, has an alias or is in use.
+            that is active, was active before that, is gone back to next, is a candidate, has an alias or is in use.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class DynamicModelRegistry(Book):
         """
         lineage = self._models[model_id]
         surplus = max(0, len(lineage.versions) - self._max_versions)
-        kept = {newest, lineage.previously_active(), *lineage.aliases.values()}
+        kept = {newest, lineage.previously_active(), lineage.way_back()[0], *lineage.aliases.values()}
         last_use = {entry.version: number for number, entry in enumerate(lineage.activations)}
         free = [name for name in tuple(lineage.versions) if name not in kept and self._needed(model_id, name) is None]
         leaving = sorted(free, key=lambda one: last_use.get(one, -1))[:surplus]

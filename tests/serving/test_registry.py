@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abswitch.clock import VirtualClock
-from abswitch.domain import ModelConfig
+from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import DuplicateVersion, InvalidInput, StoreError, SwitchRefused, UnknownModel, UnknownVersion
 from abswitch.records import HistoryEntry
 from abswitch.serving.intents import Intent
+from abswitch.serving.lineage import Lineage
 from abswitch.serving.registry import DynamicModelRegistry
 
 CONFIG = {"model_id": "bot", "model": "org/name"}
@@ -165,6 +166,36 @@ def test_history_keeps_every_activation() -> None:
         ("v1", "op-3"),
     ]
     assert models.active_version("bot") == "v1"
+
+
+P, R = "promoted", "rolled back"
+
+
+@pytest.mark.parametrize(
+    ("moves", "target", "left_out"),
+    [
+        ([(P, "v1")], None, set()),
+        ([(P, "v1"), (P, "v2")], "v1", set()),
+        ([(P, "v1"), (P, "v2"), (R, "v1")], None, {"v2"}),
+        ([(P, "v1"), (P, "v2"), (P, "v3"), (R, "v2")], "v1", {"v3"}),
+        ([(P, "v1"), (P, "v2"), (P, "v3"), (R, "v1")], None, {"v3"}),
+        ([(P, "v1"), (P, "v2"), (P, "v1"), (P, "v2"), (R, "v1")], None, {"v2"}),
+        ([(P, "v1"), (P, "v2"), (R, "v1"), (P, "v3")], "v1", {"v2"}),
+        ([(P, "v1"), (P, "v2"), (R, "v1"), (P, "v2"), (P, "v3")], "v2", set()),
+        ([(P, "v1"), (P, "v2"), (R, "v3")], "v1", {"v2"}),
+        ([(P, "v1"), (P, "v2"), (R, "v1"), (R, "v2")], None, {"v1"}),
+        ([(P, "v1"), (P, "gone"), (P, "v2")], "v1", set()),
+        ([(P, "v1"), ("withdrawn", None)], "v1", set()),
+        ([(P, "v1"), ("withdrawn", None), (R, "v2")], "v1", set()),
+    ],
+)
+def test_where_a_rollback_goes(moves: list[tuple[str, str | None]], target: str | None, left_out: set[str]) -> None:
+    lineage = Lineage(
+        versions={name: ModelVersion(version=name, config=ModelConfig.of(CONFIG)) for name in ("v1", "v2", "v3")}
+    )
+    for number, (action, version) in enumerate(moves):
+        lineage.apply(HistoryEntry("bot", number, action, version, None, None, "mia", "", "op"))
+    assert lineage.way_back() == (target, left_out)
 
 
 # --- names and aliases ------------------------------------------------------------------------------------------------
