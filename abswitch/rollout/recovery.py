@@ -79,7 +79,13 @@ def operation_of(plain: Mapping[str, Any]) -> Operation:
     Raises:
         InvalidInput: its strategy is unknown here, e.g. written by a newer version of abswitch.
     """
-    strategy = strategy_of(plain["strategy"]["type"], plain["strategy"]["config"])
+    strategy = strategy_of(plain["strategy"]["type"], _without_idle_fields(plain["strategy"]["config"]))
     ending = None if plain["ending"] is None else Phase(plain["ending"])
     read = {"strategy": strategy, "phase": Phase(plain["phase"]), "ending": ending, "reason": str(plain["reason"])}
     return Operation(**{**plain, **read})
+
+
+def _without_idle_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Earlier versions wrote a ramp's defaults down also where `percentages` and `minutes` were in force instead."""
+    instead = {"steps": "percentages", "duration_minutes": "minutes"}
+    return {name: value for name, value in config.items() if not config.get(instead.get(name, ""))}

@@ -133,25 +133,27 @@ class GradualStrategy(_Strategy):
     `CanaryStrategy`.
 
     Args:
-        duration_minutes: of the whole ramp, in equal steps. Default 30.
-        steps: how many, at most 1000; 3 means 33 → 67 → 100 %.
+        duration_minutes: of the whole ramp, in equal steps. Default 30, or the sum of `minutes`.
+        steps: how many, at most 1000; 3, the default, means 33 → 67 → 100 %. With `percentages`, their number.
         percentages: explicit shares in percent, rising, the last one 100, instead of `steps`.
         minutes: how long each of `percentages` holds, instead of `duration_minutes`.
 
     Raises:
-        InvalidInput: a field is outside its range, or the two ways are mixed.
+        InvalidInput: a field is outside its range, or the two ways are mixed and do not say the same.
     """
 
     type: ClassVar[SwitchingStrategyType] = SwitchingStrategyType.GRADUAL
     at_end: ClassVar[AtEnd] = AtEnd.PROMOTE
-    duration_minutes: float = 30.0
-    steps: int = 3
+    duration_minutes: float | None = None
+    steps: int | None = None
     percentages: tuple[float, ...] = ()
     minutes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        _lasting("duration_minutes", self.duration_minutes, _MOST_MINUTES)
-        checks.integer(f"{_WHERE}.steps", self.steps, low=1, high=_MOST_STEPS)
+        if self.duration_minutes is not None:
+            _lasting("duration_minutes", self.duration_minutes, _MOST_MINUTES)
+        if self.steps is not None:
+            checks.integer(f"{_WHERE}.steps", self.steps, low=1, high=_MOST_STEPS)
         object.__setattr__(self, "percentages", _numbers("percentages", self.percentages, high=100.0))
         object.__setattr__(self, "minutes", _numbers("minutes", self.minutes, high=_MOST_MINUTES))
         shares = self.percentages
@@ -159,9 +161,24 @@ class GradualStrategy(_Strategy):
             raise InvalidInput(f"{_WHERE}.percentages", shares, "rising numbers, the last one 100")
         if self.minutes and len(self.minutes) != len(shares):
             raise InvalidInput(f"{_WHERE}.minutes", self.minutes, f"one for each of percentages ({len(shares)})")
+        self._settle()
+
+    def _settle(self) -> None:
+        """What was left out follows from the rest; what was given beside it must say the same."""
+        steps, duration = len(self.percentages), sum(self.minutes)
+        if self.steps is not None and steps not in (0, self.steps):
+            raise InvalidInput(f"{_WHERE}.steps", self.steps, f"left out, as percentages say the {steps} steps")
+        if self.duration_minutes is not None and self.minutes and abs(duration - self.duration_minutes) > _EXACT:
+            allowed = f"left out, as minutes say how long each step holds ({duration:g} in all)"
+            raise InvalidInput(f"{_WHERE}.duration_minutes", self.duration_minutes, allowed)
+        if self.steps is None:
+            object.__setattr__(self, "steps", steps or 3)
+        if self.duration_minutes is None:
+            object.__setattr__(self, "duration_minutes", float(duration) or 30.0)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
+        assert self.steps is not None and self.duration_minutes is not None, "set when it was made"
         shares = self.percentages or tuple(100.0 * (step + 1) / self.steps for step in range(self.steps))
         each = (self.duration_minutes / len(shares),) * len(shares)
         return tuple(Stage(s / 100.0, m * _MIN_S) for s, m in zip(shares, self.minutes or each, strict=True))

@@ -55,6 +55,12 @@ def test_an_operation_survives_the_journal(strategy: Strategy) -> None:
     assert operation_of(json.loads(json.dumps(operation_to_dict(before)))) == before
 
 
+def test_a_ramp_that_an_earlier_version_wrote_with_its_defaults_is_read() -> None:
+    written = json.loads(json.dumps(operation_to_dict(operation(Phase.PAUSED, STRATEGIES[1]))))
+    written["strategy"]["config"] |= {"steps": 3, "duration_minutes": 30.0}
+    assert operation_of(written).strategy == STRATEGIES[1]
+
+
 @pytest.mark.parametrize(
     "phase",
     [Phase.PENDING, Phase.LOADING, Phase.WARMING, Phase.SHIFTING, Phase.EVALUATING, Phase.PAUSED, Phase.PROMOTING],

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -81,6 +81,32 @@ def test_a_gradual_ramp_with_shares_and_times_of_its_own() -> None:
     strategy = GradualStrategy(percentages=(1, 10, 100), minutes=(5, 10, 1))
     assert shares(strategy) == [0.01, 0.1, 1.0]
     assert [stage.hold_s for stage in strategy.stages] == [300.0, 600.0, 60.0]
+
+
+def test_what_was_left_out_of_a_ramp_follows_from_the_rest() -> None:
+    assert GradualStrategy() == GradualStrategy(duration_minutes=30, steps=3)
+    assert repr(GradualStrategy()) == "GradualStrategy(duration_minutes=30.0, steps=3, percentages=(), minutes=())"
+    own = GradualStrategy(percentages=(1, 100), minutes=(0.1, 0.2))
+    assert (own.steps, own.duration_minutes) == (2, 0.1 + 0.2)
+    assert GradualStrategy(percentages=(1, 100)).duration_minutes == 30.0
+    assert replace(own) == own == strategy_of("gradual", asdict(own)), "what says the same may be said twice"
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "words"),
+    [
+        ({"percentages": [10, 100], "steps": 5}, "steps", "left out, as percentages say the 2 steps"),
+        ({"percentages": [10, 100], "steps": 3}, "steps", "left out"),
+        ({"percentages": [10, 100], "minutes": [1, 2], "duration_minutes": 9}, "duration_minutes", "3 in all"),
+        ({"percentages": [10, 100], "minutes": [1, 2], "duration_minutes": 30}, "duration_minutes", "left out"),
+    ],
+)
+def test_two_ways_of_a_ramp_that_contradict_each_other_are_refused(
+    given: dict[str, Any], field: str, words: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        strategy_of("gradual", given)
+    assert caught.value.field == f"strategy_config.{field}" and words in caught.value.allowed
 
 
 @pytest.mark.parametrize(
