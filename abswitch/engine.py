@@ -257,7 +257,9 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             target_version: the candidate: a version, an alias such as `challenger`, or `model@alias`.
             strategy_type: how traffic moves; when left out, as a typed `strategy_config` says, else the configured
                 default.
-            strategy_config: the strategy's fields as a dictionary, or a typed strategy.
+            strategy_config: the strategy's fields as a dictionary, or a typed strategy. A metric in it that is neither
+                built in nor one of the engine's `scorers` is refused where it is a slip for one of them; any other
+                waits for scores that are recorded by hand under its name, with a warning in the log.
             experiment: name that the assignment of units depends on; a fresh one by default. The same name splits
                 the same units the same way.
             plan: what will be compared and how; stored before the first request meets the candidate.
@@ -297,6 +299,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         operation_id = f"op-{uuid4().hex[:12]}"
         start = self._start(model_id, target, strategy, operation_id, experiment or operation_id, plan, judge, intent)
         await self._loop.call(start)
+        if judge is None:  # which need not ask for what the strategy names
+            self._warn_of_unmeasured(operation_id, strategy)
         return self._handle(operation_id)
 
     def _handle(self, operation_id: str) -> SwitchHandle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from abswitch.domain import EMPTY, SwitchingStrategyType
 from abswitch.errors import AbswitchError, InvalidInput
 from abswitch.machinery import Machinery
+from abswitch.rollout.measured import BUILT_IN, slip_for, unmeasured
 from abswitch.rollout.strategies import ABTestStrategy, ImmediateStrategy, Strategy, strategy_of
 from abswitch.serving.intents import USER, Intent
 from abswitch.serving.loop import EngineLoop
@@ -20,6 +22,8 @@ from abswitch.settings import ModelSwitchingConfig
 
 if TYPE_CHECKING:
     from abswitch.serving.handle import SwitchHandle
+
+log = logging.getLogger(__name__)
 
 StrategyConfig = Mapping[str, Any] | Strategy | None
 _SHOWN = 5
@@ -73,6 +77,7 @@ class Switching:
         if isinstance(strategy, ABTestStrategy) and strategy.arms:
             arms = tuple((self.registry.get(target.model_id, name).version, share) for name, share in strategy.arms)
             strategy = replace(strategy, arms=arms)
+        self._refuse_slips(strategy)
         return target.model_id, target.version, strategy
 
     def _kind(
@@ -82,6 +87,26 @@ class Switching:
         if strategy_type is not None:
             return strategy_type
         return strategy_config.type if isinstance(strategy_config, Strategy) else self.config.default_switch_strategy
+
+    def _refuse_slips(self, strategy: Strategy) -> None:
+        scorers = self._parts.grader.names
+        for metric in unmeasured(strategy.metrics, scorers):
+            if (meant := slip_for(metric, scorers)) is not None:
+                allowed = f"{meant}, which this engine scores, or a name less like it for scores recorded by hand"
+                raise InvalidInput(f"the metric of a {strategy.type.value} strategy", metric, allowed)
+
+    def _warn_of_unmeasured(self, operation_id: str, strategy: Strategy) -> None:
+        """Scores by any name may still be recorded by hand, so that this is no error."""
+        scorers = self._parts.grader.names
+        for metric in unmeasured(strategy.metrics, scorers):
+            log.warning(
+                "%s: nothing measures %r, so its %s strategy waits for values of that name from record_score or "
+                "feedback; measured are %s",
+                operation_id,
+                metric,
+                strategy.type.value,
+                ", ".join((*BUILT_IN, *scorers)),
+            )
 
     async def switch_model(
         self,

@@ -21,8 +21,7 @@ from abswitch.experiments.spec_parts import (
     TraceLoad,
     VersionSpec,
 )
-from abswitch.rollout.judging import ERROR_RATE
-from abswitch.rollout.seen import QUANTILES
+from abswitch.rollout.measured import BUILT_IN
 from abswitch.serving.source import check_source
 from abswitch.stats import AnalysisPlan
 from abswitch.store.evidence import check_columns
@@ -88,7 +87,7 @@ def _check_columns(spec: ExperimentSpec) -> None:
     """What metrics and guardrails name is measured, or scored by this spec; and the design can hold the metrics."""
     if isinstance(spec.design, CanaryDesign):
         for number, rail in enumerate(spec.design.guardrails):
-            known = (ERROR_RATE, *QUANTILES, *spec.scores)
+            known = (*BUILT_IN, *spec.scores)
             checks.one_of(f"design.guardrails.{number}.metric", rail.metric, known)
         return
     blocks = ("baseline", "candidate") * 2 if isinstance(spec.design, SwitchbackDesign) else ()

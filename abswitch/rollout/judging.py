@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
+from abswitch.rollout.measured import ERROR_RATE, refuse_near_miss
 
-ERROR_RATE = "error_rate"
 _SURE = 0.001
 """Below the minimum evidence, a rate counts as too high only where chance explains it this rarely (one-sided)."""
 
@@ -137,13 +137,14 @@ class Guardrail:
     """A limit that the candidate must keep.
 
     Args:
-        metric: `error_rate`, `latency_p50_s`, `latency_p95_s`, `latency_p99_s`, `first_token_p95_s`, or a scorer's name
-            (its mean).
-        max, min: the largest or smallest value allowed.
+        metric: `error_rate` (a fraction 0–1); `latency_p50_s`, `latency_p95_s` or `latency_p99_s`, or the same of
+            `first_token`, in seconds (`alert_thresholds` has milliseconds, and names without `_s`); or a scorer's name:
+            its mean, also of scores that are recorded by hand.
+        max, min: the largest or smallest value allowed, in the metric's unit.
         max_ratio, min_ratio: the same, as a multiple of the stable version's value in the same step.
 
     Raises:
-        InvalidInput: no limit, or a field outside its range.
+        InvalidInput: no limit, a field outside its range, or a name that is surely a slip for one of those above.
     """
 
     metric: str = field(kw_only=False)
@@ -154,6 +155,7 @@ class Guardrail:
 
     def __post_init__(self) -> None:
         checks.name("guardrail.metric", self.metric)
+        refuse_near_miss("guardrail.metric", self.metric)
         limits = {name: getattr(self, name) for name in ("max", "min", "max_ratio", "min_ratio")}
         if all(value is None for value in limits.values()):
             raise InvalidInput(f"guardrail {self.metric}", None, "at least one of max, min, max_ratio, min_ratio")

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from abswitch import checks
 from abswitch.errors import InvalidInput
 from abswitch.rollout.judging import ArmMeasures, Judge, Ruling
-from abswitch.rollout.seen import DURATIONS, SeenArm
+from abswitch.rollout.measured import DURATIONS
+from abswitch.rollout.seen import SeenArm
 from abswitch.rollout.simulate import Simulated, play
 from abswitch.rollout.strategies import ABTestStrategy, CanaryStrategy, Strategy
 

@@ -13,16 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abswitch.rollout.judging import ArmMeasures
+from abswitch.rollout.measured import QUANTILES
 from abswitch.stats.summaries import MeanSummary
 
 Floats = NDArray[np.float64]
-
-DURATIONS: Mapping[str, str] = {"latency": "latency_s", "first_token": "first_token_s"}
-"""Name of a duration in measured quantities (`latency_p95_s`) → column of evidence."""
-QUANTILES: Mapping[str, tuple[str, float]] = {
-    f"{duration}_p{percent}_s": (duration, percent / 100) for duration in DURATIONS for percent in (50, 95, 99)
-}
-"""Measured quantity → the duration it summarises, and the quantile."""
 
 
 class Moments(Protocol):

@@ -18,7 +18,8 @@ from scipy import special
 
 from abswitch import checks
 from abswitch.errors import InvalidInput
-from abswitch.rollout.judging import ERROR_RATE, ArmMeasures, Guardrail, Judgement, Ruling, StepEvidence
+from abswitch.rollout.judging import ArmMeasures, Guardrail, Judgement, Ruling, StepEvidence
+from abswitch.rollout.measured import ERROR_RATE
 from abswitch.stats.canary import CanaryDecision, CanaryVerdict, GuardrailFinding, judge_canary
 from abswitch.stats.error_process import Claim, ErrorProcess
 from abswitch.stats.quantile_sequences import sequential_quantile_ranks

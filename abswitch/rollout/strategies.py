@@ -16,7 +16,8 @@ from typing import Any, ClassVar, get_args
 from abswitch import checks
 from abswitch.domain import SwitchingStrategyType
 from abswitch.errors import InvalidInput
-from abswitch.rollout.judging import ERROR_RATE, Guardrail
+from abswitch.rollout.judging import Guardrail
+from abswitch.rollout.measured import ERROR_RATE, QUANTILES, refuse_near_miss
 
 _WHERE = "strategy_config"
 _MIN_S = 60.0
@@ -89,6 +90,11 @@ class _Strategy:
     def swaps(self) -> bool:
         """Whether the candidate takes over the stable version's engine."""
         return False
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What its judge asks for by name."""
+        return ()
 
     def candidates(self, target: str) -> tuple[tuple[str, float], ...]:
         """The versions compared with the stable one, and their parts of the candidates' share (they sum to 1)."""
@@ -244,6 +250,10 @@ class CanaryStrategy(_Strategy):
     @property
     def stages(self) -> tuple[Stage, ...]:
         return _ramp(self.initial_percentage, self.step_percentage, self.evaluation_period_minutes * _MIN_S)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(rail.metric for rail in self.guardrails)
 
     @property
     def deadline_s(self) -> float | None:
@@ -402,7 +412,7 @@ class BanditStrategy(_Strategy):
     nobody.
 
     Args:
-        reward: a scorer of 0 and 1, or `error_rate` (of which less is better).
+        reward: a scorer of 0 and 1, or `error_rate` (of which less is better); scores may be recorded by hand.
         direction: `increase` or `decrease`, whichever is better; by default `decrease` for `error_rate`.
         initial_percentage: the candidate's share in the first batch, in percent. Default 50.
         floor_percentage: neither version's share falls below it, in percent. Default 5, at most 50.
@@ -430,6 +440,9 @@ class BanditStrategy(_Strategy):
 
     def __post_init__(self) -> None:
         checks.name(f"{_WHERE}.reward", self.reward)
+        if self.reward in QUANTILES:
+            raise InvalidInput(f"{_WHERE}.reward", self.reward, "a scorer of 0 and 1, or error_rate")
+        refuse_near_miss(f"{_WHERE}.reward", self.reward)
         if self.direction == "":
             object.__setattr__(self, "direction", "decrease" if self.reward == ERROR_RATE else "increase")
         checks.one_of(f"{_WHERE}.direction", self.direction, ("increase", "decrease"))
@@ -448,6 +461,10 @@ class BanditStrategy(_Strategy):
     @property
     def stages(self) -> tuple[Stage, ...]:
         return (Stage(self.initial_percentage / 100.0, self.batch_minutes * _MIN_S, judged=True),)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (self.reward,)
 
     @property
     def deadline_s(self) -> float | None:

@@ -1,0 +1,69 @@
+"""What a switch is refused, or warned of, before it begins: in the words of what was given."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from abswitch import ExactMatch, SwitchingEngine
+from abswitch.errors import InvalidInput
+from abswitch.rollout.judging import Judgement, Ruling
+from abswitch.serving.scripted import ScriptedBackend
+
+CONFIG = {"model_id": "bot", "model": "script", "backend": "scripted"}
+
+
+@pytest_asyncio.fixture
+async def engine() -> AsyncIterator[SwitchingEngine]:
+    backends = {"scripted": ScriptedBackend()}
+    async with SwitchingEngine(store=":memory:", scorers=[ExactMatch()], backends=backends) as made:
+        for version in ("v1", "v2", "v3"):
+            made.registry.register_model(CONFIG, version)
+        await made.deploy("v1")
+        yield made
+
+
+SLIPS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("canary", {"guardrails": [{"metric": "exact_mach", "min": 0.5}]}),
+    ("bandit", {"reward": "exact_mach"}),
+)
+BY_HAND: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("canary", {"guardrails": [{"metric": "thumbs_up", "min": 0.5}]}),
+    ("bandit", {"reward": "thumbs_up"}),
+)
+
+
+@pytest.mark.parametrize(("strategy", "given"), SLIPS, ids=["canary", "bandit"])
+async def test_a_slip_for_a_scorer_is_refused(engine: SwitchingEngine, strategy: str, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"'exact_mach'; allowed: exact_match, which this engine scores"):
+        await engine.start_switch("v2", strategy, given)
+    assert not (await engine.validate_switch_request("bot", "v2", strategy, given)).valid
+    assert engine.list_active_switches() == ()
+
+
+@pytest.mark.parametrize(("strategy", "given"), BY_HAND, ids=["canary", "bandit"])
+async def test_what_can_only_be_scored_by_hand_is_begun_with_a_warning(
+    engine: SwitchingEngine, strategy: str, given: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        handle = await engine.start_switch("v2", strategy, given)
+    await handle.abort()
+    assert "nothing measures 'thumbs_up'" in caplog.text and "record_score" in caplog.text
+    assert "error_rate" in caplog.text and "latency_p95_s" in caplog.text and "exact_match" in caplog.text
+
+
+async def test_no_warning_of_what_is_measured_or_not_asked_for(
+    engine: SwitchingEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    measured = {"guardrails": [{"metric": "exact_match", "min": 0.5}, {"metric": "latency_p95_s", "max": 1.0}]}
+    judge = lambda _: Judgement(ruling=Ruling.HOLD, reason="it asks for nothing")  # noqa: E731 (short)
+    with caplog.at_level(logging.WARNING):
+        for given, by in ((measured, None), (BY_HAND[0][1], judge)):
+            handle = await engine.start_switch("v2", "canary", given, judge=by)
+            await handle.abort()
+            await handle.done()
+    assert "nothing measures" not in caplog.text
