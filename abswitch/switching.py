@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +75,7 @@ class Switching:
         strategy = strategy_of(self._kind(strategy_type, strategy_config), strategy_config)
         target = self.registry.resolve(target_version, model_id)
         if isinstance(strategy, ABTestStrategy) and strategy.arms:
-            arms = tuple((self.registry.get(target.model_id, name).version, share) for name, share in strategy.arms)
-            strategy = replace(strategy, arms=arms)
+            strategy = replace(strategy, arms=self._resolved(target.model_id, strategy.arms))
         self._refuse_slips(strategy)
         return target.model_id, target.version, strategy
 
@@ -87,6 +86,17 @@ class Switching:
         if strategy_type is not None:
             return strategy_type
         return strategy_config.type if isinstance(strategy_config, Strategy) else self.config.default_switch_strategy
+
+    def _resolved(self, model_id: str, arms: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+        """The same arms, without aliases."""
+        names: dict[str, list[str]] = {}
+        for name, _ in arms:
+            names.setdefault(self.registry.get(model_id, name).version, []).append(name)
+        for version, same in names.items():
+            if len(same) > 1:
+                allowed = f"every version once: {' and '.join(same)} are both version {version!r}"
+                raise InvalidInput("strategy_config.arms", dict(arms), allowed)
+        return tuple(zip(names, (share for _, share in arms), strict=True))
 
     def _refuse_slips(self, strategy: Strategy) -> None:
         scorers = self._parts.grader.names

@@ -67,3 +67,15 @@ async def test_no_warning_of_what_is_measured_or_not_asked_for(
             await handle.abort()
             await handle.done()
     assert "nothing measures" not in caplog.text
+
+
+async def test_two_names_of_one_version_are_no_two_arms(engine: SwitchingEngine) -> None:
+    engine.registry.set_alias("gold", "v2")
+    with pytest.raises(InvalidInput) as caught:
+        await engine.start_switch("v2", "ab_test", {"arms": {"v2": 20, "gold": 30, "v3": 10}})
+    assert caught.value.field == "strategy_config.arms"
+    assert caught.value.value == {"v2": 20.0, "gold": 30.0, "v3": 10.0}, "as it was given"
+    assert caught.value.allowed == "every version once: v2 and gold are both version 'v2'"
+    handle = await engine.start_switch("gold", "ab_test", {"arms": {"gold": 20, "v3": 10}})
+    assert dict(handle.status.shares).keys() >= {"v2", "v3"}
+    await handle.abort()
