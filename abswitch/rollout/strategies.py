@@ -30,6 +30,8 @@ _MOST_STEPS = 1000
 _MOST_HOURS = 87_600.0
 """Ten years: what lasts longer is left out, or given as None, where that is allowed."""
 _MOST_MINUTES = 60.0 * _MOST_HOURS
+_LEAST_PERIOD_S = 0.01
+"""Of what comes again and again: each time is a look by a judge, or a new route, and moves that are written down."""
 _MOST_COUNTED = 1_000_000_000
 _LARGEST_SEED = 2**128 - 1
 """As large as those that NumPy draws."""
@@ -229,11 +231,11 @@ class CanaryStrategy(_Strategy):
     def __post_init__(self) -> None:
         for name, high in (("initial_percentage", 100.0), ("step_percentage", 100.0)):
             checks.number(f"{_WHERE}.{name}", getattr(self, name), low=0.0, high=high, above=True)
-        _lasting("evaluation_period_minutes", self.evaluation_period_minutes, _MOST_MINUTES)
         _lasting("max_duration_hours", self.max_duration_hours, _MOST_HOURS)
         if (100.0 - self.initial_percentage) / self.step_percentage > MOST_STAGES:
             allowed = f"enough for at most {MOST_STAGES} steps from {self.initial_percentage:g} to 100"
             raise InvalidInput(f"{_WHERE}.step_percentage", self.step_percentage, allowed)
+        _coming_again("evaluation_period_minutes", self.evaluation_period_minutes)
         checks.share(f"{_WHERE}.max_error_rate_threshold", self.max_error_rate_threshold)
         checks.integer(f"{_WHERE}.min_requests", self.min_requests, low=1, high=_MOST_COUNTED)
         checks.one_of(f"{_WHERE}.evaluation", self.evaluation, (SEQUENTIAL, THRESHOLDS))
@@ -294,9 +296,10 @@ class ABTestStrategy(_Strategy):
         if total is not None and abs(total - given) > _EXACT:
             raise InvalidInput(f"{_WHERE}.traffic_percentage", given, f"the sum of arms ({total:g}), or left out")
         object.__setattr__(self, "traffic_percentage", float(given))
-        for name, most in (("test_duration_hours", _MOST_HOURS), ("evaluation_period_minutes", _MOST_MINUTES)):
-            if getattr(self, name) is not None:
-                _lasting(name, getattr(self, name), most)
+        if self.test_duration_hours is not None:
+            _lasting("test_duration_hours", self.test_duration_hours, _MOST_HOURS)
+        if self.evaluation_period_minutes is not None:
+            _coming_again("evaluation_period_minutes", self.evaluation_period_minutes)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -382,7 +385,7 @@ class SwitchbackStrategy(_Strategy):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _lasting("block_minutes", self.block_minutes, _MOST_MINUTES)
+        _coming_again("block_minutes", self.block_minutes)
         checks.integer(f"{_WHERE}.blocks", self.blocks, low=4, high=MOST_STAGES)
         if self.blocks % 2:
             raise InvalidInput(f"{_WHERE}.blocks", self.blocks, "an even number: one for each version in every pair")
@@ -453,7 +456,7 @@ class BanditStrategy(_Strategy):
                 f"{self.floor_percentage:g} to {100.0 - self.floor_percentage:g}, as neither falls below the floor"
             )
             raise InvalidInput(f"{_WHERE}.initial_percentage", self.initial_percentage, allowed)
-        _lasting("batch_minutes", self.batch_minutes, _MOST_MINUTES)
+        _coming_again("batch_minutes", self.batch_minutes)
         checks.integer(f"{_WHERE}.min_rewards", self.min_rewards, low=1, high=_MOST_COUNTED)
         if self.max_duration_hours is not None:
             _lasting("max_duration_hours", self.max_duration_hours, _MOST_HOURS)
@@ -532,6 +535,11 @@ def _turns(seed: int, blocks: int, hold_s: float) -> tuple[Stage, ...]:
 
 def _lasting(name: str, value: object, most: float) -> None:
     checks.number(f"{_WHERE}.{name}", value, low=0.0, high=most, above=True)
+
+
+def _coming_again(name: str, minutes: object) -> None:
+    if checks.number(f"{_WHERE}.{name}", minutes, low=0.0, high=_MOST_MINUTES, above=True) * _MIN_S < _LEAST_PERIOD_S:
+        raise InvalidInput(f"{_WHERE}.{name}", minutes, f"at least {_LEAST_PERIOD_S:g} seconds, in minutes")
 
 
 def _numbers(name: str, given: object, *, high: float) -> tuple[float, ...]:

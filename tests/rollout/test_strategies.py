@@ -277,6 +277,23 @@ def test_a_value_that_would_never_end_is_refused_at_once(kind: str, given: dict[
     assert caught.value.allowed and len(str(caught.value)) < 2500
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        ("canary", "evaluation_period_minutes"),
+        ("ab_test", "evaluation_period_minutes"),
+        ("bandit", "batch_minutes"),
+        ("switchback", "block_minutes"),
+    ],
+)
+def test_a_period_too_short_for_an_engine_is_refused(kind: str, field: str) -> None:
+    for minutes in (1e-300, 0.009 / 60):
+        with pytest.raises(InvalidInput, match=r"at least 0\.01 seconds, in minutes") as caught:
+            strategy_of(kind, {field: minutes})
+        assert caught.value.field == f"strategy_config.{field}"
+    assert strategy_of(kind, {field: 0.001}).stages[0].hold_s == pytest.approx(0.06)
+
+
 def test_the_longest_strategies_are_accepted_and_made_once() -> None:
     canary = CanaryStrategy(initial_percentage=0.01, step_percentage=0.01, evaluation_period_minutes=0.1)
     blocks = SwitchbackStrategy(blocks=MOST_STAGES, block_minutes=1)
