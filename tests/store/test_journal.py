@@ -93,10 +93,14 @@ def test_what_is_no_longer_needed_is_dropped_when_it_is_opened(tmp_path: Path) -
     assert bodies(Journal(tmp_path / "j")) == list(range(0, 100, 2))
 
 
-def test_it_is_open_in_one_place_only(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j")
-    with pytest.raises(StoreError, match=f"open in process {os.getpid()}"):
+def test_it_is_open_in_one_place_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, holder = Journal(tmp_path / "j"), os.getpid()
+    with pytest.raises(StoreError, match=r"open in this process, by another engine; .*await engine\.aclose\(\)"):
         Journal(tmp_path / "j")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(os, "getpid", lambda: holder + 1)
+        with pytest.raises(StoreError, match=f"open in process {holder}; close that engine first"):
+            Journal(tmp_path / "j")
     journal.close()
     Journal(tmp_path / "j").close()
 
