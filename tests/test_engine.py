@@ -33,7 +33,7 @@ from abswitch.errors import (
     UnknownVersion,
 )
 from abswitch.scoring import Sample
-from abswitch.serving.scripted import Gate, ScriptedBackend
+from abswitch.serving.scripted import Gate, ScriptedBackend, ScriptedInstance
 from abswitch.store.reader import Reader
 from tests.patience import PATIENCE_S
 
@@ -556,3 +556,24 @@ async def test_switching_can_be_turned_off_but_not_the_first_deployment() -> Non
         with pytest.raises(SwitchRefused, match=r"turned off: the setting enabled was made False in code\."):
             await engine.start_switch("v2")
         assert engine.registry.active_version("bot") == "v1"
+
+
+async def test_whoever_waits_for_a_version_as_the_engine_ends_is_told_so() -> None:
+    gate = Gate()
+
+    def slow(instance: ScriptedInstance) -> None:
+        instance.load_gate = gate if instance.version.version == "v2" else None
+
+    engine = SwitchingEngine(store=":memory:", backends={"scripted": ScriptedBackend(configure=slow)})
+    for version in ("v1", "v2"):
+        engine.registry.register_model(CONFIG, version)
+    await engine.deploy("v1")
+    tasks = [asyncio.create_task(engine.generate("who?", version="v2")), asyncio.create_task(engine.deploy("v2"))]
+    await eventually(lambda: gate.waiting == 1 and len(engine.list_active_switches()) == 1)
+    closing = asyncio.create_task(engine.aclose())
+    await eventually(lambda: engine._parts.dispatcher._closed)
+    gate.open()
+    await closing
+    for task in tasks:
+        with pytest.raises(EngineClosed, match="shut down"):
+            await task

@@ -245,7 +245,12 @@ class Dispatcher:
 
     async def _pinned(self, submission: Submission, version: str) -> RoutedArm:
         submission.tier = self._residency((submission.model_id, version))
-        cached = await self._queue.loaded(submission.model_id, version, self._load(submission.model_id, version))
+        try:
+            cached = await self._queue.loaded(submission.model_id, version, self._load(submission.model_id, version))
+        except LoadFailed as failure:
+            if self._closed:  # what loads as the engine ends is stopped, which is no failure of the version
+                raise EngineClosed("the engine was shut down while the request waited") from failure
+            raise
         return RoutedArm(PINNED, version, cached.instance, 1.0, cached.path, cached.weights_digest)
 
     def _hold(self, submission: Submission, arm: RoutedArm) -> Lease:

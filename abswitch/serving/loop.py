@@ -47,12 +47,16 @@ class EngineLoop:
         self._loop.set_default_executor(self._pool)
         self._mailboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = WeakKeyDictionary()
         self._inbound = _Mailbox(self._loop)
+        self._ended = False
+        self._left: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
+        self._ended = True
+        self._loop.run_until_complete(self._cancel_others())  # what came between the end of all others and this
 
     @property
     def is_current(self) -> bool:
@@ -68,29 +72,47 @@ class EngineLoop:
         if self.is_current:
             coroutine.close()
             raise RuntimeError("run() would wait for itself; await the coroutine instead")
-        return self._submit(coroutine).result()
+        return _answer_to(self._submit(coroutine))
 
     def ask(self, question: Callable[[], T]) -> T:
         """What a quick function answers on this loop, from any thread and from this one; blocks until then."""
-        return question() if self.is_current else self._submit(_asked(question)).result()
+        return question() if self.is_current else _answer_to(self._submit(_asked(question)))
 
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Await a coroutine that must run on this loop, from any loop. Cancellation goes both ways."""
+        """Await a coroutine that must run on this loop, from any loop. Who is cancelled cancels it.
+
+        Raises:
+            EngineClosed: this loop came to its end meanwhile. The caller's task is not cancelled by that.
+        """
         if self.is_current:
             return await coroutine
-        return await asyncio.wrap_future(self._submit(coroutine))
+        answer = self._submit(coroutine)
+        try:
+            return await asyncio.wrap_future(answer)
+        except asyncio.CancelledError:
+            if _is_cancelled_itself():
+                raise
+            raise EngineClosed("the engine was shut down meanwhile") from None
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        if self._loop.is_closed():
+        if not self._ended:
+            with suppress(RuntimeError):  # the loop was closed
+                answer = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+                # Of what came after the end nobody can say whether it was begun, and nobody may wait for it. No lock:
+                # an engine may be closed by the garbage collector, at any point of this.
+                if not (self._ended and answer.cancel()):
+                    return answer
+        with suppress(RuntimeError, ValueError):  # begun in the loop's last turn, which ends it
             coroutine.close()
-            raise EngineClosed("the engine was shut down")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        raise EngineClosed("the engine was shut down")
 
     def post(self, callback: Callable[..., None], *args: Any) -> None:
         """Call back on this loop soon, from any thread, without waiting."""
-        if self._loop.is_closed():
+        if not self._ended:
+            with suppress(RuntimeError):  # the loop was closed
+                self._inbound.post(callback, *args)
+        if self._ended:
             raise EngineClosed("the engine was shut down")
-        self._inbound.post(callback, *args)
 
     def iterate(self, source: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Iterate on the caller's loop over a generator that runs on this loop.
@@ -117,7 +139,8 @@ class EngineLoop:
                 raise pipe.error
         finally:
             if not pipe.ended:
-                self.post(pipe.cancel)
+                with suppress(EngineClosed):  # which ended the source, too
+                    self.post(pipe.cancel)
 
     def close(self) -> None:
         """Cancel what is left, stop the loop and its thread. Idempotent, and bounded: what does not end is left behind.
@@ -134,7 +157,7 @@ class EngineLoop:
             self._loop.close()
 
     async def _wind_up(self) -> None:
-        await _cancel_others()
+        await self._cancel_others()
         try:
             await asyncio.wait_for(self._loop.shutdown_asyncgens(), _END_S)
             with suppress(RuntimeError):  # at the interpreter's end there is no thread left to wait for the others with
@@ -142,19 +165,31 @@ class EngineLoop:
         except TimeoutError:
             log.warning("something that the engine began did not end within %g s; it is left behind", _END_S)
 
+    async def _cancel_others(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()} - self._left
+        for task in others:
+            task.cancel()
+        if others:
+            _, left = await asyncio.wait(others, timeout=_END_S)
+            self._left |= left
+            for task in left:
+                log.warning("%s did not end within %g s of being cancelled; it is left behind", task.get_name(), _END_S)
+
+
+def _answer_to(asked: concurrent.futures.Future[T]) -> T:
+    try:
+        return asked.result()
+    except concurrent.futures.CancelledError:
+        raise EngineClosed("the engine was shut down meanwhile") from None
+
+
+def _is_cancelled_itself() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
 
 async def _asked(question: Callable[[], T]) -> T:
     return question()
-
-
-async def _cancel_others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    if others:
-        _, left = await asyncio.wait(others, timeout=_END_S)
-        for task in left:
-            log.warning("%s did not end within %g s of being cancelled; it is left behind", task.get_name(), _END_S)
 
 
 class _Mailbox:
@@ -176,7 +211,10 @@ class _Mailbox:
         self._woken = False
         while self._waiting:
             callback, args = self._waiting.popleft()
-            callback(*args)
+            try:
+                callback(*args)
+            except Exception:  # the others' calls are none the worse for it
+                log.exception("a call that was left for a loop failed")
 
 
 class _Pipe(Generic[T]):

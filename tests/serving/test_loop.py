@@ -173,3 +173,84 @@ def test_closing_leaves_behind_what_does_not_end(
     assert not closing.is_alive()
     assert "stubborn did not end" in caplog.text
     assert "something that the engine began did not end" in caplog.text
+
+
+async def test_closing_tells_who_waits_for_an_answer_and_cancels_nobodys_task() -> None:
+    engine_loop = EngineLoop()
+
+    def blocks() -> None:
+        engine_loop.run(asyncio.Event().wait())  # type: ignore[arg-type]  # whatever it would return
+
+    awaiting = asyncio.create_task(engine_loop.call(asyncio.Event().wait()))
+    blocking = asyncio.create_task(asyncio.to_thread(blocks))
+    await engine_loop.call(asyncio.sleep(0.01))
+    await asyncio.to_thread(engine_loop.close)
+    for task in (awaiting, blocking):
+        with pytest.raises(EngineClosed, match="shut down"):
+            await task
+        assert not task.cancelled()
+
+
+async def test_who_is_cancelled_stays_so(engine_loop: EngineLoop) -> None:
+    cancelled = threading.Event()
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await engine_loop.call(forever())
+    assert await asyncio.to_thread(cancelled.wait, PATIENCE_S)
+
+
+def test_nobody_waits_for_a_loop_that_has_ended() -> None:
+    """Whatever moment of the end their call comes in."""
+    for _ in range(10):
+        engine_loop, ends = EngineLoop(), list[type[BaseException]]()
+
+        def ask(loop: EngineLoop = engine_loop, ends: list[type[BaseException]] = ends) -> None:
+            try:
+                while True:
+                    loop.run(asyncio.sleep(0))
+            except BaseException as error:
+                ends.append(type(error))
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        engine_loop.run(asyncio.sleep(0.005))
+        engine_loop.close()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+        assert set(ends) == {EngineClosed}
+
+
+async def test_a_stream_is_closed_in_peace_after_its_engine() -> None:
+    engine_loop = EngineLoop()
+    stream = engine_loop.iterate(numbers(1000))
+    await anext(stream)
+    engine_loop.close()
+    await stream.aclose()
+
+
+def test_a_call_that_fails_keeps_none_of_those_after_it(
+    engine_loop: EngineLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    called, hold = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        hold.wait(PATIENCE_S)
+
+    def fails() -> None:
+        raise ValueError("it failed")
+
+    engine_loop.post(waits)
+    engine_loop.post(fails)
+    engine_loop.post(called.set)
+    hold.set()
+    assert called.wait(PATIENCE_S)
+    assert "ValueError: it failed" in caplog.text
