@@ -115,9 +115,13 @@ class MoveLog:
         self._evidence(entry)
 
     def close(self) -> None:
-        """Try no more."""
+        """Try once more what is owed, and no more: a restart would find an operation that was ended, and revive it."""
         if self._paying is not None:
             self._paying.cancel()
+        try:
+            self._pay()
+        except Exception as error:  # what comes after this must end, too
+            log.critical("%d move(s) are not in the journal: %s", len(self._owed), error)
 
     def _owe(self, entry: JournalEntry) -> None:
         self._owed.pop(entry.operation.operation_id, None)  # the newest last, as they will be written

@@ -473,6 +473,20 @@ async def test_what_could_not_be_written_down_does_not_outlive_an_abort(shell: S
     assert shell.switcher.operation(operation_id) == ended
 
 
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_a_move_back_that_is_owed_is_tried_once_more_at_the_end(shell: Shell, is_full: bool) -> None:
+    await shell.deploy("v1")
+    operation_id = await shell.split("v2")
+    shell.journal_error = StoreError("disk full")
+    await shell.switcher.abort(operation_id)
+    if not is_full:
+        shell.journal_error = None
+    await shell.close()
+    left = Phase.EVALUATING if is_full else Phase.ROLLING_BACK
+    assert shell.entries[-1].operation.phase is left, "else a restart revives an operation that was aborted"
+    assert (await shell.instance("v2").health()).alive is False
+
+
 async def test_a_request_that_nobody_could_take_over_is_a_failure_and_no_fallback() -> None:
     shell = Shell(restarts=RestartPolicy(max_restarts=0))
     await shell.deploy("v1")
