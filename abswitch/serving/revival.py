@@ -123,6 +123,8 @@ class Reviver:
             cached = await self._attempt(model_id, version)
         except Exception as error:
             log.error("model %s: version %s did not come up: %s", model_id, version, error)
+            if self._router.current(model_id) is not None:
+                return  # a switch was quicker, and what it brought serves
             self.failed(model_id, str(error))
             self._give_up_in_the_end(model_id, version, str(error))
             return

@@ -179,7 +179,7 @@ async def test_closing_tells_who_waits_for_an_answer_and_cancels_nobodys_task() 
     engine_loop = EngineLoop()
 
     def blocks() -> None:
-        engine_loop.run(asyncio.Event().wait())  # type: ignore[arg-type]  # whatever it would return
+        engine_loop.run(asyncio.Event().wait())
 
     awaiting = asyncio.create_task(engine_loop.call(asyncio.Event().wait()))
     blocking = asyncio.create_task(asyncio.to_thread(blocks))

@@ -573,3 +573,25 @@ async def test_stats_count_how_operations_ended(shell: Shell) -> None:
     assert (stats.started, stats.running, stats.succeeded, stats.aborted) == (3, 1, 1, 1)
     assert stats.last_duration_s is not None
     assert running in shell.switcher.operations
+
+
+async def test_a_version_that_fails_to_come_up_takes_nothing_from_the_one_that_a_switch_brought() -> None:
+    gate, is_restarted = Gate(), False
+
+    def configure(instance: ScriptedInstance) -> None:
+        if is_restarted and instance.version.version == "v1":
+            instance.load_gate, instance.load_error = gate, "no such file"
+
+    shell = Shell(configure=configure)
+    await shell.deploy("v1")
+    shell.router.withdraw(MODEL)
+    await shell.cache.discard((MODEL, "v1"))
+    is_restarted = True  # as it were: the active version serves nothing yet
+    shell.switcher.bring_up(MODEL)
+    await eventually(lambda: gate.waiting == 1)
+    await shell.deploy("v2")
+    gate.open()
+    await eventually(lambda: not shell.cache.why_needed((MODEL, "v1")) and shell.switcher.expected(MODEL) is None)
+    assert await shell.ask() == "I am v2"
+    assert shell.switcher.failure(MODEL) is None
+    await shell.close()
