@@ -131,6 +131,7 @@ def _wire(
         host_bytes=config.host_memory_budget_bytes,
         timings=Timings(recovery.timings, keep=switch_log.timing, backend_of=lambda key: _backend_of(registry, key)),
         clock=clock,
+        change_timeout_s=config.switch_timeout_seconds,
     )
     golden = GoldenPrompts(recovery.golden, keep=switch_log.golden) if config.golden_prompt_check else None
     readiness = Readiness(cache, golden, clock=clock, load_timeout_s=config.switch_timeout_seconds)

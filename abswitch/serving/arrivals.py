@@ -15,9 +15,10 @@ from typing import NamedTuple
 from abswitch.clock import Clock
 from abswitch.domain import LoadFacts, ModelVersion, SwitchPath
 from abswitch.errors import InstanceError, LoadFailed
-from abswitch.serving.departures import Departures
+from abswitch.serving.departures import Departures, Hangs
 from abswitch.serving.instance import ModelInstance
 from abswitch.serving.policy import Footprint
+from abswitch.serving.timelimit import time_limit
 from abswitch.serving.timings import Timings
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Arrivals:
         departures: where instances stop.
         timings: takes note of how long loads, wakes and swaps took.
         digest: of a version's weights.
+        wake_timeout_s: how long an instance may take to wake; one that takes longer hangs.
     """
 
     def __init__(
@@ -59,11 +61,14 @@ class Arrivals:
         timings: Timings,
         digest: Callable[[ModelVersion], Awaitable[str | None]],
         clock: Clock,
+        *,
+        wake_timeout_s: float,
     ) -> None:
         self._departures = departures
         self._timings = timings
         self._digest = digest
         self._clock = clock
+        self._wake_timeout_s = wake_timeout_s
 
     async def load(self, version: ModelVersion, instance: ModelInstance) -> Arrived:
         """Start a new instance.
@@ -95,10 +100,11 @@ class Arrivals:
         """
         began_s = self._clock.monotonic_s()
         try:
-            await asleep.instance.wake()
+            async with time_limit(self._wake_timeout_s, self._clock, lambda: Hangs(self._wake_timeout_s)):
+                await asleep.instance.wake()
         except Exception as error:
             log.warning("%s did not wake and is loaded anew: %s", version, error)
-            await self._departures.stop(asleep.instance)
+            await self._departures.stop(asleep.instance, str(error) if isinstance(error, Hangs) else None)
             return await self.load(version, fresh)
         async with self._or_stopped(version, asleep.instance):
             self._timings.took(*version.key, SwitchPath.WAKE, self._clock.monotonic_s() - began_s)

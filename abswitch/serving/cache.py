@@ -17,9 +17,10 @@ from abswitch.clock import Clock, SystemClock
 from abswitch.domain import ModelVersion, Residency, VersionKey
 from abswitch.errors import EngineClosed, InstanceError, InvalidInput, LoadFailed, OutOfBudget
 from abswitch.serving.arrivals import Arrivals, Arrived, CachedVersion, SwapRefused
-from abswitch.serving.departures import Departures
+from abswitch.serving.departures import Departures, Hangs
 from abswitch.serving.instance import InstanceFactory, ModelInstance
 from abswitch.serving.policy import Budget, Footprint, Held, Room, Step, lacking, make_room, usage
+from abswitch.serving.timelimit import time_limit
 from abswitch.serving.timings import Timings
 from abswitch.serving.weights import weights_of
 
@@ -47,6 +48,8 @@ class ModelCache:
         device_bytes, host_bytes: memory that all versions together may take; None is no limit.
         timings: takes note of how long loads, wakes and swaps took.
         digest: of a version's weights.
+        change_timeout_s: how long an instance may take to go to sleep, or to wake; one that takes longer hangs. Others
+            wait for the room that it is to make.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ModelCache:
         timings: Timings | None = None,
         digest: Callable[[ModelVersion], Awaitable[str | None]] = weights_of,
         clock: Clock | None = None,
+        change_timeout_s: float = 300.0,
     ) -> None:
         self._backends = dict(backends)
         self.budget = Budget(max_models=max_cached_models, device_bytes=device_bytes, host_bytes=host_bytes)
@@ -71,7 +75,8 @@ class ModelCache:
         self._reserved: dict[VersionKey, Footprint] = {}
         self._memory: dict[VersionKey, Footprint] = {}
         self._departures = Departures()
-        self._arrivals = Arrivals(self._departures, self.timings, digest, clock or SystemClock())
+        self._clock, self._change_timeout_s = clock or SystemClock(), change_timeout_s
+        self._arrivals = Arrivals(self._departures, self.timings, digest, self._clock, wake_timeout_s=change_timeout_s)
         self._pins: Counter[VersionKey] = Counter()
         self._room = asyncio.Lock()
         self._closed = False
@@ -335,10 +340,12 @@ class ModelCache:
         del self._loaded[key]  # at once: nobody may lease what goes to sleep
         log.info("%s:%s goes to sleep (%s)", *key, step.to)
         try:
-            await cached.instance.sleep(_LEVELS[step.to])
+            async with time_limit(self._change_timeout_s, self._clock, lambda: Hangs(self._change_timeout_s)):
+                await cached.instance.sleep(_LEVELS[step.to])
         except BaseException as error:  # who waited for room has gone, it may be; nobody holds this one now
             log.warning("%s:%s did not go to sleep and is unloaded: %s", *key, error)
-            self._leave(key, cached.instance, Residency.RESIDENT)
+            killed_for = str(error) if isinstance(error, Hangs) else None
+            self._leave(key, cached.instance, Residency.RESIDENT, killed_for)
             if not isinstance(error, Exception):
                 raise
             await self._departures.gone(key)

@@ -6,10 +6,18 @@ import asyncio
 import logging
 
 from abswitch.domain import Residency, VersionKey
+from abswitch.errors import InstanceError
 from abswitch.serving.instance import ModelInstance
 from abswitch.serving.policy import Held
 
 log = logging.getLogger(__name__)
+
+
+class Hangs(InstanceError):
+    """An instance did not do in time what it was to do, and cannot help to end it."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"it hangs: it took longer than {limit_s:g} s (switch_timeout_seconds)")
 
 
 class Departures:
@@ -35,10 +43,11 @@ class Departures:
         """What takes memory still, as none of it has gone."""
         return list(self._going.values())
 
-    async def stop(self, instance: ModelInstance) -> None:
+    async def stop(self, instance: ModelInstance, killed_for: str | None = None) -> None:
         """Stop an instance whose memory the caller accounts for until it has gone."""
         key = instance.version.key
-        self.begin(Held(key=key, tier=Residency.COLD, tiers=(), engine=instance.engine_key, protected=True), instance)
+        held = Held(key=key, tier=Residency.COLD, tiers=(), engine=instance.engine_key, protected=True)
+        self.begin(held, instance, killed_for)
         await self.gone(key)
 
     async def next_gone(self) -> None:

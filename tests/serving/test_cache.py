@@ -17,6 +17,7 @@ from abswitch.serving.golden import GoldenPrompts
 from abswitch.serving.readiness import Readiness
 from abswitch.serving.scripted import Gate, ScriptedBackend, ScriptedInstance
 from abswitch.serving.timings import Timings
+from tests.patience import PATIENCE_S
 
 
 def version(name: str, model: str = "script") -> ModelVersion:
@@ -44,7 +45,12 @@ class Bench:
     """A cache of scripted instances of 10 bytes on the device and 1 of the host each."""
 
     def __init__(
-        self, *, max_cached_models: int = 9, device_bytes: int | None = None, host_bytes: int | None = None
+        self,
+        *,
+        max_cached_models: int = 9,
+        device_bytes: int | None = None,
+        host_bytes: int | None = None,
+        change_timeout_s: float = 300.0,
     ) -> None:
         self.sizes: dict[str, tuple[int, int]] = {}
         self.used: set[VersionKey] = set()
@@ -62,6 +68,7 @@ class Bench:
             max_cached_models=max_cached_models,
             device_bytes=device_bytes,
             host_bytes=host_bytes,
+            change_timeout_s=change_timeout_s,
         )
 
     def _configure(self, instance: ScriptedInstance) -> None:
@@ -227,6 +234,24 @@ async def test_one_that_does_not_wake_is_loaded_from_its_files(bench: type[Bench
     sleeper.wake_error = "the driver lost it"
     cached = await b.cache.ensure(version("a"))
     assert cached.path is SwitchPath.LOAD and cached.instance is not sleeper and sleeper.counts.stops == 1
+
+
+@pytest.mark.parametrize("method", ["sleep", "wake"])
+async def test_one_that_hangs_on_its_way_to_sleep_or_back_holds_up_nobody(bench: type[Bench], method: str) -> None:
+    one = bench(device_bytes=10, change_timeout_s=0.02)
+    await one.cache.ensure(version("v1"))
+
+    async def hangs(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    setattr(first := one.backend["m", "v1"], method, hangs)
+    async with asyncio.timeout(PATIENCE_S):
+        await one.cache.ensure(version("v2"))
+        await one.cache.ensure(version("v1"))
+        await one.cache.close()
+    assert one.backend["m", "v1"] is not first, "it is loaded anew"
+    error = (await first.health()).error
+    assert error is not None and "it hangs: it took longer than 0.02 s" in error, "killed, as it cannot help"
 
 
 async def test_weights_take_the_place_of_others(bench: type[Bench]) -> None:
