@@ -117,7 +117,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         self._session, self._numbers = uuid4().hex[:16], itertools.count()
         # Also when the object is dropped or the interpreter ends without `close`: no engine process may stay behind.
         # For that, nothing handed to the finalizer may refer back to this object.
-        self._finalizer = weakref.finalize(self, parts.shut_down)
+        self._finalizer = weakref.finalize(self, parts.let_go)
         # Exit callbacks run last in, first out: so this one comes before multiprocessing ends vLLM's processes itself.
         atexit.register(self._finalizer)
         parts.resume()
@@ -457,7 +457,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
 
     def close(self) -> None:
         """Stop every instance, write what is left, release the store. Idempotent; leaves no process behind."""
-        self._finalizer()
+        if self._finalizer.detach() is not None:
+            self._parts.shut_down()
         atexit.unregister(self._finalizer)
 
     async def aclose(self) -> None:

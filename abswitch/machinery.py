@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -63,6 +64,16 @@ class Machinery:
     tally: StepTally
     recovery: Recovery
     background: set[asyncio.Task[object]] = field(default_factory=set)
+
+    def let_go(self) -> None:
+        """`shut_down`, of an engine that nobody holds any more.
+
+        The garbage collector comes by on any thread, also on one of the engine's own, which would wait for its own end.
+        """
+        if threading.current_thread().name.startswith("abswitch-"):
+            threading.Thread(target=self.shut_down, name="engine-end").start()
+        else:
+            self.shut_down()
 
     def shut_down(self) -> None:
         """Stop every instance, write what is left, release the files; each end happens even if one before it failed."""

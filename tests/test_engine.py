@@ -577,3 +577,20 @@ async def test_whoever_waits_for_a_version_as_the_engine_ends_is_told_so() -> No
     for task in tasks:
         with pytest.raises(EngineClosed, match="shut down"):
             await task
+
+
+async def test_an_engine_that_the_garbage_collector_finds_on_its_own_thread_is_shut_down() -> None:
+    before, scripted = engine_threads(), backend()
+    engine = SwitchingEngine(store=":memory:", backends={"scripted": scripted})
+    engine.registry.register_model(CONFIG, "v1")
+    await engine.deploy("v1")
+    loop = engine._loop
+    engine.itself = engine  # type: ignore[attr-defined]  # a cycle, which counting references does not end
+    del engine
+
+    def collect() -> None:
+        gc.collect()
+
+    loop.post(collect)
+    await eventually(lambda: none_but(before))
+    assert scripted["bot", "v1"].counts.stops == 1
