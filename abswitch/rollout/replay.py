@@ -203,6 +203,8 @@ def _shifted(values: Floats, change: float, rng: np.random.Generator) -> Floats:
         return values + change
     if change < 0:
         return 1.0 - _shifted(1.0 - values, -change, rng)
+    if mean == 1.0:
+        return values  # none can be higher
     part = change / (1 - mean)
     if np.isin(seen, (0.0, 1.0)).all():
         turned: Floats = np.where((values == 0.0) & (rng.random(values.size) < part), 1.0, values)

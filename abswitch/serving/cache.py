@@ -366,6 +366,11 @@ class ModelCache:
     def _leave(self, key: VersionKey, instance: ModelInstance, tier: Residency, killed_for: str | None = None) -> None:
         self._departures.begin(self._held(key, instance, tier), instance, killed_for)
 
+    async def settled(self, key: VersionKey) -> None:
+        """Return once nothing is on its way to bring the version up; that cannot be cut short."""
+        while (loading := self._loading.get(key)) is not None:
+            await asyncio.wait([loading])
+
     async def discard(self, key: VersionKey) -> None:
         """Evict, and wait until nothing of the version is left."""
         self.evict(key)

@@ -14,7 +14,7 @@ from typing import Any
 
 from abswitch.clock import Clock, Timer
 from abswitch.domain import RouteRecord, VersionKey
-from abswitch.errors import InstanceError, LoadFailed
+from abswitch.errors import InstanceError, LoadFailed, OutOfBudget
 from abswitch.rollout import operation as ops
 from abswitch.rollout.judging import Judgement, Ruling
 from abswitch.rollout.operation import Effect, Event, Operation, Phase
@@ -25,6 +25,7 @@ from abswitch.serving.readiness import Readiness
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.revival import Reviver, arm_of
 from abswitch.serving.router import SHADOW, STABLE, Mirror, RequestRouter, RouteSnapshot, candidate_name
+from abswitch.serving.timelimit import time_limit
 from abswitch.serving.transition import TransitionManager
 
 log = logging.getLogger(__name__)
@@ -175,9 +176,11 @@ class Effects:
         key = (operation.model_id, old)
         if self._goes_on(operation) and operation.strategy.swaps and key in self._cache.loaded:
             try:
-                await self._cache.swap(key, self._registry.get(operation.model_id, version))
+                await self._in_time(operation, version, lambda new: self._cache.swap(key, new))
             except InstanceError as refused:
                 log.warning("%s: no swap in place, loading instead: %s", operation.operation_id, refused)
+                if self._goes_on(operation):  # it took time: a request that names the version may be on it now
+                    await self._make_room(operation, old)
         if self._goes_on(operation):
             await self._cache.discard(key)
 
@@ -226,16 +229,42 @@ class Effects:
         if self._router.current(model_id) is None:
             self._reviver.expect(model_id, f"operation {operation.operation_id} brings up {', '.join(wanted)}")
         try:
-            while not all(self._readiness.ready((model_id, version)) for version in wanted):
-                for version in wanted:
-                    if not self._goes_on(operation):
-                        return  # aborted, say: nothing keeps its versions loaded any more, and they push out each other
-                    await self._in_time(operation, version, self._readiness.prove)
+            try:
+                await self._prove_all(operation, wanted)
+            except OutOfBudget:
+                if not (operation.phase is Phase.ROLLING_BACK and operation.strategy.drains_first):
+                    raise
+                await self._make_way(operation)
+                await self._prove_all(operation, wanted)
         except Exception as error:
             self._answer(operation, ops.RouteFailed(reason=str(error), serving=self._promoted(operation)))
             return
         if self._goes_on(operation):
             self._commit(operation, route)
+
+    async def _prove_all(self, operation: Operation, wanted: tuple[str, ...]) -> None:
+        while not all(self._readiness.ready((operation.model_id, version)) for version in wanted):
+            for version in wanted:
+                if not self._goes_on(operation):
+                    return  # aborted, say: nothing keeps its versions loaded any more, and they push out each other
+                await self._in_time(operation, version, self._readiness.prove)
+
+    async def _make_way(self, operation: Operation) -> None:
+        """Unload the candidates, for which the stable version had left: one place is all there is.
+
+        Not one that answers: it had been promoted, and stays where there is no way back from it.
+        """
+        for version in operation.candidates:
+            key = (operation.model_id, version)
+
+            def late(version: str = version) -> Exception:
+                return LoadFailed(f"version {version!r} is being loaded still after {self._load_timeout_s:g} s")
+
+            async with time_limit(self._load_timeout_s, self._clock, late):
+                await self._cache.settled(key)
+            needed = self._router.is_routed(*key) or self._transitions.holders(key)
+            if self._goes_on(operation) and not needed:
+                await self._cache.discard(key)
 
     def _commit(self, operation: Operation, route: ops.Route) -> None:
         snapshot = None

@@ -338,6 +338,10 @@ class ModelSwitcher:
             return  # every request on it reports the same death; the first one was enough
         operation = self.running(model_id)
         if operation is not None and version in operation.candidates:
+            route = self._router.current(model_id)
+            if route is not None and route.stable.version == version:
+                # It had been promoted: requests without a token wait for the way back.
+                self._reviver.expect(model_id, f"operation {operation.operation_id} goes back, as {version!r} was lost")
             lost = ops.CandidateLost(reason=f"version {version!r} was lost: {reason}", version=version)
             self._put(operation.operation_id, lost)
         elif self._router.is_routed(model_id, version):

@@ -236,7 +236,7 @@ def _served(
         return
     if row.fallback:
         # A retry may fall into a later snapshot: any that was in force while the request was under way may serve it.
-        by_time = [s for s in epochs.values() if s.overlaps(*_span(row))]
+        by_time = [s for s in epochs.values() if s.overlaps(*_span(row))] + _way_back(row, epochs)
     kind = ViolationKind.UNROUTABLE
     if not row.fallback and not _may_serve(row, by_epoch):
         what = f"{row.served_version}, but epoch {row.route_epoch} has {dict(by_epoch.versions)}"
@@ -244,6 +244,15 @@ def _served(
     elif not any(_may_serve(row, s) for s in by_time):
         known = sorted({version for s in by_time for version in s.reachable(copy=is_copy(row))})
         yield Violation(kind, row.request_id, f"{row.served_version}, but by the clock only {known} could serve")
+
+
+def _way_back(row: RequestRecord, epochs: Mapping[int, Snapshot]) -> list[Snapshot]:
+    """The snapshot after a fallback, if it no longer has the version that died: the stable version answers at once, and
+    a turn of the loop later the operation that the death ended has gone back."""
+    _, ended_s = _span(row)
+    following = next((s for s in epochs.values() if s.from_s > ended_s), None)
+    gone = following is not None and row.assigned_version not in following.versions.values()
+    return [following] if following is not None and gone else []
 
 
 def snapshot_order(snapshots: Snapshots) -> Iterator[Violation]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from abswitch.errors import InvalidInput
@@ -126,6 +126,7 @@ def test_fewer_errors_and_errors_where_there_were_none() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(-1, 1))
+@example([1e-62], -1e-244)  # so little that one minus it is one
 @settings(max_examples=60, deadline=None)
 def test_scores_within_bounds_stay_there(scores: list[float], change: float) -> None:
     k = len(scores)

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
+from abswitch.domain import ModelVersion
 from abswitch.errors import (
     IllegalTransition,
     InstanceDied,
@@ -22,6 +23,7 @@ from abswitch.rollout import operation as ops
 from abswitch.rollout.operation import Operation, Phase
 from abswitch.rollout.strategies import strategy_of
 from abswitch.serving.backoff import RestartPolicy
+from abswitch.serving.policy import Budget
 from abswitch.serving.scripted import Gate, ScriptedInstance
 from tests.serving.harness import MODEL, Shell, eventually
 
@@ -594,4 +596,77 @@ async def test_a_version_that_fails_to_come_up_takes_nothing_from_the_one_that_a
     await eventually(lambda: not shell.cache.why_needed((MODEL, "v1")) and shell.switcher.expected(MODEL) is None)
     assert await shell.ask() == "I am v2"
     assert shell.switcher.failure(MODEL) is None
+
+
+@pytest.mark.parametrize("way", [{"drain_first": True}, {"in_place": True}])
+@pytest.mark.parametrize("stuck", ["load_gate", "token_gate"])
+async def test_an_abort_gives_the_one_place_there_is_back_to_the_stable_version(
+    way: dict[str, bool], stuck: str
+) -> None:
+    gate = Gate()
+
+    def configure(instance: ScriptedInstance) -> None:
+        instance.device_bytes = 10
+        if instance.version.version == "v2":
+            setattr(instance, stuck, gate)
+
+    shell = Shell(configure=configure)
+    shell.cache.budget = Budget(max_models=5, device_bytes=15)
+    await shell.deploy("v1")
+    operation_id = await shell.start("v2", "immediate", way)
+    await eventually(lambda: gate.waiting == 1)
+    asked = asyncio.create_task(shell.ask())
+    await shell.switcher.abort(operation_id)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    if stuck == "load_gate":  # which cannot be cut short
+        assert shell.switcher.operation(operation_id).phase is Phase.ROLLING_BACK
+        gate.open()
+    await shell.until(operation_id, Phase.ABORTED)
+    assert await asked == "I am v1"
+    assert list(shell.cache.loaded) == [(MODEL, "v1")]
     await shell.close()
+
+
+@pytest.mark.parametrize("way", [{"drain_first": True}, {"in_place": True}])
+async def test_a_candidate_that_never_loads_is_not_waited_for_without_an_end(way: dict[str, bool]) -> None:
+    gate = Gate()
+
+    def configure(instance: ScriptedInstance) -> None:
+        instance.device_bytes = 10
+        instance.load_gate = gate if instance.version.version == "v2" else None
+
+    shell = Shell(configure=configure, load_timeout_s=30.0)
+    shell.cache.budget = Budget(max_models=5, device_bytes=15)
+    await shell.deploy("v1")
+    operation_id = await shell.start("v2", "immediate", way)
+    await shell.pass_time(100.0)
+    assert shell.switcher.operation(operation_id).phase is Phase.FAILED
+    gate.open()
+    await shell.close()
+
+
+async def test_a_version_whose_place_is_to_be_taken_finishes_a_request_that_came_meanwhile(shell: Shell) -> None:
+    await shell.deploy("v1")
+    stable, looks, tokens = shell.instance("v1"), Gate(), Gate()
+    why_not, stable.token_gate = stable.why_not_in_place, tokens
+
+    async def slowly(version: ModelVersion) -> str | None:
+        await looks.passage()
+        return await why_not(version)
+
+    stable.why_not_in_place = slowly  # type: ignore[method-assign]
+    operation_id = await shell.start("v2", "immediate", {"in_place": True})
+    await eventually(lambda: looks.waiting == 1)
+    submission = shell.submission()
+    submission.version = "v1"
+    named = asyncio.create_task(shell.dispatcher.complete(submission))
+    await eventually(lambda: tokens.waiting == 1)
+    looks.open()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert stable.counts.stops == 0, "what is leased is not stopped"
+    tokens.open()
+    assert (await named).text == "I am v1"
+    await shell.until(operation_id, Phase.SUCCEEDED)
+    assert submission.deaths == 0

@@ -481,6 +481,21 @@ def test_a_fallback_to_a_version_that_took_over_meanwhile_is_legal(history: Hist
     assert report.fallbacks == 1
 
 
+@pytest.mark.parametrize(("share", "legal"), [(1.0, True), (0.5, False)])
+def test_a_fallback_is_answered_a_moment_before_the_way_back_is_in_force(
+    history: History, share: float, legal: bool
+) -> None:
+    """The death of v2 is what both follow from; where v2 stays, v1 had no reason to answer."""
+    history.routes.append(a_route(5, 200.0, "stable", "v1", share))
+    if share < 1.0:
+        history.routes.append(a_route(5, 200.0, "candidate", "v2", 1.0 - share))
+    row = a_row("r20", 198.0, 4, "stable", "v2")
+    history.rows.append(row._replace(served_version="v1", fallback=True, output="answer of v1"))
+    history.sent.add("r20")
+    history.answers.append(("r20", "answer of v1"))
+    assert history.check().count(K.UNROUTABLE) == (0 if legal else 1)
+
+
 def test_pinned_requests_are_bound_by_their_label_alone(history: History) -> None:
     history.change("r9", arm="pinned", assigned_version="v1", served_version="v1", output="answer of v1")
     history.answer("r9", "answer of v1")
