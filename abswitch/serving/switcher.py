@@ -441,6 +441,9 @@ class ModelSwitcher:
             return before
         written = self._moves.write(before, event, after, salt=self._salts[after.operation_id])
         self._operations[after.operation_id] = after
+        if effects and isinstance(effects[0], ops.Route):  # users wait for it, and for nothing that follows
+            self._effects.carry_out(after, effects[0])
+            effects = effects[1:]
         self._effects.moved(after)
         self._on_move(after)
         if after.phase.is_final:

@@ -25,6 +25,7 @@ FORMAT = 1
 _SPACE_BYTES = 256 * 1024
 """Reserved ahead, so that a disk that fills up does not stop the last moves back."""
 OPENED, CLOSED = "opened", "closed"
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 class Record(NamedTuple):
@@ -177,7 +178,7 @@ def _closing(holder: str) -> str:
 
 
 def _line(record: Record) -> bytes:
-    text = json.dumps([*record[:3], dict(record.body)], separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    text = _JSON.encode([*record[:3], dict(record.body)])
     return f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
 
 
