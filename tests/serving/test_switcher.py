@@ -287,6 +287,23 @@ async def test_a_loser_that_dies_while_it_leaves_does_not_undo_the_promotion(she
     assert ended.phase is Phase.SUCCEEDED and shell.registry.active_version(MODEL) == "v2"
 
 
+async def test_a_request_on_a_promoted_version_that_dies_waits_for_the_way_back(shell: Shell) -> None:
+    await shell.deploy("v1")
+    draining = shell.instance("v1").token_gate = Gate()
+    begun = asyncio.create_task(shell.ask())
+    await eventually(lambda: draining.waiting == 1)
+    operation_id = await shell.start("v2")
+    await shell.until(operation_id, Phase.DRAINING)
+    silent = shell.instance("v2").token_gate = Gate()
+    asked = asyncio.create_task(shell.ask())
+    await eventually(lambda: silent.waiting == 1)
+    shell.instance("v2").die("bus error")
+    await eventually(lambda: shell.switcher.operation(operation_id).phase is not Phase.DRAINING)
+    draining.open()
+    assert (await asked, await begun) == ("I am v1", "I am v1")
+    assert (await shell.until(operation_id, Phase.ROLLED_BACK)).stays == "v1"
+
+
 async def test_a_stable_version_that_hangs_on_its_way_back_is_not_waited_for_without_end() -> None:
     shell = Shell()
     gate = Gate(is_open=True)
