@@ -5,8 +5,9 @@
                 same flip (scripted instances) with its store in memory, and one at once after the start ("busy"), while
                 that is still being written to the store
 - transitions   p95 latency while an immediate, gradual or canary switch runs, against steady windows beside it, at half
-                of what both engines take together at a split of 50 %. Beside it steady windows at such a split: what
-                two engines at work cost without any transition. At 34 M parameters, where an engine computes most of
+                load: half of what one engine takes alone, or two at a split of 50 % where that is less, as on a CPU an
+                engine has only its group of the cores. Beside it steady windows at such a split: what two engines at
+                work cost without any transition. At 34 M parameters, where an engine computes most of
                 the time; and at 0.3 M (tiny), where a step of vLLM is its own Python, and this process, the third that
                 never rests, takes a good part of the two cores from the engines
 - cold          a switch to a version that must be loaded, against the start of a bare `AsyncLLM`
@@ -168,9 +169,15 @@ async def transitions(
         await asyncio.sleep(_REST_S)
         return await load(engine, prompts, rate, window_s)
 
-    rate = 0.5 * await split(lambda: capacity_per_s(engine, prompts))
-    say(f"  load: {rate:.0f} requests/s")
-    found: dict[str, float] = {f"load_per_s{at}": rate}
+    alone = await capacity_per_s(engine, prompts)
+    together = await split(lambda: capacity_per_s(engine, prompts))
+    rate = 0.5 * min(alone, together)
+    say(f"  one engine takes {alone:.0f} requests/s, two {together:.0f}; load: {rate:.0f}")
+    found: dict[str, float] = {
+        f"capacity_alone_per_s{at}": alone,
+        f"capacity_split_per_s{at}": together,
+        f"load_per_s{at}": rate,
+    }
     kinds: dict[str, dict[str, Any]] = {
         "immediate": {},
         "gradual": {"duration_minutes": 0.8 * window_s / 60, "steps": 3},
