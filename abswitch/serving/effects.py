@@ -199,21 +199,12 @@ class Effects:
         self, operation: Operation, version: str, bring: Callable[..., Coroutine[Any, Any, CachedVersion]]
     ) -> None:
         registered = self._registry.get(operation.model_id, version)
-        work = asyncio.ensure_future(bring(registered))
-        late = asyncio.Event()
-        timer = self._clock.call_later(self._load_timeout_s, late.set)
-        waiting = asyncio.ensure_future(late.wait())
-        try:
-            await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise LoadFailed(
-                    f"{registered} was not ready within {self._load_timeout_s:g} s (switch_timeout_seconds)"
-                )
-            work.result()
-        finally:
-            timer.cancel()
-            waiting.cancel()
-            work.cancel()
+
+        def late() -> Exception:
+            return LoadFailed(f"{registered} was not ready within {self._load_timeout_s:g} s (switch_timeout_seconds)")
+
+        async with time_limit(self._load_timeout_s, self._clock, late):
+            await bring(registered)
 
     # --- routing and draining ---------------------------------------------------------------------------------------
 
