@@ -18,7 +18,7 @@ from abswitch.errors import AbswitchError, EngineClosed, InvalidInput, StoreErro
 from abswitch.records import Action, HistoryEntry
 from abswitch.rollout.operation import Operation
 from abswitch.rollout.recovery import operation_of, operation_to_dict, recovered, superseded
-from abswitch.serving.golden import Answers, ReferenceKey
+from abswitch.serving.golden import ASKED, Answers, ReferenceKey
 from abswitch.serving.moves import JournalEntry
 from abswitch.serving.timings import Timing
 from abswitch.store.database import MEMORY
@@ -50,7 +50,7 @@ class Recovery:
         crashed: the process ended without closing its engine.
         activations: every change of an active version that the journal still tells of, oldest first.
         timings: how long loads, wakes, swaps and drains took.
-        golden: what each version answered to the golden prompts when it was loaded at first.
+        golden: what each version answered to today's golden prompts when it was loaded at first.
     """
 
     operations: list[Adopted] = field(default_factory=list)
@@ -115,7 +115,8 @@ class SwitchLog:
 
     def golden(self, key: ReferenceKey, answers: Answers) -> None:
         """Keep what a version answered at first."""
-        self._note(GOLDEN, {"key": list(key), "answers": [list(pieces) for pieces in answers]})
+        said = [list(pieces) for pieces in answers]
+        self._note(GOLDEN, {"key": list(key), "asked": ASKED, "answers": said})
 
     def _note(self, kind: str, body: Mapping[str, Any]) -> None:
         try:
@@ -141,7 +142,7 @@ class SwitchLog:
         for entry in self._journal.entries:
             if entry.kind == TIMING:
                 found.timings.append(Timing(**entry.body))
-            elif entry.kind == GOLDEN:
+            elif entry.kind == GOLDEN and entry.body.get("asked") == ASKED:
                 model_id, version, digest = entry.body["key"]
                 found.golden[model_id, version, digest] = tuple(map(tuple, entry.body["answers"]))
         return found

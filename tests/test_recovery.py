@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from abswitch import ModelSwitchingConfig, SwitchingEngine, assembly
+from abswitch import ModelSwitchingConfig, SwitchingEngine, assembly, persistence
 from abswitch.errors import DuplicateVersion, OperationInProgress, StoreError
 from abswitch.persistence import SwitchLog, open_journal
 from abswitch.rollout import operation as ops
@@ -319,3 +319,18 @@ def test_an_engine_that_could_not_take_over_lets_go_of_its_files(
         with pytest.raises(StoreError, match="unreadable"):
             SwitchingEngine(store=tmp_path / "s.duckdb")
     SwitchingEngine(store=tmp_path / "s.duckdb").close()
+
+
+def test_golden_answers_outlive_the_process_unless_they_answer_other_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "s.duckdb"
+    log = SwitchLog(open_journal(store), cast(Any, None))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(persistence, "ASKED", {"prompts": ["another"], "max_tokens": 3})
+        log.golden(("bot", "v1", "0a"), (("a", "b"),))
+    log.golden(("bot", "v2", "0b"), (("c", "d"),))
+    log.close()
+    log = SwitchLog(open_journal(store), cast(Any, None))
+    assert log.recovery(0.0).golden == {("bot", "v2", "0b"): (("c", "d"),)}
+    log.close()

@@ -20,11 +20,14 @@ from abswitch.serving.instance import ModelInstance
 
 log = logging.getLogger(__name__)
 
-PROMPTS = ("1", "12 + 30 =", "The answer is", "Once", "def f(", "0, 1, 1, 2,", "A", "Dear")
-"""Short, so that any model reads them, and different, so that a cached prefix of one is none of another."""
-TOKENS = 3
-"""Few steps for many prompts: an engine takes as long for a step of eight requests as for one of a single request, and
-an answer says little after the first token in which it differs."""
+PROMPTS = ("1", "A", "0,", "If", "The", "def", "9+", "(x")
+"""So short that reading all of them takes about one step of an engine, whatever the tokenizer makes of them; and
+different, so that a cached prefix of one is none of another."""
+TOKENS = 2
+"""Traffic waits for every step. The first token shows that a prompt is read, the second that what was read is
+remembered; a third says little, as after a difference all tokens differ. Many prompts cost less than many tokens."""
+ASKED = {"prompts": list(PROMPTS), "max_tokens": TOKENS}
+"""What a reference answers; one that answers something else is none."""
 _SAMPLING = Sampling(temperature=0.0, max_tokens=TOKENS, ignore_eos=True)
 MIN_AGREEMENT = 0.5
 """Share of the greedy answers' text, up to the first difference, below which answers count as another model's.
@@ -73,7 +76,7 @@ class GoldenPrompts:
         """
         key = (*version.key, cached.weights_digest or "")
         reference = self._references.get(key)
-        if reference is None or len(reference) != len(answers):  # none yet, or to other prompts than today's
+        if reference is None:
             self._first(version, cached, key, answers)
             return
         agreed = agreement(reference, answers)
