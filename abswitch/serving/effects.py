@@ -189,7 +189,7 @@ class Effects:
             for version in versions:
                 if not self._goes_on(operation):
                     return
-                await self._in_time(operation, version, self._readiness.prove)
+                await self._readiness.prove_in_time(self._registry.get(operation.model_id, version))
         except Exception as error:
             self._answer(operation, ops.WarmFailed(reason=str(error) or type(error).__name__))
         else:
@@ -238,7 +238,7 @@ class Effects:
             for version in wanted:
                 if not self._goes_on(operation):
                     return  # aborted, say: nothing keeps its versions loaded any more, and they push out each other
-                await self._in_time(operation, version, self._readiness.prove)
+                await self._readiness.prove_in_time(self._registry.get(operation.model_id, version))
 
     async def _make_way(self, operation: Operation) -> None:
         """Unload the candidates, for which the stable version had left: one place is all there is.
