@@ -106,8 +106,10 @@ class AdmissionQueue:
         try:
             while True:
                 changed = self._router.changed(model_id)
-                await asyncio.wait((changed, late), return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
+                try:
+                    await asyncio.wait((changed, late), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
                 if self._closed:
                     raise EngineClosed("the engine was shut down while the request waited")
                 snapshot = self._router.current(model_id)

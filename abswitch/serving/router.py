@@ -153,7 +153,7 @@ class RequestRouter:
         self._clock = clock
         self._snapshots: dict[str, RouteSnapshot] = {}
         self._epochs: dict[str, int] = dict(last_epochs)
-        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}
 
     def snapshot(self, model_id: str) -> RouteSnapshot:
         """The snapshot in force.
@@ -262,7 +262,8 @@ class RequestRouter:
     def changed(self, model_id: str) -> asyncio.Future[None]:
         """Done at the next change of the model's snapshot; cancel it when it is no longer wanted."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(model_id, []).append(future)
+        self._waiting.setdefault(model_id, {})[future] = None
+        future.add_done_callback(lambda done: self._waiting.get(model_id, {}).pop(done, None))
         return future
 
     def _put(self, snapshot: RouteSnapshot) -> RouteSnapshot:

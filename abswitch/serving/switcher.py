@@ -217,6 +217,7 @@ class ModelSwitcher:
         if self._operations[operation.operation_id].phase is not Phase.PENDING:
             return
         del self._operations[operation.operation_id], self._running[operation.model_id]
+        del self._salts[operation.operation_id]
         self._judges.pop(operation.operation_id, None)
         self._registry.intend(operation.operation_id, None)
         for version in operation.versions:

@@ -61,6 +61,7 @@ async def test_a_wait_is_bounded_and_says_what_for() -> None:
     with pytest.raises(QueueTimeout, match=r"waited 30 s \(max_queue_wait_seconds\) while operation op-0 is loading"):
         await waiting
     assert shell.queue.waiting() == 0
+    assert not shell.router._waiting[MODEL], "nobody is left to be told"
     gate.open()
     await shell.close()
 
@@ -135,6 +136,7 @@ async def test_a_caller_who_leaves_the_queue_frees_its_place() -> None:
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     assert shell.queue.waiting() == 0
+    assert not shell.router._waiting[MODEL], "nobody is left to be told"
     gate.open()
     await shell.close()
 
