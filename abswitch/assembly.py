@@ -146,6 +146,7 @@ def _wire(
         max_versions=config.max_version_history,
     )
     grader = Grader(scorers, clock, record=_scored(store, tally))
+    preflight = Preflight(registry, cache, serves=lambda key: _serves(key, router, switcher))
     switcher = ModelSwitcher(
         registry,
         cache,
@@ -163,6 +164,7 @@ def _wire(
         max_running=config.max_concurrent_switches,
         restarts=_restarts(config),
         fall_back=config.enable_automatic_rollback,
+        way_back=preflight.way,
     )
     queue = AdmissionQueue(
         router,
@@ -209,7 +211,7 @@ def _wire(
         record_text=record_text,
     )
     turned_off = None if config.enabled else config.place_of("enabled")
-    loop, preflight = EngineLoop(), Preflight(registry, cache, serves=lambda key: _serves(key, router, switcher))
+    loop = EngineLoop()
     desk = SwitchDesk(registry, switcher, preflight, cache, router, turned_off=turned_off)
     link = MlflowRegistry(store, registry_uri)
     exchange = Exchange(registry, link)

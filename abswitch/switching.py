@@ -11,7 +11,7 @@ from abswitch.domain import EMPTY, SwitchingStrategyType
 from abswitch.errors import AbswitchError, InvalidInput
 from abswitch.machinery import Machinery
 from abswitch.rollout.measured import BUILT_IN, slip_for, unmeasured
-from abswitch.rollout.strategies import ABTestStrategy, ImmediateStrategy, Strategy, strategy_of
+from abswitch.rollout.strategies import ABTestStrategy, Strategy, strategy_of
 from abswitch.serving.intents import USER, Intent
 from abswitch.serving.loop import EngineLoop
 from abswitch.serving.preflight import SwitchPlan
@@ -177,6 +177,9 @@ class Switching:
     ) -> OperationStatus:
         """Switch back at once to an earlier version, and wait until that ended.
 
+        Where memory holds one of the two, the version that serves finishes what it began and leaves first; requests
+        wait meanwhile.
+
         Args:
             to: a version or alias; by default the one that was active before. Again, it goes further back: never to a
                 version that was rolled back from and not promoted since.
@@ -190,7 +193,8 @@ class Switching:
         model = self.registry.resolve_model(model_id)
         target = self._parts.desk.earlier(model, to)
         intent = Intent(actor=actor, reason=reason or "rollback", is_rollback=True)
-        handle = await self._begin(model, target, ImmediateStrategy(), intent)
+        way = await self._loop.call(self._parts.desk.way(model, target))
+        handle = await self._begin(model, target, way, intent)
         await handle.serving()
         return await handle.done()
 

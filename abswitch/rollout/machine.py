@@ -86,9 +86,9 @@ TABLE: Mapping[Phase, Mapping[type[Event], frozenset[Phase]]] = {
         Abort: frozenset({P.ROLLING_BACK}),
     },
     P.PAUSED: {
-        Resume: frozenset({P.EVALUATING, P.SHIFTING, P.PROMOTING}),
+        Resume: frozenset({P.EVALUATING, P.SHIFTING, P.PROMOTING, P.LOADING}),
         DeadlineElapsed: frozenset({P.ROLLING_BACK}),
-        Conclude: frozenset({P.PROMOTING, P.ROLLING_BACK}),
+        Conclude: frozenset({P.PROMOTING, P.ROLLING_BACK, P.LOADING}),
         CandidateLost: frozenset({P.ROLLING_BACK}),
         Breached: frozenset({P.ROLLING_BACK}),
         Abort: frozenset({P.ROLLING_BACK}),
@@ -155,7 +155,7 @@ def step(operation: Operation, event: Event, now_s: float) -> Step:
 def _start(op: Operation, _: Start) -> Step:
     instead_of = op.stable if op.strategy.drains_first and op.stable not in op.candidates else None
     reason = "loading the candidate" if instead_of is None else f"{instead_of} leaves to make room for the candidate"
-    return replace(op, phase=P.LOADING, reason=reason), (Load(op.candidates, instead_of),)
+    return replace(op, phase=P.LOADING, detached=False, reason=reason), (Load(op.candidates, instead_of),)
 
 
 def _loaded(op: Operation, _: Loaded) -> Step:
@@ -249,6 +249,8 @@ def _conclude(op: Operation, event: Conclude) -> Step:
     winner = event.version or op.candidate
     if winner not in op.candidates:
         raise InvalidInput("version", winner, f"one of this operation's candidates: {', '.join(op.candidates)}")
+    if _must_make_room(op):
+        return _start(op, Start())
     return _promote(op, winner, event.reason)
 
 
@@ -257,10 +259,17 @@ def _pause(op: Operation, event: Pause) -> Step:
 
 
 def _resume(op: Operation, _: Resume) -> Step:
+    if _must_make_room(op):
+        return _start(op, Start())
     if op.detached:
         return _go_on(op, "resumed after a restart")
     # A pause is a judgement that time alone proves nothing yet: the stage begins anew.
     return replace(op, phase=P.EVALUATING, reason="resumed"), _stage_timer(op)
+
+
+def _must_make_room(op: Operation) -> bool:
+    """Of one that a restart interrupted: the stable version serves again, where there may be room for one."""
+    return op.detached and op.strategy.drains_first
 
 
 def _abort(op: Operation, event: Abort) -> Step:

@@ -67,6 +67,11 @@ class SwitchDesk:
             )
         return stable
 
+    async def way(self, model_id: str, version: str) -> ImmediateStrategy:
+        """How to switch to a version at once: see `Preflight.way`."""
+        active = self._registry.active_version(model_id)
+        return await self._preflight.way(model_id, version, None if active == version else active)
+
     async def plan(self, model_id: str, target: str, strategy: Strategy) -> SwitchPlan:
         """What the switch would take now; its `refusal` is what `check` would say. Changes nothing.
 
@@ -135,7 +140,8 @@ class SwitchDesk:
         """See `DynamicModelRegistry.switch_model`."""
         if self._registry.active_version(model_id) == version and self._router.current(model_id) is not None:
             return True
-        way, operation_id = ImmediateStrategy(), f"op-{uuid4().hex[:12]}"
+        operation_id = f"op-{uuid4().hex[:12]}"
+        way = await self.way(model_id, version)
         await self.check(model_id, version, way)
         await self._switcher.start(model_id, version, way, operation_id=operation_id, salt=operation_id, intent=intent)
         ended = await self._switcher.wait(operation_id, lambda operation: operation.phase.is_final)

@@ -160,7 +160,9 @@ class Effects:
         """Let a version finish what it began, and unload it; requests wait from now on."""
         model_id = operation.model_id
         self._reviver.expect(model_id, f"operation {operation.operation_id} replaces version {version!r}")
+        self._reviver.let_go(model_id, version)
         self._router.withdraw(model_id)
+        await self._settled((model_id, version))
         left = await self._transitions.drain((model_id, version), self._drain_timeout_s)
         if left:
             raise LoadFailed(
@@ -247,15 +249,19 @@ class Effects:
         """
         for version in operation.candidates:
             key = (operation.model_id, version)
-
-            def late(version: str = version) -> Exception:
-                return LoadFailed(f"version {version!r} is being loaded still after {self._load_timeout_s:g} s")
-
-            async with time_limit(self._load_timeout_s, self._clock, late):
-                await self._cache.settled(key)
+            await self._settled(key)
             needed = self._router.is_routed(*key) or self._transitions.holders(key)
             if self._goes_on(operation) and not needed:
                 await self._cache.discard(key)
+
+    async def _settled(self, key: VersionKey) -> None:
+        """Of a version that is to leave: one that is being loaded cannot be unloaded before it is there."""
+
+        def late() -> Exception:
+            return LoadFailed(f"version {key[1]!r} is being loaded still after {self._load_timeout_s:g} s")
+
+        async with time_limit(self._load_timeout_s, self._clock, late):
+            await self._cache.settled(key)
 
     def _commit(self, operation: Operation, route: ops.Route) -> None:
         snapshot = None

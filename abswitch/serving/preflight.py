@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from abswitch.domain import ModelVersion, Residency, SwitchPath, VersionKey
 from abswitch.errors import SwitchRefused
-from abswitch.rollout.strategies import Strategy
+from abswitch.rollout.strategies import ImmediateStrategy, Strategy
 from abswitch.serving.cache import ModelCache
 from abswitch.serving.policy import GIB, Footprint, Room, Step, make_room, usage
 from abswitch.serving.registry import DynamicModelRegistry
@@ -148,6 +148,20 @@ class Preflight:
         plan = await self.plan(model_id, target, strategy, stable)
         if plan.refusal is not None:
             raise SwitchRefused("; ".join((plan.refusal, *(f"or {way}" for way in plan.ways_out))))
+
+    async def way(self, model_id: str, target: str, stable: str | None) -> ImmediateStrategy:
+        """The immediate switch that memory allows: beside the version that serves, or once that has left.
+
+        Where neither is possible, the first of them, which `check` refuses with the numbers.
+
+        Raises:
+            UnknownVersion, InvalidInput: as `plan`.
+        """
+        beside, in_turn = ImmediateStrategy(), ImmediateStrategy(drain_first=True)
+        for way in (beside, in_turn) if stable is not None else ():
+            if (await self.plan(model_id, target, way, stable)).refusal is None:
+                return way
+        return beside
 
     def _room(
         self,

@@ -96,6 +96,11 @@ class Reviver:
         words = f"version {version!r} is being started again after it was lost ({reason})"
         self._begin(model_id, version, words, self._restart(model_id, version, reason))
 
+    def let_go(self, model_id: str, version: str) -> None:
+        """No longer bring a version up that is to leave. A load goes on: it cannot be cut short."""
+        if (coming := self._coming.get((model_id, version))) is not None:
+            coming.task.cancel()
+
     async def close(self) -> None:
         """End the attempts."""
         tasks = [one.task for one in self._coming.values()]

@@ -57,6 +57,10 @@ class SwitcherStats:
     last_duration_s: float | None
 
 
+async def _beside(_model_id: str, _version: str, _stable: str | None) -> ImmediateStrategy:
+    return ImmediateStrategy()
+
+
 class ModelSwitcher:
     """Owner of operations. Lives on the engine's loop; `operations` may be read from any thread.
 
@@ -71,6 +75,7 @@ class ModelSwitcher:
         max_running: operations of different models under way at most.
         restarts: limits of restarting what died.
         fall_back: whether an active version that is broken gives way to the last good one by itself.
+        way_back: the immediate switch for that, of (model_id, version, the version that serves).
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class ModelSwitcher:
         max_running: int = 3,
         restarts: RestartPolicy | None = None,
         fall_back: bool = True,
+        way_back: Callable[[str, str, str | None], Awaitable[ImmediateStrategy]] = _beside,
     ) -> None:
         self._registry = registry
         self._cache = cache
@@ -101,7 +107,7 @@ class ModelSwitcher:
         self._judge = judge
         self._on_move = on_move
         self._max_running = max_running
-        self._fall_back = fall_back
+        self._fall_back, self._way_back = fall_back, way_back
         self._operations: dict[str, Operation] = {}
         self._salts: dict[str, str] = {}
         self._judges: dict[str, Judge] = {}
@@ -380,8 +386,8 @@ class ModelSwitcher:
 
     async def _start_retreat(self, model_id: str, good: str, operation_id: str, reason: str) -> None:
         intent = Intent(actor=SWITCHER, reason=reason, is_rollback=True)
-        way = ImmediateStrategy()
         try:
+            way = await self._way_back(model_id, good, self._registry.active_version(model_id))
             await self.start(model_id, good, way, operation_id=operation_id, salt=operation_id, intent=intent)
         except AbswitchError as refused:
             self._reviver.settled(model_id)

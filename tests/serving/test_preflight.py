@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,37 @@ async def test_versions_that_do_not_fit_together_are_refused_with_numbers_and_wa
         assert engine.get_switching_status()["bot"].loaded == ("v2",)
         with pytest.raises(InvalidInput):
             await engine.plan_switch("v9")
+
+
+async def test_the_way_back_needs_no_place_for_two() -> None:
+    async with engine_with(3) as engine:
+        for version in ("v1", "v2"):
+            handle = await engine.start_switch(version, "immediate", {"drain_first": True})
+            await handle.done()
+        asked = [asyncio.create_task(engine.generate("who", model_id="bot")) for _ in range(5)]
+        assert (await engine.rollback()).phase == "succeeded"
+        assert engine.get_switching_status()["bot"].loaded == ("v1",)
+        assert {(await one).served_version for one in asked} <= {"v1", "v2"}
+        assert await asyncio.to_thread(engine.registry.switch_model, "bot", "v2")
+        assert engine.get_switching_status()["bot"].loaded == ("v2",)
+
+
+async def test_a_version_that_breaks_gives_way_although_there_is_no_place_for_two() -> None:
+    async with engine_with(3) as engine:
+        for version in ("v1", "v2"):
+            handle = await engine.start_switch(version, "immediate", {"drain_first": True})
+            await handle.done()
+        assert await engine.call(_breaks(engine, "v2"))
+        (back,) = [one for one in engine.switcher.operations.values() if one.stable == "v2"]
+        assert (await engine.get_switch(back.operation_id).done()).phase == "succeeded"
+        assert (await engine.generate("who", model_id="bot")).served_version == "v1"
+
+
+async def _breaks(engine: SwitchingEngine, version: str) -> bool:
+    taken = engine.switcher.breached("bot", version, "everything fails")
+    while not engine.switcher.running("bot"):
+        await asyncio.sleep(0)
+    return taken
 
 
 async def test_others_that_are_idle_make_room() -> None:

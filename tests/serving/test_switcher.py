@@ -646,6 +646,47 @@ async def test_an_abort_gives_the_one_place_there_is_back_to_the_stable_version(
 
 
 @pytest.mark.parametrize("way", [{"drain_first": True}, {"in_place": True}])
+@pytest.mark.parametrize("stable_is", ["cold", "loading", "serving"])
+async def test_an_interrupted_switch_goes_on_although_there_is_place_for_one(
+    way: dict[str, bool], stable_is: str
+) -> None:
+    """After a restart the stable version serves again, or is about to: it must leave again."""
+    gate = Gate(is_open=True)
+
+    def configure(instance: ScriptedInstance) -> None:
+        instance.device_bytes = 10
+        instance.load_gate = gate if instance.version.version == "v1" else None
+
+    shell = Shell(configure=configure)
+    shell.cache.budget = Budget(max_models=5, device_bytes=15)
+    shell.registry.activate(MODEL, "v1", "op-of-an-earlier-process")
+    found = Operation(
+        operation_id="op-found",
+        model_id=MODEL,
+        stable="v1",
+        candidate="v2",
+        strategy=strategy_of("immediate", way),
+        phase=Phase.PAUSED,
+        detached=True,
+    )
+    shell.switcher.adopt(found, "salt", 1)
+    if stable_is == "loading":
+        gate.close()
+        shell.switcher.bring_up(MODEL)
+        await eventually(lambda: gate.waiting == 1)
+    elif stable_is == "serving":
+        assert await shell.ask() == "I am v1"
+    await shell.switcher.tell("op-found", ops.Resume())
+    asked = asyncio.create_task(shell.ask())
+    await settled()
+    gate.open()
+    assert await asked == "I am v2"
+    await shell.until("op-found", Phase.SUCCEEDED)
+    assert list(shell.cache.loaded) == [(MODEL, "v2")]
+    await shell.close()
+
+
+@pytest.mark.parametrize("way", [{"drain_first": True}, {"in_place": True}])
 async def test_a_candidate_that_never_loads_is_not_waited_for_without_an_end(way: dict[str, bool]) -> None:
     gate = Gate()
 
