@@ -74,6 +74,7 @@ class ModelCache:
         self._loading: dict[VersionKey, asyncio.Task[CachedVersion]] = {}
         self._reserved: dict[VersionKey, Footprint] = {}
         self._memory: dict[VersionKey, Footprint] = {}
+        self._kept: dict[VersionKey, int] = {}  # bytes of the device that it kept when it slept last
         self._departures = Departures()
         self._clock, self._change_timeout_s = clock or SystemClock(), change_timeout_s
         self._arrivals = Arrivals(self._departures, self.timings, digest, self._clock, wake_timeout_s=change_timeout_s)
@@ -124,8 +125,9 @@ class ModelCache:
         awake = self._memory.get(key, Footprint())
         tiers = [(Residency.RESIDENT, awake)]
         if instance.can_sleep:
-            tiers.append((Residency.SLEEPING, Footprint(0, awake.host_bytes + awake.device_bytes)))
-            tiers.append((Residency.DISCARDED, Footprint(0, awake.host_bytes)))
+            kept = min(self._kept.get(key, 0), awake.device_bytes)
+            tiers.append((Residency.SLEEPING, Footprint(kept, awake.host_bytes + awake.device_bytes - kept)))
+            tiers.append((Residency.DISCARDED, Footprint(kept, awake.host_bytes)))
         return Held(
             key=key,
             tier=tier,
@@ -342,6 +344,7 @@ class ModelCache:
         try:
             async with time_limit(self._change_timeout_s, self._clock, lambda: Hangs(self._change_timeout_s)):
                 await cached.instance.sleep(_LEVELS[step.to])
+                self._kept[key] = (await cached.instance.memory()).device_bytes
         except BaseException as error:  # who waited for room has gone, it may be; nobody holds this one now
             log.warning("%s:%s did not go to sleep and is unloaded: %s", *key, error)
             killed_for = str(error) if isinstance(error, Hangs) else None

@@ -101,11 +101,12 @@ def make_room(least_recent_first: Sequence[Held], need: Footprint, budget: Budge
 
     A version goes to sleep where host memory allows, has its weights discarded where it can, and is unloaded else.
     """
-    held, steps = list(least_recent_first), []
+    held, steps = list(least_recent_first), dict[VersionKey, Step]()
     while (step := _next(held, need, budget, models)) is not None:
-        steps.append(step)
+        steps.pop(step.key, None)  # what is to be unloaded in the end need not be put to sleep before
+        steps[step.key] = step
         held = _after(held, step)
-    return Room(tuple(steps), lacking(usage(held) + need, budget))
+    return Room(tuple(steps.values()), lacking(usage(held) + need, budget))
 
 
 def lacking(used: Footprint, budget: Budget) -> Footprint:
@@ -120,8 +121,14 @@ def _next(held: list[Held], need: Footprint, budget: Budget, models: int) -> Ste
     missing = lacking(usage(held) + need, budget)
     if len(held) + models > budget.max_models and free:
         return Step(free[0].key, Residency.COLD)
+    # What sleeps keeps a little of the device, and is ended for it only where that is enough or all that is left.
+    kept = sum(one.footprint.device_bytes for one in free if one.tier is not Residency.RESIDENT)
+    spares = missing.device_bytes > kept and any(
+        one.tier is Residency.RESIDENT and one.footprint.device_bytes for one in free
+    )
     for one in free:
-        helps_device = missing.device_bytes and one.footprint.device_bytes
+        spared = spares and one.tier is not Residency.RESIDENT
+        helps_device = missing.device_bytes and one.footprint.device_bytes and not spared
         helps_host = missing.host_bytes and one.footprint.host_bytes
         if helps_device:
             return Step(one.key, _down(one, held, need, budget))

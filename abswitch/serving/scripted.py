@@ -131,7 +131,8 @@ class ScriptedInstance:
         load_gate: `start` waits here first.
         token_gate: every stream waits here before each token; by default none waits.
         die_after: the whole instance dies when it has generated this many tokens.
-        memory_bytes: what it says it occupies of the host; the attribute `device_bytes` has that of the accelerator.
+        memory_bytes: what it says it occupies of the host; the attribute `device_bytes` has that of the accelerator,
+            `kept_bytes` what it keeps of that asleep.
         clock: for the age of the last token.
     """
 
@@ -156,7 +157,7 @@ class ScriptedInstance:
         self.token_gate = token_gate
         self.die_after = die_after
         self.memory_bytes = memory_bytes
-        self.device_bytes = 0
+        self.device_bytes = self.kept_bytes = 0
         self.shared_engine: Hashable | None = None
         self.wake_error: str | None = None
         self.swap_error: str | None = None
@@ -190,7 +191,7 @@ class ScriptedInstance:
         if self._residency is Residency.COLD:
             return Footprint()
         asleep = self._residency is not Residency.RESIDENT
-        return Footprint(0 if asleep else self.device_bytes, self.memory_bytes)
+        return Footprint(self.kept_bytes if asleep else self.device_bytes, self.memory_bytes)
 
     async def why_not_in_place(self, version: ModelVersion) -> str | None:
         return None if version.config.model == self._version.config.model else "it is another script"

@@ -138,6 +138,20 @@ async def test_without_host_memory_weights_are_discarded_and_then_versions_unloa
     assert b.tiers("a", "b", "c") == ["cold", "resident", "resident"]
 
 
+async def test_what_a_sleeper_keeps_of_the_device_is_counted(bench: type[Bench]) -> None:
+    b = bench(device_bytes=21)
+    await b.load("a", "b")
+    for name in "ab":
+        b.backend["m", name].kept_bytes = 1
+    await b.load("c")
+    assert b.tiers("a", "b", "c") == ["sleeping", "resident", "resident"]
+    assert sum(one.footprint.device_bytes for one in b.cache.held) == 21
+    assert (await b.cache.needs(version("a"))).device_bytes == 9, "it holds the rest already"
+    await b.load("d")
+    assert b.tiers("a", "b", "c", "d") == ["cold", "sleeping", "resident", "resident"], "two sleepers are too much"
+    assert sum(one.footprint.device_bytes for one in b.cache.held) == 21
+
+
 async def test_out_of_budget_is_one_clear_error_and_nothing_was_touched(bench: type[Bench]) -> None:
     b = bench(device_bytes=25)
     await b.load("a", "b")

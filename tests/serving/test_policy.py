@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,7 +49,20 @@ def test_from_the_device_it_goes_to_sleep_where_the_host_has_room() -> None:
     assert room(versions, need, device_bytes=10).steps == (Step(("m", "a"), S),)
     assert room(versions, need, device_bytes=10, host_bytes=4).steps == (Step(("m", "a"), D),)
     assert room(versions, need, device_bytes=10, host_bytes=1).steps == (Step(("m", "a"), C),)
-    assert room(versions, need, device_bytes=8).steps[-1] == Step(("m", "a"), C), "a sleeper keeps a little"
+    assert room(versions, need, device_bytes=8).steps == (Step(("m", "a"), C),), "a sleeper keeps a little"
+
+
+def test_a_sleeper_is_ended_for_what_it_keeps_where_that_is_enough_or_all_there_is() -> None:
+    asleep = replace(held("a", device=8, host=1, sleeps=True), tier=S)
+    resident = held("b", device=8, host=1, sleeps=True)
+    assert room([asleep, resident], Footprint(8, 1), device_bytes=10).steps == (Step(("m", "b"), S),)
+    assert room([asleep, resident], Footprint(8, 1), device_bytes=9).steps == (
+        Step(("m", "b"), S),
+        Step(("m", "a"), C),
+    )
+    assert room([asleep, resident], Footprint(2, 1), device_bytes=10).steps == (Step(("m", "a"), C),)
+    used = room([asleep, replace(resident, protected=True)], Footprint(8, 1), device_bytes=10)
+    assert used == Room((Step(("m", "a"), C),), Footprint(6, 0))
 
 
 def test_versions_on_one_engine_are_counted_once_and_never_put_to_sleep_alone() -> None:
@@ -61,8 +76,9 @@ def test_versions_on_one_engine_are_counted_once_and_never_put_to_sleep_alone() 
 
 versions_ = st.lists(
     st.builds(
-        lambda device, host, sleeps, protected, engine: (device, host, sleeps, protected, engine),
-        st.integers(0, 20), st.integers(0, 20), st.booleans(), st.booleans(), st.sampled_from("xyzuv"),
+        lambda *one: one,
+        st.integers(0, 20), st.integers(0, 20), st.sampled_from((False, R, S, D)), st.booleans(),
+        st.sampled_from("xyzuv"),
     ),
     max_size=7,
 )  # fmt: skip
@@ -70,11 +86,17 @@ versions_ = st.lists(
 
 @given(versions_, st.integers(0, 30), st.integers(0, 30), st.integers(1, 8), st.integers(0, 40), st.integers(0, 40))
 def test_any_plan_keeps_what_is_needed_and_the_budget(
-    given_: list[tuple[int, int, bool, bool, str]], device: int, host: int, limit: int, most_device: int, most_host: int
+    given_: list[tuple[int, int, Residency | bool, bool, str]],
+    device: int,
+    host: int,
+    limit: int,
+    most_device: int,
+    most_host: int,
 ) -> None:
     versions = [
-        held(f"v{i}", d, h, sleeps=s, protected=p, engine=e if p else f"own{i}") for i, (d, h, s, p, e) in
-        enumerate(given_)
+        replace(held(f"v{i}", d, h, sleeps=bool(tier), protected=p, engine=e if p else f"own{i}"),
+                tier=R if p or not tier else Residency(tier))
+        for i, (d, h, tier, p, e) in enumerate(given_)
     ]  # fmt: skip
     budget = Budget(max_models=limit, device_bytes=most_device, host_bytes=most_host)
     need = Footprint(device, host)
