@@ -110,7 +110,7 @@ class VllmInstance:
         engine = self._engine
         if engine is None or engine.is_dead:
             return Footprint()
-        return await asyncio.to_thread(engine.footprint)
+        return await asyncio.to_thread(engine.footprint, sleeps=self._residency is not Residency.RESIDENT)
 
     async def why_not_in_place(self, version: ModelVersion) -> str | None:
         engine = self._started()

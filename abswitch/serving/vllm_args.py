@@ -15,9 +15,11 @@ from __future__ import annotations
 import ast
 import importlib.util
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -63,7 +65,17 @@ class Vllm:
 
     @property
     def can_sleep(self) -> bool:
-        return bool(self.platform.is_sleep_mode_available())
+        """Whether vLLM takes `enable_sleep_mode`; on CUDA and ROCm it refuses it where its allocator was not built."""
+        if not self.platform.is_sleep_mode_available():
+            return False
+        has_allocator = getattr(self.platform, "is_cumem_allocator_available", None)
+        return has_allocator is None or not self.platform.is_cuda_alike() or bool(has_allocator())
+
+    def device_total_bytes(self) -> int:
+        """Memory of one whole device; 0 where that is not told."""
+        with suppress(Exception):  # as many kinds as there are drivers
+            return int(self.platform.get_device_total_memory())
+        return 0
 
 
 def load_vllm() -> Vllm:
@@ -134,6 +146,11 @@ class EnginePlan:
     room: LoraRoom | None
     needs: LoraRoom | None
     adapter: Path | None
+
+    @property
+    def workers(self) -> int:
+        """How many there are, each on a device of its own."""
+        return math.prod(int(self.args.get(name) or 1) for name in _WORKERS)
 
 
 def plan_of(version: ModelVersion, vllm: Vllm) -> EnginePlan:

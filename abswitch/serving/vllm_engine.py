@@ -29,7 +29,7 @@ from abswitch.serving.policy import Footprint
 from abswitch.serving.reaper import ProcessReaper, reap_orphans
 from abswitch.serving.vllm_args import EnginePlan, Vllm, load_vllm, may_be_placed, on_cores, plan_of
 from abswitch.serving.vllm_log import EngineLog, forget_log, log_argument, why_it_died, why_it_failed
-from abswitch.serving.vllm_memory import estimate
+from abswitch.serving.vllm_memory import asleep, estimate
 from abswitch.serving.vllm_swap import can_tie
 
 log = logging.getLogger(__name__)
@@ -44,14 +44,25 @@ class VllmEngine:
         llm: vLLM's `AsyncLLM`.
         vllm: the library.
         plan: what it was started with.
+        expected: the memory it was estimated to take.
         last_token_s: when it last gave a token to any of those that share it, on the monotonic clock.
     """
 
-    def __init__(self, llm: Any, vllm: Vllm, plan: EnginePlan, log: EngineLog, seat: Seat | None = None) -> None:
+    def __init__(
+        self,
+        llm: Any,
+        vllm: Vllm,
+        plan: EnginePlan,
+        log: EngineLog,
+        *,
+        expected: Footprint | None = None,
+        seat: Seat | None = None,
+    ) -> None:
         self.llm = llm
         self.vllm = vllm
         self.plan = plan
         self.log = log
+        self.expected = expected or Footprint()
         self.max_model_len = int(llm.model_config.max_model_len)
         self._processes = _processes(llm)
         self._seat = seat
@@ -123,9 +134,16 @@ class VllmEngine:
         """Accelerator memory of the engine's processes; None where NVML does not tell. Blocks for a moment."""
         return None if self.vllm.on_cpu else _nvml_bytes(set(self.pids))
 
-    def footprint(self) -> Footprint:
-        """Memory of the engine's processes on device and host. Blocks for a moment."""
-        return Footprint(self.device_memory_bytes() or 0, self.memory_bytes())
+    def footprint(self, *, sleeps: bool = False) -> Footprint:
+        """Memory of the engine's processes on device and host. Blocks for a moment.
+
+        Where NVML does not tell (it names processes as the machine does, so that a container finds none of its own) it
+        is what was estimated: taken as nothing, an engine would leave the whole device to the next.
+        """
+        device = self.device_memory_bytes()
+        if device is None:
+            device = min(self.expected.device_bytes, asleep(self.plan)) if sleeps else self.expected.device_bytes
+        return Footprint(device, self.memory_bytes())
 
     async def reload_weights(self, folder: str | None = None) -> None:
         """Load weights in place; cached prefixes are of the old ones, so they go.
@@ -269,7 +287,7 @@ class VllmEnginePool:
         vllm = await _library(version)
         plan = await asyncio.to_thread(plan_of, version, vllm)
         joins = any(slot.fits(plan) for slot in self._slots)
-        return await asyncio.to_thread(estimate, plan, version, on_cpu=vllm.on_cpu, joins=joins)
+        return await asyncio.to_thread(estimate, plan, version, vllm, joins=joins)
 
     async def swap(self, engine: VllmEngine, version: ModelVersion) -> None:
         """Load another version's weights into a drained engine; its cached prefixes are of the old ones, so they go."""
@@ -310,6 +328,7 @@ class VllmEnginePool:
 
     def _build(self, version: ModelVersion, plan: EnginePlan, vllm: Vllm, seat: Seat | None) -> VllmEngine:
         reap_orphans()
+        expected = estimate(plan, version, vllm, joins=False)
         engine_log = EngineLog.in_folder(self._log_folder(), f"engine-{next(self._names)}")
         own_log = log_argument(vllm.engine_args, engine_log)
         own_cores = {} if seat is None else on_cores(plan.args, seat.group)
@@ -325,7 +344,7 @@ class VllmEnginePool:
             if own_log:
                 forget_log()
         log.info("vLLM serves %s, context %d tokens", plan.args["model"], llm.model_config.max_model_len)
-        return VllmEngine(llm, vllm, plan, engine_log, seat)
+        return VllmEngine(llm, vllm, plan, engine_log, expected=expected, seat=seat)
 
     def _log_folder(self) -> Path:
         if self._folder is None or not self._folder.exists():

@@ -7,7 +7,7 @@ from pathlib import Path
 from abswitch.domain import ModelVersion
 from abswitch.serving.policy import Footprint
 from abswitch.serving.source import check_source
-from abswitch.serving.vllm_args import EnginePlan
+from abswitch.serving.vllm_args import EnginePlan, Vllm
 
 HOST_BYTES = 750 << 20
 """An engine's process without weights: Python, PyTorch and vLLM, as measured on a CPU machine."""
@@ -17,15 +17,28 @@ _WIDENED = {"float32": 2.0, "float": 2.0}
 """Checkpoints are mostly of two-byte numbers."""
 
 
-def estimate(plan: EnginePlan, version: ModelVersion, *, on_cpu: bool, joins: bool) -> Footprint:
+def estimate(plan: EnginePlan, version: ModelVersion, vllm: Vllm, *, joins: bool) -> Footprint:
     """Memory of the version's engine; with `joins`, only what its adapter adds to one that runs. Reads small files."""
     if joins:
         adapter = _bytes_of(plan.adapter)
-        return Footprint(0, adapter) if on_cpu else Footprint(adapter, 0)
+        return Footprint(0, adapter) if vllm.on_cpu else Footprint(adapter, 0)
     source = check_source(version.config)
     widened = _WIDENED.get(str(plan.args.get("dtype")), 1.0) if _is_narrow(source.name) else 1.0
-    model = int(source.weights_bytes * widened) + int(plan.args.get("kv_cache_memory_bytes") or 0)
-    return Footprint(0, HOST_BYTES + model) if on_cpu else Footprint(DEVICE_BYTES + model, HOST_BYTES)
+    copies = int(plan.args.get("data_parallel_size") or 1)
+    weights = int(source.weights_bytes * widened) * copies
+    cache = int(plan.args.get("kv_cache_memory_bytes") or 0) * plan.workers  # the argument says it of one
+    if vllm.on_cpu:
+        return Footprint(0, HOST_BYTES + weights + cache)
+    device = asleep(plan) + weights + cache
+    if not cache:  # then it is as large as a share of each device allows
+        share = float(plan.args.get("gpu_memory_utilization") or 0.0)
+        device = max(device, int(share * vllm.device_total_bytes()) * plan.workers)
+    return Footprint(device, HOST_BYTES)
+
+
+def asleep(plan: EnginePlan) -> int:
+    """What an engine keeps of the devices while it sleeps, in bytes."""
+    return DEVICE_BYTES * plan.workers
 
 
 def _is_narrow(folder: str) -> bool:

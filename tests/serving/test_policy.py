@@ -77,7 +77,7 @@ def test_versions_on_one_engine_are_counted_once_and_never_put_to_sleep_alone() 
 versions_ = st.lists(
     st.builds(
         lambda *one: one,
-        st.integers(0, 20), st.integers(0, 20), st.sampled_from((False, R, S, D)), st.booleans(),
+        st.integers(0, 20), st.integers(0, 20), st.sampled_from((None, R, S, D)), st.booleans(),
         st.sampled_from("xyzuv"),
     ),
     max_size=7,
@@ -86,7 +86,7 @@ versions_ = st.lists(
 
 @given(versions_, st.integers(0, 30), st.integers(0, 30), st.integers(1, 8), st.integers(0, 40), st.integers(0, 40))
 def test_any_plan_keeps_what_is_needed_and_the_budget(
-    given_: list[tuple[int, int, Residency | bool, bool, str]],
+    given_: list[tuple[int, int, Residency | None, bool, str]],
     device: int,
     host: int,
     limit: int,
@@ -94,8 +94,8 @@ def test_any_plan_keeps_what_is_needed_and_the_budget(
     most_host: int,
 ) -> None:
     versions = [
-        replace(held(f"v{i}", d, h, sleeps=bool(tier), protected=p, engine=e if p else f"own{i}"),
-                tier=R if p or not tier else Residency(tier))
+        replace(held(f"v{i}", d, h, sleeps=tier is not None, protected=p, engine=e if p else f"own{i}"),
+                tier=R if p or tier is None else tier)
         for i, (d, h, tier, p, e) in enumerate(given_)
     ]  # fmt: skip
     budget = Budget(max_models=limit, device_bytes=most_device, host_bytes=most_host)

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from abswitch.errors import InvalidInput
 from abswitch.serving.cores import CoreGroup
 from abswitch.serving.source import check_source
 from abswitch.serving.vllm_args import (
+    DEVICE_KV_CACHE_BYTES,
     EXECUTOR,
     EnginePlan,
     LoraRoom,
@@ -33,6 +34,7 @@ from abswitch.serving.vllm_args import (
 )
 from abswitch.serving.vllm_engine import _Slot
 from abswitch.serving.vllm_log import EngineLog, exit_words, why_it_died, why_it_failed
+from abswitch.serving.vllm_memory import DEVICE_BYTES, estimate
 
 
 @dataclass
@@ -47,6 +49,7 @@ class EngineArgs:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     enable_sleep_mode: bool = False
+    tensor_parallel_size: int = 1
     enable_lora: bool = False
     max_lora_rank: int = 16
     max_loras: int = 1
@@ -55,12 +58,22 @@ class EngineArgs:
 @dataclass
 class Platform:
     cpu: bool
+    has_allocator: bool = True
 
     def is_cpu(self) -> bool:
         return self.cpu
 
+    def is_cuda_alike(self) -> bool:
+        return not self.cpu
+
     def is_sleep_mode_available(self) -> bool:
         return not self.cpu
+
+    def is_cumem_allocator_available(self) -> bool:
+        return self.has_allocator
+
+    def get_device_total_memory(self) -> int:
+        return 10 << 30
 
 
 def library(*, cpu: bool = True) -> Vllm:
@@ -107,6 +120,27 @@ def test_defaults_leave_room_for_another_version(model: Path) -> None:
     assert "enable_sleep_mode" not in on_cpu and on_gpu["enable_sleep_mode"]
     assert "dtype" not in on_gpu and on_gpu["gpu_memory_utilization"] < 0.1
     assert "block_size" not in on_cpu, "what a release does not know is not passed to it"
+
+
+def test_sleep_mode_is_left_off_where_its_allocator_was_not_built(model: Path) -> None:
+    version = ModelVersion(version="v", config=ModelConfig(model_id="m", model=str(model)))
+    without = replace(library(cpu=False), platform=Platform(cpu=False, has_allocator=False))
+    assert not without.can_sleep and "enable_sleep_mode" not in plan_of(version, without).args
+
+
+def test_an_estimate_counts_every_device_and_a_cache_of_its_size_or_by_share(model: Path) -> None:
+    version = ModelVersion(version="v", config=ModelConfig(model_id="m", model=str(model)))
+
+    def device_bytes(**engine_args: Any) -> int:
+        args = plan(model, cpu=False, **engine_args)
+        return estimate(args, version, library(cpu=False), joins=False).device_bytes
+
+    weights = check_source(version.config).weights_bytes
+    assert device_bytes() == DEVICE_BYTES + weights + DEVICE_KV_CACHE_BYTES
+    assert device_bytes(kv_cache_memory_bytes=5) == DEVICE_BYTES + weights + 5
+    assert device_bytes(kv_cache_memory_bytes=5, tensor_parallel_size=2) == 2 * (DEVICE_BYTES + 5) + weights
+    assert device_bytes(gpu_memory_utilization=0.5) == 5 << 30
+    assert device_bytes(gpu_memory_utilization=0.01) == DEVICE_BYTES + weights, "at least what it cannot do without"
 
 
 def test_engine_arguments_override_defaults(model: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import InstanceNotRunning
+from abswitch.serving.policy import Footprint
 from abswitch.serving.vllm import VllmEngine, VllmEnginePool, VllmInstance
+from abswitch.serving.vllm_memory import DEVICE_BYTES
 
 
 class StandIn:
@@ -91,6 +94,20 @@ async def test_a_start_that_cannot_measure_its_engine_gives_it_back(adapter: Pat
     assert (await instance.start()).memory_bytes == 5 and (engine.holding, engine.adapters) == (2, {7})
     await instance.stop()
     assert (engine.holding, engine.adapters) == (1, set())
+
+
+@pytest.mark.parametrize(("told", "awake", "asleep"), [(7, 7, 7), (None, 9 << 30, DEVICE_BYTES)])
+def test_where_the_device_does_not_tell_an_engine_counts_as_what_was_estimated(
+    monkeypatch: pytest.MonkeyPatch, told: int | None, awake: int, asleep: int
+) -> None:
+    parts: Any = SimpleNamespace(
+        on_cpu=False, workers=1, model_config=SimpleNamespace(max_model_len=8), engine_core=SimpleNamespace()
+    )
+    engine = VllmEngine(parts, parts, parts, parts, expected=Footprint(9 << 30))
+    monkeypatch.setattr("abswitch.serving.vllm_engine._nvml_bytes", lambda _: told)
+    assert engine.device_memory_bytes() == told
+    assert engine.footprint().device_bytes == awake
+    assert engine.footprint(sleeps=True).device_bytes == asleep
 
 
 async def test_an_end_that_the_engine_does_not_hear_of_gives_it_back(adapter: Path) -> None:
