@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Hashable
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from itertools import count
@@ -176,7 +177,7 @@ class VllmInstance:
         number = self._pool.next_adapter_id()
         lora = engine.vllm.lora_request(f"{self._version}#{number}", number, str(folder))
         try:
-            added = await engine.llm.add_lora(lora)
+            added = await engine.told(engine.llm.add_lora(lora))
         except Exception as error:
             reason = shortened(f"{type(error).__name__}: {error}")
             raise LoadFailed(f"{self._version} did not load: its adapter was refused: {reason}") from error
@@ -306,7 +307,7 @@ class VllmInstance:
             self._check_may_sleep(engine, level)
             self._residency = Residency.SLEEPING if level == 1 else Residency.DISCARDED
             try:
-                await engine.llm.sleep(level=level)
+                await engine.told(engine.llm.sleep(level=level))
             except BaseException:
                 self._residency = Residency.RESIDENT
                 raise
@@ -328,11 +329,11 @@ class VllmInstance:
             engine = self._started()
             llm = engine.llm
             if self._residency is Residency.DISCARDED:
-                await llm.wake_up(tags=["weights"])
+                await engine.told(llm.wake_up(tags=["weights"]))
                 await engine.reload_weights()
-                await llm.wake_up(tags=["kv_cache"])
+                await engine.told(llm.wake_up(tags=["kv_cache"]))
             elif self._residency is Residency.SLEEPING:
-                await llm.wake_up()
+                await engine.told(llm.wake_up())
             self._residency = Residency.RESIDENT
 
     async def stop(self) -> None:
@@ -349,7 +350,8 @@ class VllmInstance:
             if not engine.is_dead and not engine.was_killed:
                 await engine.llm.abort(list(self._open))
                 if lora is not None and self._pool.holders(engine) > 1:
-                    await engine.llm.remove_lora(lora.lora_int_id)
+                    with suppress(InstanceDied):
+                        await engine.told(engine.llm.remove_lora(lora.lora_int_id))
         finally:
             await self._pool.release(engine, self._version)
 

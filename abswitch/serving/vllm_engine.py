@@ -12,17 +12,17 @@ import multiprocessing
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from abswitch.domain import ModelVersion
-from abswitch.errors import LoadFailed
+from abswitch.errors import InstanceDied, LoadFailed
 from abswitch.serving.cores import CoreGroups, Seat, bind, core_groups
 from abswitch.serving.loop import off_loop
 from abswitch.serving.policy import Footprint
@@ -34,7 +34,9 @@ from abswitch.serving.vllm_swap import can_tie
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _CPU_STARTS = 2
+_LIFE_SIGN_S = 0.2
 
 
 class VllmEngine:
@@ -99,6 +101,21 @@ class VllmEngine:
             resources.engine_dead = True  # nothing more is sent to it
         self.llm.output_processor.propagate_error(self.vllm.dead_error())
 
+    async def told(self, call: Coroutine[Any, Any, T]) -> T:
+        """What the engine says to a call that is no request; vLLM leaves who calls one that dies then waiting for ever.
+
+        Raises:
+            InstanceDied: it died, or was killed, before it answered.
+        """
+        answer = asyncio.ensure_future(call)
+        try:
+            while not (await asyncio.wait([answer], timeout=_LIFE_SIGN_S))[0]:
+                if self.is_dead:
+                    raise InstanceDied(f"the engine died: {self.death()}")
+            return answer.result()
+        finally:
+            answer.cancel()
+
     def death(self) -> str:
         """Why it died, as far as can be told."""
         if self._killed_for is not None:
@@ -152,8 +169,8 @@ class VllmEngine:
             folder: of another checkpoint of the same network; by default the one that was loaded last.
         """
         method = "reload_tied_weights" if can_tie(self.plan) else "reload_weights"
-        await self.llm.collective_rpc(method, kwargs={} if folder is None else {"weights_path": folder})
-        await self.llm.reset_prefix_cache()
+        await self.told(self.llm.collective_rpc(method, kwargs={} if folder is None else {"weights_path": folder}))
+        await self.told(self.llm.reset_prefix_cache())
 
     async def stop_listening(self) -> None:
         """No longer wait for answers: nobody asks any more, and an end on purpose is not to be reported as a death."""

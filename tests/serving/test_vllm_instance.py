@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,10 +10,11 @@ from typing import Any, cast
 import pytest
 
 from abswitch.domain import ModelConfig, ModelVersion
-from abswitch.errors import InstanceNotRunning
+from abswitch.errors import InstanceDied, InstanceNotRunning
 from abswitch.serving.policy import Footprint
 from abswitch.serving.vllm import VllmEngine, VllmEnginePool, VllmInstance
 from abswitch.serving.vllm_memory import DEVICE_BYTES
+from tests.patience import PATIENCE_S
 
 
 class StandIn:
@@ -56,6 +58,9 @@ class StandIn:
     async def remove_lora(self, number: int) -> None:
         self.adapters.remove(number)
 
+    async def told(self, call: Any) -> Any:
+        return await call
+
     async def abort(self, _: list[str]) -> None:
         if self.lost is not None:
             raise self.lost
@@ -94,6 +99,31 @@ async def test_a_start_that_cannot_measure_its_engine_gives_it_back(adapter: Pat
     assert (await instance.start()).memory_bytes == 5 and (engine.holding, engine.adapters) == (2, {7})
     await instance.stop()
     assert (engine.holding, engine.adapters) == (1, set())
+
+
+async def test_who_waits_for_an_engine_that_dies_is_told() -> None:
+    parts: Any = SimpleNamespace(
+        errored=False,
+        model_config=SimpleNamespace(max_model_len=8),
+        engine_core=SimpleNamespace(),
+        reason=lambda: "boom",
+    )
+    engine = VllmEngine(parts, parts, parts, parts)
+    assert await engine.told(asyncio.sleep(0, "awake")) == "awake"
+    ended = asyncio.Event()
+
+    async def unanswered() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    waiting = asyncio.create_task(engine.told(unanswered()))
+    await asyncio.sleep(0)
+    parts.errored = True
+    with pytest.raises(InstanceDied, match="the engine died: boom"):
+        await asyncio.wait_for(waiting, PATIENCE_S)
+    await asyncio.wait_for(ended.wait(), PATIENCE_S)
 
 
 @pytest.mark.parametrize(("told", "awake", "asleep"), [(7, 7, 7), (None, 9 << 30, DEVICE_BYTES)])
