@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ class Arrivals:
         departures: where instances stop.
         timings: takes note of how long loads, wakes and swaps took.
         digest: of a version's weights.
-        wake_timeout_s: how long an instance may take to wake; one that takes longer hangs.
+        change_timeout_s: how long an instance may take to wake, or to take other weights; one that takes longer hangs.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Arrivals:
         digest: Callable[[ModelVersion], Awaitable[str | None]],
         clock: Clock,
         *,
-        wake_timeout_s: float,
+        change_timeout_s: float,
     ) -> None:
         self._departures = departures
         self._timings = timings
         self._digest = digest
         self._clock = clock
-        self._wake_timeout_s = wake_timeout_s
+        self._change_timeout_s = change_timeout_s
 
     async def load(self, version: ModelVersion, instance: ModelInstance) -> Arrived:
         """Start a new instance.
@@ -100,7 +100,7 @@ class Arrivals:
         """
         began_s = self._clock.monotonic_s()
         try:
-            async with time_limit(self._wake_timeout_s, self._clock, lambda: Hangs(self._wake_timeout_s)):
+            async with self._in_time():
                 await asleep.instance.wake()
         except Exception as error:
             log.warning("%s did not wake and is loaded anew: %s", version, error)
@@ -121,10 +121,11 @@ class Arrivals:
         reading = asyncio.ensure_future(self._digest(version))
         async with self._or_stopped(version, old.instance):
             try:
-                instance = await old.instance.become(version)
+                async with self._in_time():
+                    instance = await old.instance.become(version)
             except BaseException as error:
                 reading.cancel()
-                if isinstance(error, InstanceError) and not isinstance(error, LoadFailed):
+                if isinstance(error, InstanceError) and not isinstance(error, LoadFailed | Hangs):
                     raise SwapRefused(str(error)) from error
                 raise
         async with self._or_stopped(version, instance):
@@ -136,6 +137,9 @@ class Arrivals:
             )
             return Arrived(CachedVersion(instance, facts, SwitchPath.IN_PLACE, await reading), memory)
 
+    def _in_time(self) -> AbstractAsyncContextManager[None]:
+        return time_limit(self._change_timeout_s, self._clock, lambda: Hangs(self._change_timeout_s))
+
     @asynccontextmanager
     async def _or_stopped(self, version: ModelVersion, instance: ModelInstance) -> AsyncIterator[None]:
         """What goes wrong here ends the instance, which runs; unless it was refused, and that left it as it is."""
@@ -144,7 +148,9 @@ class Arrivals:
         except SwapRefused:
             raise
         except BaseException as error:
-            await self._departures.stop(instance)
+            hangs = isinstance(error, Hangs)
+            await self._departures.stop(instance, str(error) if hangs else None)
             if isinstance(error, LoadFailed) or not isinstance(error, Exception):
                 raise
-            raise LoadFailed(f"{version} did not load: {type(error).__name__}: {error}") from error
+            reason = str(error) if hangs else f"{type(error).__name__}: {error}"
+            raise LoadFailed(f"{version} did not load: {reason}") from error

@@ -77,7 +77,9 @@ class ModelCache:
         self._kept: dict[VersionKey, int] = {}  # bytes of the device that it kept when it slept last
         self._departures = Departures()
         self._clock, self._change_timeout_s = clock or SystemClock(), change_timeout_s
-        self._arrivals = Arrivals(self._departures, self.timings, digest, self._clock, wake_timeout_s=change_timeout_s)
+        self._arrivals = Arrivals(
+            self._departures, self.timings, digest, self._clock, change_timeout_s=change_timeout_s
+        )
         self._pins: Counter[VersionKey] = Counter()
         self._room = asyncio.Lock()
         self._closed = False

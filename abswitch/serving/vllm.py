@@ -305,12 +305,9 @@ class VllmInstance:
         async with self._changing:
             engine = self._awake()
             self._check_may_sleep(engine, level)
+            # Also where that fails: half asleep it answers nobody, and to wake it may serve memory that is gone.
             self._residency = Residency.SLEEPING if level == 1 else Residency.DISCARDED
-            try:
-                await engine.told(engine.llm.sleep(level=level))
-            except BaseException:
-                self._residency = Residency.RESIDENT
-                raise
+            await engine.told(engine.llm.sleep(level=level))
 
     def _check_may_sleep(self, engine: VllmEngine, level: int) -> None:
         if level not in (1, 2):

@@ -268,6 +268,23 @@ async def test_one_that_hangs_on_its_way_to_sleep_or_back_holds_up_nobody(bench:
     assert error is not None and "it hangs: it took longer than 0.02 s" in error, "killed, as it cannot help"
 
 
+async def test_a_swap_that_hangs_holds_up_nobody(bench: type[Bench]) -> None:
+    b = bench(change_timeout_s=0.02)
+    await b.load("a")
+
+    async def hangs(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    old = b.backend["m", "a"]
+    old.become = hangs  # type: ignore[method-assign, assignment]
+    async with asyncio.timeout(PATIENCE_S):
+        with pytest.raises(LoadFailed, match=r"m:b did not load: it hangs: it took longer than 0\.02 s"):
+            await b.cache.swap(("m", "a"), version("b"))
+        await b.load("b")
+        await b.cache.close()
+    assert "it hangs" in str((await old.health()).error), "killed, as it cannot help"
+
+
 async def test_weights_take_the_place_of_others(bench: type[Bench]) -> None:
     b = bench()
     await b.load("a")
