@@ -334,8 +334,11 @@ class World:
             self.broken.append(f"{move.operation_id}: a move from {move.phase_from} after {before[-1].phase_to}")
 
     def moved(self, operation: Operation) -> None:
-        """An operation that ended has drained what left, unless it says that requests still finish there."""
+        """An operation that ended has drained what left, unless it says that requests still finish there, or had no way
+        back: then there is nothing to wait for, and what runs finishes all the same."""
         if not operation.phase.is_final or "finish on the version" in operation.reason:
+            return
+        if operation.phase is Phase.FAILED and operation.reason.startswith("no way back"):
             return
         leases = self.life.transitions.in_flight(operation.model_id)
         held = {one.key[1] for one in leases if one.arm != PINNED and id(one) not in self.lost}
