@@ -72,11 +72,12 @@ class GoldenPrompts:
         """Hold answers against the reference, or make them the reference where there is none.
 
         Raises:
-            LoadFailed: the answers are not those of this version.
+            LoadFailed: the answers are not those of this version, or its files were changed.
         """
         key = (*version.key, cached.weights_digest or "")
         reference = self._references.get(key)
         if reference is None:
+            self._refuse_changed(version, key[2])
             self._first(version, cached, key, answers)
             return
         agreed = agreement(reference, answers)
@@ -89,6 +90,16 @@ class GoldenPrompts:
         if agreed < 1.0:
             log.info(
                 "%s came back (%s): %.0f %% of the golden prompts' text agrees", version, cached.path, 100 * agreed
+            )
+
+    def _refuse_changed(self, version: ModelVersion, digest: str) -> None:
+        """What was said of a version holds of the weights it had; those of another file would go by its name."""
+        before = [known[2] for known in self._references if known[:2] == version.key and known[2]]
+        if before and digest:
+            raise LoadFailed(
+                f"{version}: its weights were changed since it was loaded at first (digest {before[0]} then, {digest} "
+                f"now), and a version does not change; put the old files back, or register the new ones as another "
+                f"version"
             )
 
     def _first(self, version: ModelVersion, cached: CachedVersion, key: ReferenceKey, answers: Answers) -> None:

@@ -172,8 +172,19 @@ async def test_a_reference_outlives_the_process_and_belongs_to_its_weights(shell
     readiness, _ = guarded(shell, known)
     with pytest.raises(LoadFailed, match=r"came back \(load\) with other answers than its own: 0 %|0%"):
         await readiness.prove(version)
-    cached = replace(await shell.cache.ensure(version), path=SwitchPath.WAKE, weights_digest="other weights")
-    await check(GoldenPrompts(known), version, cached)  # other weights have no reference yet
+    cached = replace(await shell.cache.ensure(version), path=SwitchPath.WAKE, weights_digest="0a")
+    await check(GoldenPrompts(known), version, cached)  # nobody knew its weights then
+
+
+@pytest.mark.parametrize("path", [SwitchPath.LOAD, SwitchPath.IN_PLACE])
+async def test_other_weights_do_not_go_by_the_name_of_a_version(shell: Shell, path: SwitchPath) -> None:
+    version, other = shell.registry.get(MODEL, "v1"), shell.registry.get(MODEL, "v2")
+    cached = await shell.cache.ensure(version)
+    golden = GoldenPrompts({(MODEL, "v1", "0a"): (("I ", "am "),) * len(PROMPTS)})
+    await check(golden, version, replace(cached, path=path, weights_digest="0a"))
+    with pytest.raises(LoadFailed, match=r"bot:v1: its weights were changed .* \(digest 0a then, 0b now\)"):
+        await check(golden, version, replace(cached, path=path, weights_digest="0b"))
+    await check(golden, other, replace(await shell.cache.ensure(other), path=path, weights_digest="0b"))
 
 
 @pytest.mark.parametrize(
