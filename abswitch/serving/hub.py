@@ -1,10 +1,12 @@
-"""The commit that a hub id and a revision mean: the hub tells, or the local cache where the hub is out of reach."""
+"""What a hub id and a revision mean: the commit, and how large its weights are. The hub tells, or the local cache."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ from abswitch.serving.source import CONVERT, PICKLED, check_source
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
+log = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _TIMEOUT_S = 10.0
 
@@ -41,6 +44,39 @@ def commit_of(config: ModelConfig, *, timeout_s: float = _TIMEOUT_S) -> str | No
     if not info.sha:
         raise _refused(config, "a repository with a commit (the hub names none)")
     return str(info.sha)
+
+
+def weights_bytes_of(config: ModelConfig) -> int:
+    """Size of a hub id's safetensors: in the local cache, or as the hub tells; 0 where neither does.
+
+    Blocks for one request to the hub where the cache has no snapshot, once for each revision.
+    """
+    if (folder := snapshot_of(config)) is not None:
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    try:
+        with _answers(config):
+            return _told_bytes(config.model, config.revision)
+    except (_OutOfReach, BadModelSource, MissingExtra) as why:
+        log.info("how large the weights of %s are is not known: %s", config.model, why)
+        return 0
+
+
+def snapshot_of(config: ModelConfig) -> Path | None:
+    """Where the local cache has a hub id's files, whole; None where it has not."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(config.model, revision=config.revision, local_files_only=True))
+    except Exception:  # many kinds, all of which say that it is not there, or not whole
+        return None
+
+
+@lru_cache(maxsize=256)
+def _told_bytes(model: str, revision: str | None) -> int:
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(model, revision=revision, timeout=_TIMEOUT_S, files_metadata=True)
+    return sum(file.size or 0 for file in info.siblings or () if file.rfilename.endswith(".safetensors"))
 
 
 class _OutOfReach(Exception):

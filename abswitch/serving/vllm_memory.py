@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from abswitch.domain import ModelVersion
+from abswitch.serving.hub import snapshot_of, weights_bytes_of
 from abswitch.serving.policy import Footprint
 from abswitch.serving.source import check_source
 from abswitch.serving.vllm_args import EnginePlan, Vllm
@@ -18,14 +19,14 @@ _WIDENED = {"float32": 2.0, "float": 2.0}
 
 
 def estimate(plan: EnginePlan, version: ModelVersion, vllm: Vllm, *, joins: bool) -> Footprint:
-    """Memory of the version's engine; with `joins`, only what its adapter adds to one that runs. Reads small files."""
+    """Memory of the version's engine; with `joins`, only what its adapter adds to one that runs.
+
+    Blocks: reads small files, and asks the hub how large a model is that is not in the local cache.
+    """
     if joins:
         adapter = _bytes_of(plan.adapter)
         return Footprint(0, adapter) if vllm.on_cpu else Footprint(adapter, 0)
-    source = check_source(version.config)
-    widened = _WIDENED.get(str(plan.args.get("dtype")), 1.0) if _is_narrow(source.name) else 1.0
-    copies = int(plan.args.get("data_parallel_size") or 1)
-    weights = int(source.weights_bytes * widened) * copies
+    weights = _weights_bytes(version, str(plan.args.get("dtype"))) * int(plan.args.get("data_parallel_size") or 1)
     cache = int(plan.args.get("kv_cache_memory_bytes") or 0) * plan.workers  # the argument says it of one
     if vllm.on_cpu:
         return Footprint(0, HOST_BYTES + weights + cache)
@@ -41,8 +42,17 @@ def asleep(plan: EnginePlan) -> int:
     return DEVICE_BYTES * plan.workers
 
 
-def _is_narrow(folder: str) -> bool:
-    config = Path(folder) / "config.json"
+def _weights_bytes(version: ModelVersion, dtype: str) -> int:
+    """In memory, where they may be wider than in their files."""
+    source = check_source(version.config)
+    folder, files = Path(source.name), source.weights_bytes
+    if source.kind == "hub":
+        folder, files = snapshot_of(version.pinned) or folder, weights_bytes_of(version.pinned)
+    return int(files * _WIDENED.get(dtype, 1.0)) if _is_narrow(folder) else files
+
+
+def _is_narrow(folder: Path) -> bool:
+    config = folder / "config.json"
     text = config.read_text(encoding="utf-8") if config.exists() else ""
     return "bfloat16" in text or '"float16"' in text
 

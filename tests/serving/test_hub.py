@@ -17,9 +17,13 @@ import pytest
 from abswitch import SwitchingEngine
 from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import BadModelSource, DuplicateVersion
-from abswitch.serving.hub import commit_of
+from abswitch.serving.hub import _told_bytes, commit_of, snapshot_of, weights_bytes_of
+from abswitch.serving.policy import Footprint
+from abswitch.serving.vllm_args import plan_of
+from abswitch.serving.vllm_memory import HOST_BYTES, estimate
 from abswitch.serving.weights import weights_digest
 from tests.serving.test_source import safetensors
+from tests.serving.test_vllm_args import library
 
 OLD, NEW = "a" * 40, "b" * 40
 FILES = {"config.json": b'{"architectures": ["LlamaForCausalLM"]}', "model.safetensors": safetensors()}
@@ -77,7 +81,8 @@ class Hub:
         if kind == "tree":
             tree = [{"type": "file", "path": name, "size": len(FILES[name]), "oid": name} for name in files[repo]]
             return self._send(request, 200, json.dumps(tree).encode(), {})
-        body = {"id": repo, "sha": self.refs[revision], "siblings": [{"rfilename": name} for name in files[repo]]}
+        siblings = [{"rfilename": name, "size": len(FILES.get(name, b""))} for name in files[repo]]
+        body = {"id": repo, "sha": self.refs[revision], "siblings": siblings}
         return self._send(request, 200, json.dumps(body).encode(), {})
 
     def _send(self, request: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -104,6 +109,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "ENDPOINT", made.url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    _told_bytes.cache_clear()
     yield made
     made.close()
 
@@ -210,3 +216,25 @@ async def test_the_commit_is_recorded_and_stays_when_the_branch_moves(hub: Hub, 
         with pytest.raises(DuplicateVersion):
             engine.registry.register_model({"model_id": "m", "model": "org/good", "revision": "v1"}, "monday")
         assert engine.table("model_versions").commit_sha.tolist() == [NEW, OLD]
+
+
+def test_how_large_a_model_is_the_cache_tells_or_the_hub_once(hub: Hub, tmp_path: Path) -> None:
+    size_bytes = len(FILES["model.safetensors"])
+    good = ModelConfig(model_id="m", model="org/good", revision=NEW)
+    assert snapshot_of(good) is None
+    assert weights_bytes_of(good) == weights_bytes_of(good) == size_bytes
+    assert len(hub.asked) == 1
+    hub.broken = 500
+    assert weights_bytes_of(ModelConfig(model_id="m", model="org/good", revision=OLD)) == 0, "not known is no failure"
+    hub.broken = None
+    cached(hub, tmp_path / "cache")
+    asked = len(hub.asked)
+    assert weights_bytes_of(ModelConfig(model_id="m", model="org/good", revision=OLD)) == size_bytes
+    assert len(hub.asked) == asked
+
+
+def test_an_estimate_knows_the_weights_of_a_hub_id(hub: Hub) -> None:
+    config = ModelConfig(model_id="m", model="org/good", engine_args={"kv_cache_memory_bytes": 5})
+    version, on_cpu = ModelVersion(version="v", config=config, commit=NEW), library()
+    estimated = estimate(plan_of(version, on_cpu), version, on_cpu, joins=False)
+    assert estimated == Footprint(0, HOST_BYTES + len(FILES["model.safetensors"]) + 5)
