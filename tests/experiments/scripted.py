@@ -26,7 +26,7 @@ def adder(accuracy: float, salt: str) -> Answer:
 
     def answer(prompt: Any) -> Sequence[str]:
         text = prompt_text(prompt)
-        if "+" not in text:
+        if "=" not in text:  # the engine's own, when a version comes up
             return ("0",)
         a, b = text.split(EVIL)[0].rstrip("=").split("+")
         right = zlib.crc32(f"{salt}{text}".encode()) % 1000 < 1000 * accuracy
