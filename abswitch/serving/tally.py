@@ -24,7 +24,8 @@ from abswitch.rollout.seen import measures_of
 from abswitch.serving.router import STABLE, candidate_name
 
 KEPT = 20_000
-"""Durations kept per arm and step; above that a uniform sample of them (Vitter 1985, algorithm R)."""
+"""Durations kept per arm and step; above that a uniform sample of them (Vitter 1985, algorithm R). Also the requests
+whose scores are still taken, of all arms together."""
 _NOT_THE_VERSIONS_FAULT = frozenset({"Cancelled", "PromptTooLong"})
 
 
@@ -63,12 +64,23 @@ class _Sample:
 
 @dataclass(slots=True)
 class _Moments:
-    """Count, mean and sum of squared deviations of a stream of numbers (Welford 1962)."""
+    """Count, mean and sum of squared deviations of numbers, one by one (Welford 1962) or many at once."""
 
     n: int = 0
     mean: float = 0.0
     m2: float = 0.0
     is_fraction: bool = True
+
+    @classmethod
+    def of(cls, values: NDArray[np.float64]) -> _Moments:
+        """Of an array."""
+        if not values.size:
+            return cls()
+        with np.errstate(over="ignore", invalid="ignore"):  # a spread beyond all numbers says nothing to a judge
+            away = values - values[0]  # so that equal values have exactly no spread
+            mean = float(values[0] + away.mean())
+            m2 = float(((values - mean) ** 2).sum())
+        return cls(values.size, mean, m2, bool(((values >= 0.0) & (values <= 1.0)).all()))
 
     def add(self, value: float) -> None:
         self.n += 1
@@ -77,9 +89,46 @@ class _Moments:
         self.m2 += away * (value - self.mean)
         self.is_fraction = self.is_fraction and 0.0 <= value <= 1.0
 
+    def __add__(self, other: _Moments) -> _Moments:
+        """Of both together (Chan, Golub & LeVeque 1979)."""
+        if not self.n or not other.n:
+            return self if self.n else other
+        n, away = self.n + other.n, other.mean - self.mean
+        m2 = self.m2 + other.m2 + away * away * (self.n * other.n / n)
+        return _Moments(n, self.mean + away * (other.n / n), m2, self.is_fraction and other.is_fraction)
+
     @property
     def variance(self) -> float:
         return self.m2 / (self.n - 1) if self.n > 1 else math.nan
+
+
+class _Scores:
+    """One scorer's values in one arm and step, one for each request: of several the latest.
+
+    Values that may still be corrected are kept as they are, and their moments taken anew when they are asked for:
+    running moments from which a value is taken out again lose digits, down to a spread below 0.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[str, float] = {}
+        self._settled = _Moments()
+        self._all: _Moments | None = None
+
+    def put(self, request_id: str, value: float) -> None:
+        self._open[request_id] = value
+        self._all = None
+
+    def settle(self, request_id: str) -> None:
+        """The request's value stays as it is from now on; there need not be one."""
+        if (value := self._open.pop(request_id, None)) is not None:
+            self._settled.add(value)
+
+    def moments(self) -> _Moments:
+        """Of all values; kept, as steps that are over are looked at again and again."""
+        if self._all is None:
+            values = np.fromiter(self._open.values(), np.float64, len(self._open))
+            self._all = self._settled + _Moments.of(values)
+        return self._all
 
 
 @dataclass(slots=True)
@@ -88,7 +137,7 @@ class _Arm:
     errors: int = 0
     first_errors: int = 0
     durations: dict[str, _Sample] = field(default_factory=lambda: defaultdict(_Sample))
-    scores: dict[str, _Moments] = field(default_factory=lambda: defaultdict(_Moments))
+    scores: dict[str, _Scores] = field(default_factory=lambda: defaultdict(_Scores))
 
     def request(self, record: RequestRecord, erred: set[str]) -> None:
         self.requests += 1
@@ -102,18 +151,23 @@ class _Arm:
         if record.first_token_s is not None:
             self.durations["first_token"].add(record.first_token_s)
 
-    def score(self, scorer: str, value: float) -> None:
-        self.scores[scorer].add(value)
+    def score(self, request_id: str, scorer: str, value: float) -> None:
+        self.scores[scorer].put(request_id, value)
+
+    def settle(self, request_id: str) -> None:
+        for scores in self.scores.values():
+            scores.settle(request_id)
 
     def measures(self, version: str) -> ArmMeasures:
+        moments = {name: scores.moments() for name, scores in self.scores.items()}
         return measures_of(
             version,
             requests=self.requests,
             errors=self.errors,
             first_errors=self.first_errors,
             durations={name: sample.ordered() for name, sample in self.durations.items()},
-            scores=self.scores,
-            fractions={name: moments.is_fraction for name, moments in self.scores.items()},
+            scores=moments,
+            fractions={name: one.is_fraction for name, one in moments.items()},
             seen={name: sample.seen for name, sample in self.durations.items()},
         )
 
@@ -169,16 +223,26 @@ class StepTally:
             return
         arm.request(record, self._erred[operation_id])
         if record.error_type is None and not record.fallback:
+            self._settle(record.request_id)  # an id that came before is another answer's
             self._of_request[record.request_id] = key
             if len(self._of_request) > KEPT:  # its scores never came, or came long ago
-                del self._of_request[next(iter(self._of_request))]
+                self._settle(next(iter(self._of_request)))
+
+    def _settle(self, request_id: str) -> None:
+        """Forget a request; what it was scored counts as it is."""
+        key = self._of_request.pop(request_id, None)
+        if key is not None:
+            self._arms[key].settle(request_id)
 
     def score(self, record: ScoreRecord) -> None:
-        """A score arrived; it belongs to the step in which its request was admitted."""
+        """A score arrived; it belongs to the step in which its request was admitted.
+
+        Of several of one request by the same name the latest counts; none counts once `KEPT` requests came after it.
+        """
         with self._lock:
             key = self._of_request.get(record.request_id)
-            if key is not None and record.value is not None and key in self._arms:
-                self._arms[key].score(record.scorer, record.value)
+            if key is not None and record.value is not None:
+                self._arms[key].score(record.request_id, record.scorer, record.value)
 
     def evidence(self, operation: Operation) -> StepEvidence:
         """What is known about the operation's step now."""
