@@ -229,14 +229,16 @@ def _parameters(engine: SwitchingEngine, result: ABTestResult | CanaryResult) ->
 def _by_window(
     engine: SwitchingEngine, window: str, parameters: Mapping[str, Any]
 ) -> Mapping[tuple[str, int], Numbers]:
-    """Metrics by role and window: of the requests, and of their scores."""
+    """Metrics by role and window: of the requests, and of their scores, for each answer the latest."""
     rows = engine.query(
         f"SELECT {_ROLE} AS role, {window} AS w, {_TOTALS} FROM requests WHERE {_COMPARED} GROUP BY role, w", parameters
     )
     found = {(str(row["role"]), int(row["w"])): _numbers(row) for _, row in rows.iterrows()}
     scores = engine.query(
-        f"SELECT {_ROLE} AS role, {window} AS w, s.scorer, avg(s.value) AS value "
-        f"FROM requests r JOIN scores s USING (request_id) WHERE {_COMPARED} AND NOT r.fallback GROUP BY ALL",
+        f"SELECT role, w, scorer, avg(value) AS value FROM ("
+        f"SELECT {_ROLE} AS role, {window} AS w, s.scorer, arg_max(s.value, s.scored_at_s) AS value "
+        f"FROM requests r JOIN scores s USING (request_id) WHERE {_COMPARED} AND NOT r.fallback "
+        f"GROUP BY request_id, role, w, s.scorer) GROUP BY ALL",
         parameters,
     )
     for role, number, scorer, value in scores.itertuples(index=False):

@@ -25,8 +25,12 @@ FROM requests WHERE operation_id = ? AND arm IN ('stable', 'candidate') AND coal
 GROUP BY ALL ORDER BY ALL
 """
 _SCORES = """
-SELECT r.step, r.arm, s.scorer, avg(s.value) AS value FROM requests r JOIN scores s USING (request_id)
-WHERE r.operation_id = ? AND r.arm IN ('stable', 'candidate') AND NOT r.fallback AND s.value IS NOT NULL GROUP BY ALL
+SELECT step, arm, scorer, avg(value) AS value FROM (
+    SELECT r.step, r.arm, s.scorer, arg_max(s.value, s.scored_at_s) AS value
+    FROM requests r JOIN scores s USING (request_id)
+    WHERE r.operation_id = ? AND r.arm IN ('stable', 'candidate') AND NOT r.fallback AND s.value IS NOT NULL
+    GROUP BY r.request_id, r.step, r.arm, s.scorer
+) GROUP BY ALL
 """
 _NEW_UNITS = """
 WITH first AS (
@@ -46,7 +50,7 @@ class StepSide:
 
     Attributes:
         latency_p95_s: of answered requests; None without any.
-        scores: means by scorer.
+        scores: means by scorer; of several scores of one answer the latest counts.
     """
 
     requests: int = 0

@@ -59,6 +59,17 @@ async def test_a_test_says_what_is_to_be_looked_at_first(engine: SwitchingEngine
         tracked_experiment(engine, result, traces=-1)
 
 
+async def test_of_several_scores_of_one_answer_the_latest_is_published(engine: SwitchingEngine) -> None:
+    result = await run_ab_test(engine, "v2", problems(100), metrics=METRICS, experiment="sums")
+    sql = "SELECT request_id FROM requests WHERE operation_id = ? AND arm = 'candidate' LIMIT 2"
+    (one,), (other,) = engine.store.rows(sql, (result.operation_id,))
+    for value in (*[1.0] * 50, 0.0):
+        engine.record_score(one, "rating", value)
+    engine.record_score(other, "rating", 1.0)
+    candidate = next(arm for arm in tracked_experiment(engine, result).arms if arm.arm == "candidate")
+    assert candidate.metrics["rating"] == 0.5
+
+
 @pytest.mark.parametrize("design", [run_paired, run_switchback])
 async def test_designs_that_move_no_traffic(engine: SwitchingEngine, design: Any) -> None:
     result = await design(engine, "v2", problems(160), metrics=METRICS, experiment="sums")

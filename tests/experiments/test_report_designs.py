@@ -13,6 +13,7 @@ import pytest
 from abswitch import ModelSwitchingConfig
 from abswitch.experiments import Poisson, RequestBudget, run_ab_test, run_bandit, run_canary, run_paired, run_switchback
 from abswitch.experiments.report import write_report
+from abswitch.experiments.stages import steps_of
 from abswitch.records import AlertRecord, HealthSample
 from abswitch.rollout.judging import Guardrail
 from abswitch.rollout.strategies import BanditStrategy, CanaryStrategy
@@ -140,6 +141,23 @@ async def test_a_canary(tmp_path: Path, candidate: str, decision: str) -> None:
     worst = page.section("examples")
     assert "exact_match 0," in worst
     assert summary["winner"] == (candidate if decision == "promote" else None)
+
+
+async def test_of_several_scores_of_one_answer_the_latest_counts_in_a_canarys_steps() -> None:
+    async with engine_for(ACCURACIES) as engine:
+        await engine.deploy("v1")
+        rails = (Guardrail("rating", min=0.5),)
+        config = CanaryStrategy(initial_percentage=50.0, evaluation_period_minutes=60.0, guardrails=rails)
+        budget = RequestBudget(requests=30)
+        result = await run_canary(engine, "v2", problems(30), strategy=config, budget=budget, experiment="c")
+        sql = "SELECT request_id FROM requests WHERE operation_id = ? AND arm = 'candidate' LIMIT 2"
+        (one,), (other,) = engine.store.rows(sql, (result.operation_id,))
+        for value in (*[1.0] * 50, 0.0):
+            engine.record_score(one, "rating", value)
+        engine.record_score(other, "rating", 1.0)
+        engine.store.flush()
+        (step,) = steps_of(engine, result)
+        assert step.candidate.scores["rating"] == 0.5
 
 
 async def test_a_canary_that_ran_out_of_budget(tmp_path: Path) -> None:
