@@ -41,6 +41,7 @@ from abswitch.serving.dispatch import Submission
 from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.instance import InstanceFactory, ModelInstance, factories_of
 from abswitch.serving.intents import USER, Intent
+from abswitch.serving.judges import check_judge
 from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, shares_of
 from abswitch.serving.transition import Lease
 from abswitch.settings import ModelSwitchingConfig
@@ -265,12 +266,13 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             plan: what will be compared and how; stored before the first request meets the candidate.
             judge: decides each step of a canary, or looks at an A/B test every `evaluation_period_minutes`; called with
                 a `StepEvidence` on a thread of its own, answers with a `Judgement`. A canary has a default one; an A/B
-                test with a plan is judged by that, and ends with its verdict.
+                test with a plan is judged by that, and ends with its verdict. Refused where nothing would ask it.
             metadata: why, for whom, from which ticket: JSON values that the registry's history keeps with the switch.
             actor, reason: who begins it and why, for the history.
 
         Raises:
-            InvalidInput: unknown version, strategy or field, or a value outside its range; nothing changed.
+            InvalidInput: unknown version, strategy or field, a value outside its range, or a judge that the strategy
+                does not ask; nothing changed.
             OperationInProgress: another operation holds the model.
             SwitchRefused: a comparison without an active version, a target that is already active, too many switches
                 at once, or switching is turned off (`enabled`).
@@ -278,8 +280,8 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         model, target, strategy = self._wanted(target_version, strategy_type, strategy_config, model_id)
         if experiment is not None:
             checks.name("experiment", experiment)
-        if judge is not None and not callable(judge):
-            raise InvalidInput("judge", judge, "a callable that is given a StepEvidence and returns a Judgement")
+        if judge is not None:
+            check_judge(judge, strategy)
         if plan is not None and not isinstance(plan, AnalysisPlan | FamilyPlan):
             raise InvalidInput("plan", plan, "an AnalysisPlan or a FamilyPlan, as of abswitch.stats")
         intent = Intent(actor=actor, reason=reason, metadata=metadata)

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from abswitch import ExactMatch, SwitchingEngine
 from abswitch.errors import InvalidInput
-from abswitch.rollout.judging import Judgement, Ruling
+from abswitch.rollout.judging import Judgement, Ruling, StepEvidence
 from abswitch.serving.scripted import ScriptedBackend
 
 CONFIG = {"model_id": "bot", "model": "script", "backend": "scripted"}
@@ -67,6 +67,42 @@ async def test_no_warning_of_what_is_measured_or_not_asked_for(
             await handle.abort()
             await handle.done()
     assert "nothing measures" not in caplog.text
+
+
+UNASKED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("gradual", {}),
+    ("immediate", {}),
+    ("shadow", {}),
+    ("switchback", {}),
+    ("ab_test", {}),
+    ("ab_test", {"test_duration_hours": 1.0, "arms": {"v2": 20, "v3": 20}}),
+)
+
+
+@pytest.mark.parametrize(("strategy", "given"), UNASKED)
+async def test_a_judge_that_nothing_would_ask_is_refused(
+    engine: SwitchingEngine, strategy: str, given: dict[str, Any]
+) -> None:
+    def judge(evidence: StepEvidence) -> Judgement:
+        return Judgement(ruling=Ruling.ROLL_BACK, reason="no")
+
+    with pytest.raises(InvalidInput, match=f"this {strategy} strategy asks it: a canary .* evaluation_period") as told:
+        await engine.start_switch("v2", strategy, given, judge=judge)
+    assert (told.value.field, told.value.value) == ("judge", judge)
+    assert engine.list_active_switches() == ()
+    assert {one.candidate for one in engine.switcher.operations.values()} == {"v1"}, "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "given"), [("canary", {}), ("ab_test", {"evaluation_period_minutes": 1}), ("bandit", {})]
+)
+async def test_a_judge_that_is_asked_is_not(engine: SwitchingEngine, strategy: str, given: dict[str, Any]) -> None:
+    handle = await engine.start_switch(
+        "v2", strategy, given, judge=lambda _: Judgement(ruling=Ruling.HOLD, reason="let us see")
+    )
+    await handle.abort()
+    with pytest.raises(InvalidInput, match="a callable that is given a StepEvidence"):
+        await engine.start_switch("v2", strategy, given, judge=3)  # type: ignore[arg-type]  # on purpose
 
 
 async def test_two_names_of_one_version_are_no_two_arms(engine: SwitchingEngine) -> None:

@@ -44,6 +44,22 @@ def default_judge(strategy: Strategy) -> SequentialJudge | ThresholdJudge | Band
     )
 
 
+def check_judge(judge: object, strategy: Strategy) -> None:
+    """Refuse a judge that cannot be asked, or that no step of the strategy asks.
+
+    Raises:
+        InvalidInput: with what has a judge.
+    """
+    if not callable(judge):
+        raise InvalidInput("judge", judge, "a callable that is given a StepEvidence and returns a Judgement")
+    if not any(stage.judged for stage in strategy.stages):
+        allowed = (
+            f"none, as nothing in this {strategy.type.value} strategy asks it: a canary does at each step, and an "
+            f"ab_test every evaluation_period_minutes, where it has them"
+        )
+        raise InvalidInput("judge", judge, allowed)
+
+
 def judgement_on(
     tally: StepTally, by_plan: Callable[[Operation], Awaitable[Judgement]] | None = None
 ) -> Callable[[Operation, Judge | None], Awaitable[Judgement]]:
