@@ -56,7 +56,8 @@ def superseded(operation: Operation) -> Operation:
 
 def _doing(operation: Operation) -> str:
     if operation.phase in (Phase.SHIFTING, Phase.EVALUATING, Phase.PAUSED):
-        return f"{operation.phase} at stage {operation.stage} ({operation.share:.0%} on {operation.candidate})"
+        shares = ", ".join(f"{part * operation.share:.0%} on {version}" for version, part in operation.arms)
+        return f"{operation.phase} at stage {operation.stage} ({shares})"
     return operation.phase.value
 
 

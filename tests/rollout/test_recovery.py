@@ -75,6 +75,12 @@ def test_what_wanted_a_decision_is_paused_with_the_stable_version_serving(phase:
     assert (after.created_s, after.phase_since_s) == (5.0, 5.0), "the old process's clock means nothing here"
 
 
+def test_what_is_paused_says_what_each_version_had() -> None:
+    two = recovered(replace(operation(Phase.EVALUATING, STRATEGIES[3]), share=0.3), 5.0)
+    assert "evaluating at stage 0 (10% on v2, 20% on v3); " in two.reason
+    assert "evaluating at stage 0 (20% on v2); " in recovered(operation(Phase.EVALUATING), 5.0).reason
+
+
 @pytest.mark.parametrize("winner", ["v2", None])
 def test_a_drain_that_was_interrupted_has_ended(winner: str | None) -> None:
     after = recovered(operation(Phase.DRAINING, winner=winner), 5.0)
