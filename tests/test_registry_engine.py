@@ -179,6 +179,7 @@ async def test_rollback_goes_to_the_version_before_or_to_any() -> None:
         requested, moved, _ = engine.registry.full_history("bot")[-3:]
         assert (requested.actor, requested.reason, requested.detail["rollback"]) == ("mia", "worse answers", True)
         assert (moved.action, moved.version, moved.previous) == ("rolled back", "v2", "v3")
+        assert moved.reason.startswith("worse answers; ")
         await engine.rollback(to="v1")
         assert (await engine.generate("who?")).text == "v1"
         assert engine.registry.get_registry_stats().rollbacks == 2
@@ -215,7 +216,9 @@ async def test_an_automatic_way_back_is_told_with_its_reason() -> None:
             while engine.registry.active_version() != "v1" or engine.list_active_switches():
                 await asyncio.sleep(0.001)
         assert told(engine)[-3:] == [("requested", "v1"), ("rolled back", "v1"), ("ended", "v1")]
-        assert engine.registry.full_history("bot")[-3].reason == "error rate 40 %"
+        requested, back, _ = engine.registry.full_history("bot")[-3:]
+        assert requested.reason == "error rate 40 %"
+        assert back.reason == "error rate 40 %; the candidate generated a token"
 
 
 async def breach(engine: SwitchingEngine, reason: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from abswitch.domain import ModelVersion
+from abswitch.domain import ModelVersion, SwitchingStrategyType
 from abswitch.records import Action, HistoryEntry
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -19,11 +19,16 @@ _SWITCHES = ACTIVATIONS | {Action.REQUESTED}
 
 @dataclass(frozen=True, slots=True)
 class Candidacy:
-    """The switch under way: its target is the challenger."""
+    """The switch under way: its target is the challenger.
+
+    Attributes:
+        why: what it was asked for, of an immediate switch, which nobody decides afterwards; else empty.
+    """
 
     version: str
     operation_id: str
     is_rollback: bool
+    why: str
 
 
 @dataclass(slots=True)
@@ -119,7 +124,7 @@ class Lineage:
             case Action.DEREGISTERED, _:
                 self._deregistered(name)
             case Action.REQUESTED, _:
-                self.candidacy = Candidacy(name, entry.operation_id or "", bool(entry.detail.get("rollback")))
+                self.candidacy = _candidacy(name, entry)
             case Action.ENDED, _:
                 self.candidacy = None
             case ((Action.ALIAS_SET | Action.TAGGED), _) if name in self.gone:
@@ -145,6 +150,16 @@ class Lineage:
             self.gone[name] = version
         self.tags.pop(name, None)
         self.pointers = {alias: target for alias, target in self.pointers.items() if target != name}
+
+
+def _candidacy(version: str, requested: HistoryEntry) -> Candidacy:
+    at_once = requested.detail.get("strategy") == SwitchingStrategyType.IMMEDIATE
+    return Candidacy(
+        version,
+        requested.operation_id or "",
+        is_rollback=bool(requested.detail.get("rollback")),
+        why=requested.reason if at_once else "",
+    )
 
 
 def _up_to(path: list[str], version: str | None) -> list[str]:

@@ -266,6 +266,8 @@ class DynamicModelRegistry(Book):
         ours = candidacy is not None and candidacy.operation_id == operation_id
         back = candidacy is not None and ours and (candidacy.is_rollback or candidacy.version != version)
         action = Action.WITHDRAWN if version is None else Action.ROLLED_BACK if back else Action.PROMOTED
+        if candidacy is not None and ours and candidacy.version == version:
+            intent = replace(intent, reason="; ".join(filter(None, (candidacy.why, intent.reason))))
         moved = Told(alias=CHAMPION, previous=lineage.active, operation_id=operation_id)
         self._tell(model_id, action, version, intent, moved, at_s=at_s)
 

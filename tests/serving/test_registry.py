@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from abswitch.clock import VirtualClock
 from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import DuplicateVersion, InvalidInput, StoreError, SwitchRefused, UnknownModel, UnknownVersion
 from abswitch.records import HistoryEntry
+from abswitch.rollout.operation import Operation, Phase
+from abswitch.rollout.strategies import strategy_of
 from abswitch.serving.intents import Intent
 from abswitch.serving.lineage import Lineage
 from abswitch.serving.registry import DynamicModelRegistry
@@ -238,6 +241,29 @@ def test_versions_and_aliases_never_share_a_name() -> None:
     for name in ("gold", "champion", "challenger"):
         with pytest.raises(InvalidInput, match="no alias"):
             models.register_model(CONFIG, name)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "told"), [("immediate", "ticket 7; it came up"), ("canary", "it came up")], ids=["immediate", "canary"]
+)
+def test_what_an_immediate_switch_was_asked_for_is_told_when_it_comes_true(strategy: str, told: str) -> None:
+    """Of one with steps somebody says later why it is promoted."""
+    models = registry()
+    for version in ("v1", "v2"):
+        models.register_model(CONFIG, version)
+    models.activate("bot", "v1", "op-0")
+    models.intend("op-1", Intent(reason="ticket 7"))
+    under_way = Operation(
+        operation_id="op-1", model_id="bot", stable="v1", candidate="v2", strategy=strategy_of(strategy)
+    )
+    models.moved(under_way)
+    models.activate("bot", "v2", "op-1", reason="it came up")
+    assert models.history("bot")[-1].reason == told
+    models.activate("bot", "v1", "op-1", reason="it broke")
+    assert models.history("bot")[-1].reason == "it broke", "the way back is not what was asked for"
+    models.moved(replace(under_way, phase=Phase.ABORTED))
+    models.activate("bot", "v2", "op-2", reason="later")
+    assert models.history("bot")[-1].reason == "later"
 
 
 def test_aliases_move_and_go_and_all_of_it_is_told() -> None:
