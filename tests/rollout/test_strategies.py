@@ -340,3 +340,9 @@ def test_two_names_of_one_version_are_not_two_arms() -> None:
     given = ABTestStrategy(arms=(("v2", 30), ("best", 30)))
     with pytest.raises(InvalidInput, match=r"strategy_config\.arms: .*every version once, .*; not v2 twice"):
         replace(given, arms=(("v2", 30), ("v2", 30)))  # as the engine does once it has looked up the aliases
+
+
+@pytest.mark.parametrize("kind", ["canary", "bandit"])
+def test_a_duration_without_its_unit_is_refused_with_the_name_that_has_it(kind: str) -> None:
+    with pytest.raises(InvalidInput, match=r"strategy_config.max_duration: .*did you mean 'max_duration_hours'"):
+        strategy_of(kind, {"max_duration": 1})
