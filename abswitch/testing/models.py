@@ -9,17 +9,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
+from abswitch.cached import cache_root, cached_folder, manifest_of
 from abswitch.errors import InvalidInput, MissingExtra, TrainingFailed
 from abswitch.testing.recipes import Recipe, recipe_for
 from abswitch.testing.tasks import Task, task_named
@@ -27,16 +26,11 @@ from abswitch.testing.tasks import Task, task_named
 MODELS = ("baseline", "better", "regressed")
 ADAPTER = "adapter"
 
-_MANIFEST = "manifest.json"
-_NEEDED = ("torch", "transformers", "peft", "filelock")
-_ENV = "ABSWITCH_CACHE_DIR"
+_NEEDED = ("torch", "transformers", "peft")
 _ERROR_CHARACTERS = 2000
 
 Progress = Callable[[str, float], None]
 """Called with what happens now, in words, and the share of the work done, 0–1."""
-
-Build = Callable[[Path], Mapping[str, Any]]
-"""Fills an empty folder and returns what its manifest shall say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +76,8 @@ def tiny_models(
     recipe = recipe_for(task)
     if progress is not None and not callable(progress):
         raise InvalidInput("progress", progress, "a function of (words, share done), or None")
-    entry = _cache_root(cache_dir) / "tiny-models" / f"{recipe.task}-{recipe.digest[:16]}"
-    report = progress or _silent
-    manifest = cached_folder(entry, lambda folder: _train(recipe, folder, entry, report), report)
+    entry = cache_root(cache_dir) / "tiny-models" / f"{recipe.task}-{recipe.digest[:16]}"
+    manifest = manifest_of(entry) or _made(recipe, entry, progress or _silent)
     return TinyModels(
         **{name: entry / name for name in (*MODELS, ADAPTER)},
         task=task_named(task),
@@ -93,83 +86,19 @@ def tiny_models(
     )
 
 
-def cached_folder(entry: Path, build: Build, progress: Progress) -> Mapping[str, Any]:
-    """The manifest of the folder `entry`, which is built first unless it is there and whole.
-
-    It is built elsewhere and renamed, so that `entry` is there whole or not at all; one process builds at a time.
-
-    Raises:
-        InvalidInput: the cache folder cannot be made or written.
-        Exception: whatever `build` raises; then nothing is left.
-    """
-    if (manifest := _whole(entry)) is not None:
-        return manifest
-    with _alone(entry, progress):
-        if (manifest := _whole(entry)) is not None:
-            return manifest
-        for left_over in entry.parent.glob(f"{entry.name}.*.partial"):
-            shutil.rmtree(left_over, ignore_errors=True)  # of a killed process: only the lock's holder builds
-        return _built(entry, build)
-
-
-def _built(entry: Path, build: Build) -> Mapping[str, Any]:
-    partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".partial", dir=entry.parent))
-    try:
-        facts = build(partial)
-        sizes = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-        manifest = {**facts, "file_bytes": sizes}
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp's 0700 would hide a shared cache from its other users
-        if entry.exists():
-            shutil.rmtree(entry)  # there, but not whole
-        partial.replace(entry)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return manifest
-
-
-def _whole(entry: Path) -> Mapping[str, Any] | None:
-    """The manifest, if every file it names is there in its size."""
-    try:
-        manifest: dict[str, Any] = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
-        sizes = manifest["file_bytes"]
-        whole = all((entry / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return None
-    return manifest if whole else None
-
-
-@contextmanager
-def _alone(entry: Path, progress: Progress) -> Iterator[None]:
-    """Hold the entry's lock; the operating system releases it when the process dies."""
+def _made(recipe: Recipe, entry: Path, progress: Progress) -> Mapping[str, Any]:
     _require_extras()
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(f"{entry}.lock")
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress("waiting for another process that trains the same models", 0.0)
-        lock.acquire()
-    except OSError as error:
-        raise InvalidInput("cache_dir", str(entry.parent), f"a folder that can be written ({error})") from error
-    try:
-        yield
-    finally:
-        lock.release()
+    return cached_folder(
+        entry,
+        lambda folder: _train(recipe, folder, entry, progress),
+        lambda: progress("waiting for another process that trains the same models", 0.0),
+    )
 
 
 def _require_extras() -> None:
     missing = tuple(name for name in _NEEDED if importlib.util.find_spec(name) is None)
     if missing:
         raise MissingExtra("training the tiny models", missing, ("cpu", "gpu"))
-
-
-def _cache_root(given: str | Path | None) -> Path:
-    if given is not None and (not isinstance(given, str | Path) or not str(given)):
-        raise InvalidInput("cache_dir", given, "a folder, or None for the default")
-    return Path(given or os.environ.get(_ENV) or "~/.cache/abswitch").expanduser().absolute()
 
 
 def _train(recipe: Recipe, folder: Path, served_from: Path, progress: Progress) -> Mapping[str, Any]:

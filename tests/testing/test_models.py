@@ -3,30 +3,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
 import pytest
 
+from abswitch.cached import cached_folder
 from abswitch.errors import InvalidInput, MissingExtra, TrainingFailed
 from abswitch.testing import models
-from abswitch.testing.models import TinyModels, cached_folder, tiny_models
+from abswitch.testing.models import TinyModels, tiny_models
 from abswitch.testing.recipes import RECIPES, Recipe
 
 DEADLINE_S = 30
-
-
-def silent(stage: str, fraction: float) -> None:
-    pass
-
-
-def build_small(folder: Path) -> Mapping[str, Any]:
-    (folder / "weights").mkdir()
-    (folder / "weights" / "data").write_bytes(b"1234")
-    return {"made": "by hand"}
 
 
 # --- recipes
@@ -61,70 +50,6 @@ def test_a_recipe_survives_json() -> None:
 # --- the cache
 
 
-def test_a_folder_is_built_once(tmp_path: Path) -> None:
-    entry = tmp_path / "deep" / "entry"
-    first = cached_folder(entry, build_small, silent)
-    assert first["made"] == "by hand"
-    assert cached_folder(entry, must_not_build, silent) == first
-    assert (entry / "weights" / "data").read_bytes() == b"1234"
-
-
-def must_not_build(folder: Path) -> NoReturn:
-    raise AssertionError("built again")
-
-
-def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
-    def fails_half_way(folder: Path) -> NoReturn:
-        build_small(folder)
-        raise RuntimeError("half-way")
-
-    with pytest.raises(RuntimeError, match="half-way"):
-        cached_folder(tmp_path / "entry", fails_half_way, silent)
-    assert [p.name for p in tmp_path.iterdir()] in ([], ["entry.lock"])
-    assert cached_folder(tmp_path / "entry", build_small, silent)["made"] == "by hand"
-
-
-@pytest.mark.parametrize("damage", ["delete", "truncate", "manifest"])
-def test_a_damaged_entry_is_built_again(tmp_path: Path, damage: str) -> None:
-    entry = tmp_path / "entry"
-    cached_folder(entry, build_small, silent)
-    if damage == "delete":
-        (entry / "weights" / "data").unlink()
-    elif damage == "truncate":
-        (entry / "weights" / "data").write_bytes(b"1")
-    else:
-        (entry / "manifest.json").write_text("{")
-    with pytest.raises(AssertionError, match="built again"):
-        cached_folder(entry, must_not_build, silent)
-    cached_folder(entry, build_small, silent)
-    assert (entry / "weights" / "data").read_bytes() == b"1234"
-
-
-def test_of_two_callers_one_builds_and_the_other_waits(tmp_path: Path) -> None:
-    building, waiting = threading.Event(), threading.Event()
-    built: list[str] = []
-    said: list[str] = []
-
-    def slow(folder: Path) -> Mapping[str, Any]:
-        building.set()
-        assert waiting.wait(DEADLINE_S)
-        built.append("first")
-        return build_small(folder)
-
-    def hear(stage: str, fraction: float) -> None:
-        said.append(stage)
-        waiting.set()
-
-    first = threading.Thread(target=cached_folder, args=(tmp_path / "entry", slow, silent))
-    first.start()
-    assert building.wait(DEADLINE_S)
-    manifest = cached_folder(tmp_path / "entry", must_not_build, hear)
-    first.join(DEADLINE_S)
-    assert built == ["first"]
-    assert manifest["made"] == "by hand"
-    assert said == ["waiting for another process that trains the same models"]
-
-
 def test_killed_training_leaves_no_entry_and_no_process(tmp_path: Path) -> None:
     script = (
         "import sys; from abswitch.testing.models import tiny_models\n"
@@ -146,7 +71,7 @@ def test_killed_training_leaves_no_entry_and_no_process(tmp_path: Path) -> None:
     folder = tmp_path / "tiny-models"
     assert sorted(p.suffix for p in folder.iterdir()) == [".lock", ".partial"]
     entry = folder / next(folder.glob("*.lock")).stem
-    cached_folder(entry, build_small, silent)
+    cached_folder(entry, lambda _: {})
     assert not list(folder.glob("*.partial"))
 
 
