@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from abswitch.cached import cache_root, cached_folder
 from abswitch.errors import BadModelSource
 from abswitch.registries import ExternalModel, ExternalVersion
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _OURS = "abswitch."
 _PREFIX = "abswitch-"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+_LONGEST_NAME = 80
 
 
 def model_of(
@@ -80,36 +84,60 @@ def _config(client: MlflowClient, found: MlflowVersion, uri: str) -> Mapping[str
         model, _, revision = rest.lstrip("/").partition("@")
         return {"model": model, "revision": revision or None}
     where = source if _is_local(source) else str(client.get_model_version_download_uri(found.name, found.version))
-    folder = Path(unquote(urlsplit(where).path)) if _is_local(where) else _downloaded(found, where, uri)
-    return _of_folder(folder, source)
+    if not _is_local(where):
+        return _downloaded(found, where, uri)
+    folder = Path(unquote(urlsplit(where).path))
+    return _of_folder(folder, source, str(folder))
 
 
 def _is_local(source: str) -> bool:
     return urlsplit(source).scheme in ("", "file", "folder")
 
 
-def _downloaded(found: MlflowVersion, where: str, uri: str) -> Path:
-    """A version's artifacts in the cache; by their own address, as one by the model's name would ask another store."""
+def _downloaded(found: MlflowVersion, where: str, uri: str) -> Mapping[str, Any]:
+    """A version's artifacts in the cache, downloaded unless they are there."""
+    entry = cache_root() / "mlflow" / _entry_name(found, uri)
+    manifest = cached_folder(entry, lambda folder: _download(found, where, folder, uri))
+    return _of_folder(entry / manifest["artifacts"], str(found.source), where)
+
+
+def _entry_name(found: MlflowVersion, uri: str) -> str:
+    """Readable, and another one for whatever else has this name and number: on another server, or made anew."""
+    parts = urlsplit(uri)
+    server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # a password that changes changes nothing
+    identity = [server, found.name, str(found.version), found.creation_timestamp, found.run_id, found.source]
+    digest = blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
+    return f"{_UNSAFE.sub('_', found.name)[:_LONGEST_NAME]}-{found.version}-{digest}"
+
+
+def _download(found: MlflowVersion, where: str, folder: Path, uri: str) -> Mapping[str, Any]:
+    """Fill a folder; by the artifacts' own address, as one by the model's name would ask another store."""
     import mlflow.artifacts
     from mlflow.exceptions import MlflowException
 
-    base = os.environ.get("ABSWITCH_CACHE_DIR") or "~/.cache/abswitch"
-    folder = Path(base).expanduser() / "mlflow" / found.name / str(found.version)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=where, dst_path=str(folder), tracking_uri=uri))
+        arrived = mlflow.artifacts.download_artifacts(
+            artifact_uri=where, dst_path=str(folder / "artifacts"), tracking_uri=uri
+        )
+        inside = Path(arrived).relative_to(folder)
     except (MlflowException, OSError, ValueError) as error:
         allowed = f"artifacts that can be read ({where}: {error})"
         raise BadModelSource("model_config.model", found.source, allowed) from error
+    _of_folder(folder / inside, str(found.source), where)  # what is no model is not kept
+    return {"artifacts": str(inside)}
 
 
-def _of_folder(folder: Path, source: str) -> Mapping[str, Any]:
-    """A Hugging Face folder, or what MLflow's `transformers` flavour keeps around one."""
+def _of_folder(folder: Path, source: str, shown: str) -> Mapping[str, Any]:
+    """A Hugging Face folder, or what MLflow's `transformers` flavour keeps around one.
+
+    Args:
+        shown: the folder's address, for the error.
+    """
     if (folder / "config.json").is_file():
         return {"model": str(folder)}
     inner, tokenizer = folder / "model", folder / "components" / "tokenizer"
     if not (inner / "config.json").is_file():
         lacks = "has no config.json" if folder.is_dir() else "is not there"
-        allowed = f"a Hugging Face model folder, or one of MLflow's transformers flavour ({folder} {lacks})"
+        allowed = f"a Hugging Face model folder, or one of MLflow's transformers flavour ({shown} {lacks})"
         raise BadModelSource("model_config.model", source, allowed)
     return {"model": str(inner), "engine_args": {"tokenizer": str(tokenizer)} if tokenizer.is_dir() else {}}

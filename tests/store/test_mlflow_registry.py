@@ -16,6 +16,7 @@ from abswitch.errors import BadModelSource, DuplicateVersion, InvalidInput, Stor
 from abswitch.experiments import run_ab_test, run_paired
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.scripted import ScriptedBackend
+from abswitch.serving.weights import weights_digest
 from abswitch.store.mlflow_registry import alias_there
 from tests.experiments.scripted import METRICS, engine_for, problems
 from tests.store.live_mlflow import Server, wait_until
@@ -237,9 +238,13 @@ async def test_what_waits_for_one_server_holds_up_no_other(tmp_path: Path, datab
 def a_model_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    (folder / "model.safetensors").write_bytes(with_weights(bytes(4)))
     return folder
+
+
+def with_weights(content: bytes) -> bytes:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    return len(header).to_bytes(8, "little") + header + content
 
 
 async def test_models_that_mlflow_has_from_elsewhere(tmp_path: Path, database: Path) -> None:
@@ -314,6 +319,14 @@ async def test_artifacts_of_a_server_are_downloaded(
         folder = Path(version.config.model)
         assert folder.is_relative_to(tmp_path / "cache") and (folder / "model.safetensors").is_file()
         assert version.metadata["mlflow.run_id"] == run.info.run_id
+        was = weights_digest(version.config)
+        client.delete_registered_model("trained")
+        client.create_registered_model("trained")
+        (tmp_path / "model" / "model.safetensors").write_bytes(with_weights(b"\1\1\1\1"))
+        client.log_artifacts(run.info.run_id, str(tmp_path / "model"), "other")
+        client.create_model_version("trained", f"{run.info.artifact_uri}/other", run_id=run.info.run_id)
+        assert await engine.import_from_mlflow("trained", model_id="anew") == ("v1",)
+        assert weights_digest(version.config) == was != weights_digest(engine.registry.get("anew", "v1").config)
     client.create_model_version("trained", f"{run.info.artifact_uri}/gone", run_id=run.info.run_id)
     async with opened(tmp_path / "t.duckdb", mlflow=server.url) as engine:
         with pytest.raises(BadModelSource):
