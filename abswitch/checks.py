@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from abswitch.errors import InvalidInput
 
@@ -16,9 +16,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}\Z")
 
 def name(field: str, value: object) -> str:
     """A name that is safe in file names, SQL and MLflow keys."""
-    if not isinstance(value, str) or not _NAME.match(value):
-        raise InvalidInput(field, value, "1 to 128 letters, digits or . _ : / @ + -, beginning with a letter or digit")
-    return value
+    if is_name(value):
+        return value
+    raise InvalidInput(field, value, "1 to 128 letters, digits or . _ : / @ + -, beginning with a letter or digit")
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether `name` takes it."""
+    return isinstance(value, str) and _NAME.match(value) is not None
 
 
 def identifier(field: str, value: object) -> str:

@@ -125,6 +125,7 @@ class ImportedModel:
         registered: versions that are new here; `known` were here already, as they are there.
         aliases: that were set.
         champion: the version that is the champion there; `engine.deploy` makes it so here.
+        left_out: alias → why it could not be set, e.g. as a name that is none here.
     """
 
     model_id: str
@@ -132,6 +133,7 @@ class ImportedModel:
     known: tuple[str, ...]
     aliases: Mapping[str, str]
     champion: str | None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class ExternalRegistry(Protocol):

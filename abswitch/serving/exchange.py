@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from abswitch import checks
 from abswitch.domain import ModelConfig
-from abswitch.errors import DuplicateVersion
+from abswitch.errors import DuplicateVersion, InvalidInput
 from abswitch.registries import ExportStatus, ExternalModel, ExternalRegistry, ExternalVersion, ImportedModel
 from abswitch.serving.intents import Intent
 from abswitch.serving.lineage import CHAMPION
 from abswitch.serving.registry import DynamicModelRegistry
+
+log = logging.getLogger(__name__)
 
 
 class Exchange:
@@ -58,16 +61,20 @@ class Exchange:
         self, name: str, uri: str | None, model_id: str | None, config: Mapping[str, Any], intent: Intent
     ) -> ImportedModel:
         """See `DynamicModelRegistry.import_from_mlflow`."""
+        if model_id is not None:
+            checks.name("model_id", model_id)
         found = self._external.fetch(name, self._external.address(uri))
-        model = model_id or found.model_id or found.name
+        model = _id(model_id, found)
         names = [version.version for version in found.versions]
         registered = [one.version for one in found.versions if self._register(model, one, config, intent)]
+        aliases, left_out = self._point(model, found, intent)
         return ImportedModel(
             model_id=model,
             registered=tuple(registered),
             known=tuple(name for name in names if name not in registered),
-            aliases=self._point(model, found, intent),
+            aliases=aliases,
             champion=found.aliases.get(CHAMPION),
+            left_out=left_out,
         )
 
     def _register(self, model: str, version: ExternalVersion, config: Mapping[str, Any], intent: Intent) -> bool:
@@ -90,14 +97,28 @@ class Exchange:
     def _has(self, model: str) -> bool:
         return model in self._registry.list_models()
 
-    def _point(self, model: str, found: ExternalModel, intent: Intent) -> dict[str, str]:
-        """Set the aliases that may be set by hand; returns them."""
+    def _point(self, model: str, found: ExternalModel, intent: Intent) -> tuple[dict[str, str], dict[str, str]]:
+        """Set the aliases that may be set by hand; returns them, and why others could not be set."""
         running = self._registry.aliases(model) if self._has(model) else {}
         held = {alias for alias in running if alias not in self._registry.pointers(model)}
         wanted = {alias: one for alias, one in found.aliases.items() if alias not in {CHAMPION, *held}}
+        left_out = {}
         for alias, version in wanted.items():
-            self._registry.set_alias(alias, version, model_id=model, actor=intent.actor, reason=intent.reason)
-        return wanted
+            try:
+                self._registry.set_alias(alias, version, model_id=model, actor=intent.actor, reason=intent.reason)
+            except InvalidInput as refused:  # the versions are here; set_alias gives this one another name
+                left_out[alias] = str(refused)
+                log.warning("an alias that points to %s:%s in %s is left out: %s", model, version, found.name, refused)
+        return {alias: one for alias, one in wanted.items() if alias not in left_out}, left_out
+
+
+def _id(given: str | None, found: ExternalModel) -> str:
+    model = given or found.model_id or found.name
+    if not checks.is_name(model):
+        raise InvalidInput(
+            "name", model, "a name that a model may have here, or another one for it: import_from_mlflow(…, model_id=…)"
+        )
+    return model
 
 
 def _merged(version: ExternalVersion, config: Mapping[str, Any]) -> dict[str, Any]:

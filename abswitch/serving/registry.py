@@ -422,11 +422,13 @@ class DynamicModelRegistry(Book):
     ) -> ImportedModel:
         """Register every version of a model of MLflow's registry; blocks. What is here already is left as it is.
 
-        Tags and aliases come along, but for `champion`: nothing is deployed by importing it. The result names it.
+        Tags and aliases come along, but for `champion`: nothing is deployed by importing it. The result names it. Tags
+        whose keys are none here are kept as the metadata `mlflow.tags`; aliases whose names are none here are left out,
+        and the result names them.
 
         Args:
             name: of the registered model.
-            model_id: its id here; the one it was exported under, or its name.
+            model_id: its id here; by default the one it was exported under, or its name.
             config: fields of `ModelConfig` that MLflow does not know, e.g. `engine_args`; not for versions that were
                 exported from abswitch, which come back as they were.
 

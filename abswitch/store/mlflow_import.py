@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from abswitch import checks
 from abswitch.cached import cache_root, cached_folder
 from abswitch.errors import BadModelSource
 from abswitch.registries import ExternalModel, ExternalVersion
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
     from mlflow.entities.model_registry import RegisteredModel
 
+RESERVED = re.compile(r"latest\Z|v\d+\Z", re.IGNORECASE)
+"""Aliases that MLflow keeps to itself."""
+PREFIX = "abswitch-"
+"""Stands there before an alias that is reserved."""
 _OURS = "abswitch."
-_PREFIX = "abswitch-"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _LONGEST_NAME = 80
 
@@ -43,11 +47,17 @@ def model_of(
         model_id=model.tags.get("abswitch.model_id"),
         versions=tuple(_version(client, one, name, uri) for name, one in seen.items()),
         aliases={
-            alias.removeprefix(_PREFIX): names[str(number)]
+            alias_here(alias): names[str(number)]
             for alias, number in model.aliases.items()
             if names.get(str(number)) in seen
         },
     )
+
+
+def alias_here(alias: str) -> str:
+    """An alias of MLflow's by the name that it has here."""
+    meant = alias.removeprefix(PREFIX)
+    return meant if RESERVED.match(meant) else alias
 
 
 def _version(client: MlflowClient, found: MlflowVersion, name: str, uri: str) -> ExternalVersion:
@@ -63,12 +73,14 @@ def _version(client: MlflowClient, found: MlflowVersion, name: str, uri: str) ->
             tags=json.loads(found.tags.get("abswitch.user_tags", "{}")),
         )
     about = {"mlflow.run_id": found.run_id, "description": found.description, "mlflow.source": found.source}
+    tags = {key: value for key, value in found.tags.items() if not key.startswith((_OURS, "mlflow."))}
+    about["mlflow.tags"] = {key: value for key, value in tags.items() if not checks.is_name(key)}
     return ExternalVersion(
         version=name,
         config=_config(client, found, uri),
         complete=False,
         metadata={key: value for key, value in about.items() if value} | origin,
-        tags={key: value for key, value in found.tags.items() if not key.startswith((_OURS, "mlflow."))},
+        tags={key: value for key, value in tags.items() if checks.is_name(key)},
     )
 
 

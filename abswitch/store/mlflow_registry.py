@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -21,7 +20,7 @@ from uuid import uuid4
 from abswitch import checks
 from abswitch.errors import InvalidInput, StoreError
 from abswitch.registries import ExportStatus, ExternalModel, ModelSnapshot
-from abswitch.store.mlflow_import import model_of
+from abswitch.store.mlflow_import import PREFIX, RESERVED, model_of
 from abswitch.store.mlflow_server import FOR_GOOD, MlflowServer, checked_uri
 from abswitch.store.outbox import Outbox, OutboxFlusher, Refused, Unreachable
 from abswitch.store.promotions import TAGS as VERDICT_TAGS
@@ -38,8 +37,6 @@ log = logging.getLogger("abswitch.tracking")
 _SINK = "mlflow-registry"
 _PAGE = 200
 _LONGEST_TAG = 5000
-_RESERVED = re.compile(r"latest\Z|v\d+\Z", re.IGNORECASE)
-_PREFIX = "abswitch-"
 
 
 class MlflowRegistry:
@@ -262,7 +259,7 @@ class _Telling:
 
 def alias_there(alias: str) -> str:
     """The alias under a name that MLflow takes: `latest` and `v2`-like ones mean something else there."""
-    return _PREFIX + alias if _RESERVED.match(alias) else alias
+    return PREFIX + alias if RESERVED.match(alias) else alias
 
 
 def _job(snapshot: ModelSnapshot, name: str, uri: str) -> tuple[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from abswitch.experiments import run_ab_test, run_paired
 from abswitch.serving.registry import DynamicModelRegistry
 from abswitch.serving.scripted import ScriptedBackend
 from abswitch.serving.weights import weights_digest
+from abswitch.store.mlflow_import import alias_here
 from abswitch.store.mlflow_registry import alias_there
 from tests.experiments.scripted import METRICS, engine_for, problems
 from tests.store.live_mlflow import Server, wait_until
@@ -275,6 +276,39 @@ async def test_models_that_mlflow_has_from_elsewhere(tmp_path: Path, database: P
             engine.registry.import_from_mlflow("foreign", config={"engine_args": {"max_model_len": 64}})
 
 
+async def test_names_that_only_mlflow_takes_stop_no_import(tmp_path: Path, database: Path) -> None:
+    uri = f"sqlite:///{database}"
+    client = client_of(uri)
+    client.create_registered_model("My Model")
+    odd = {"Task Type": "LLM", "Région": "é", "_private": "x", "k" * 250: "long"}
+    taken = {"team": "b", "empty": "", "lines": 'a\n"b"\\', "much": "x" * 20_000}
+    about = "two lines\n" + "d" * 4000
+    client.create_model_version("My Model", str(a_model_folder(tmp_path / "m")), description=about, tags=odd | taken)
+    for alias in ("prod", "_x", "Ünï", "a" * 255, "abswitch-v1"):
+        client.set_registered_model_alias("My Model", alias, "1")
+    async with opened(tmp_path / "s.duckdb", mlflow=uri) as engine:
+        with pytest.raises(InvalidInput, match="'My Model'; allowed: .*model_id=…"):
+            engine.registry.import_from_mlflow("My Model")
+        with pytest.raises(InvalidInput, match="model_id: got 'My Model'"):
+            engine.registry.import_from_mlflow("My Model", model_id="My Model")
+        brought = engine.registry.import_from_mlflow("My Model", model_id="mine")
+        assert (brought.registered, brought.aliases) == (("v1",), {"prod": "v1"})
+        assert set(brought.left_out) == {"_x", "Ünï", "a" * 255, "v1"}
+        assert "a name that no version has" in brought.left_out["v1"]
+        (version,) = engine.registry.get_model_versions("mine")
+        assert (version.metadata["mlflow.tags"], version.metadata["description"]) == (odd, about)
+        assert engine.registry.tags("v1", model_id="mine") == taken
+        assert engine.registry.import_from_mlflow("My Model", model_id="mine").known == ("v1",)
+        assert engine.registry.export_to_mlflow("mine", name="back")
+        engine.registry.set_alias("nightly", "v1", model_id="mine")
+        assert engine._parts.link.flush()
+        assert aliases_there(uri, "back") == {"prod": "v1", "nightly": "v1"}
+        assert versions_there(uri, "back")["v1"].tags["team"] == "b"
+        copy = engine.registry.import_from_mlflow("back", model_id="copy")
+        assert (copy.aliases, copy.left_out) == ({"prod": "v1", "nightly": "v1"}, {})
+        assert engine.registry.get("copy", "v1").metadata["mlflow.tags"] == odd
+
+
 async def test_a_server_that_is_down_delays_nothing_and_is_caught_up(tmp_path: Path, server: Server) -> None:
     async with opened(tmp_path / "s.duckdb", mlflow=server.url) as engine:
         for version in ("v1", "v2"):
@@ -335,12 +369,18 @@ async def test_artifacts_of_a_server_are_downloaded(
 
 @pytest.mark.parametrize(
     ("alias", "there"),
-    [("latest", "abswitch-latest"), ("Latest", "abswitch-Latest"), ("v2", "abswitch-v2"), ("v2-good", "v2-good")],
+    [
+        ("latest", "abswitch-latest"),
+        ("Latest", "abswitch-Latest"),
+        ("v2", "abswitch-v2"),
+        ("v2-good", "v2-good"),
+        ("abswitch-a", "abswitch-a"),
+    ],
 )
 def test_reserved_aliases_are_renamed(alias: str, there: str) -> None:
     from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
 
-    assert alias_there(alias) == there
+    assert alias_there(alias) == there and alias_here(there) == alias
     _validate_model_alias_name(there)
     _validate_model_alias_name_reserved(there)
 
