@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 from abswitch import addresses, checks
 from abswitch.clock import Clock, SystemClock
@@ -88,8 +89,39 @@ class WebhookSink:
         self._closed.set()
 
 
+def _opener() -> urllib.request.OpenerDirector:
+    """The usual one, proxies included, but for redirects: a POST is sent on as a GET without its body, and all seems
+    well though nothing arrived."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _leads_to(url: str, refused: urllib.error.HTTPError) -> str:
+    """Of a redirect, the host that it leads to, in words; what else an address has may be secret."""
+    location = refused.headers.get("Location")
+    if not 300 <= refused.code < 400 or location is None:
+        return ""
+    try:
+        to = urlsplit(urljoin(url, location))
+        host = f"{to.scheme}://{to.hostname}" + ("" if to.port is None else f":{to.port}")
+    except ValueError:  # no address
+        host = "another address"
+    return f", a redirect to {host}; alerts do not follow it: give the address that takes them itself"
+
+
 def post(url: str, content: bytes, headers: Mapping[str, str], *, timeout_s: float) -> tuple[str | None, bool]:
     """Post JSON, once.
+
+    A redirect is not followed, and is a failure.
 
     Returns:
         What went wrong, if anything, and whether another attempt could help.
@@ -97,11 +129,12 @@ def post(url: str, content: bytes, headers: Mapping[str, str], *, timeout_s: flo
     sent = {"Content-Type": "application/json", "User-Agent": "abswitch", **headers}
     try:
         request = urllib.request.Request(url, content, sent, method="POST")
-        with urllib.request.urlopen(request, timeout=timeout_s):
+        with _opener().open(request, timeout=timeout_s):
             return None, False
     except urllib.error.HTTPError as refused:
         with refused:
-            return f"HTTP {refused.code}", refused.code >= 500 or refused.code in _RETRIED
+            again = refused.code >= 500 or refused.code in _RETRIED
+            return f"HTTP {refused.code}{_leads_to(url, refused)}", again
     except OSError as error:  # not reached, reset, timed out
         return str(getattr(error, "reason", error)) or type(error).__name__, True
     except (ValueError, HTTPException) as error:  # no address, or what answered speaks no HTTP

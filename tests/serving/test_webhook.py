@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.codes: list[int] = []
+        self.location: str | None = None
         self.received: list[tuple[dict[str, str], bytes]] = []
         self.hold = threading.Event()
         self.hold.set()
@@ -40,6 +42,13 @@ class Receiver:
                 receiver.received.append((dict(self.headers), content))
                 receiver.hold.wait(30)
                 self.send_response(receiver.codes.pop(0) if receiver.codes else 200)
+                if receiver.location is not None:
+                    self.send_header("Location", receiver.location)
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                receiver.received.append((dict(self.headers), b"nothing"))
+                self.send_response(200)
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
@@ -144,6 +153,32 @@ def test_a_refusal_is_final(receiver: Receiver) -> None:
     receiver.codes = [403]
     with pytest.raises(WebhookFailed, match=r"HTTP 403 \(1 attempt"):
         sink(receiver.url).send(alert())
+
+
+@pytest.mark.parametrize("code", [300, 301, 302, 303, 304, 307, 308])
+def test_a_redirect_is_no_delivery(receiver: Receiver, code: int) -> None:
+    receiver.codes, receiver.location = [code], "/moved"
+    with pytest.raises(WebhookFailed, match=rf"HTTP {code}, a redirect to http://127.0.0.1:\d+; .* \(1 attempt"):
+        sink(receiver.url, secret=SECRET).send(alert())
+    assert [content for _, content in receiver.received] == [json.dumps(body(alert())).encode()]
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("https://mia:pass@hooks.example.org/T1/token?key=t#f", "a redirect to https://hooks.example.org; "),
+        ("//hooks.example.org:8443/token", "a redirect to http://hooks.example.org:8443; "),
+        ("http://[::1", "a redirect to another address; "),
+        ("http://h:port/token", "a redirect to another address; "),
+        (None, "HTTP 302 (1 attempt"),
+    ],
+)
+def test_of_a_redirect_the_host_is_told_and_nothing_secret(receiver: Receiver, location: str | None, told: str) -> None:
+    receiver.codes, receiver.location = [302], location
+    with pytest.raises(WebhookFailed) as failed:
+        sink(receiver.url).send(alert())
+    assert told in str(failed.value)
+    assert not {"mia", "pass", "token", "key"} & set(re.split(r"\W", str(failed.value)))
 
 
 def test_nobody_there() -> None:
