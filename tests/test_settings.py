@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
@@ -326,6 +327,7 @@ def test_a_file_may_say_none(tmp_path: Path, name: str, text: str) -> None:
         ("s.toml", "[alert_thresholds]\nlatency = 5", "s.toml: alert_thresholds.latency", "latency_p95"),
         ("s.toml", "max_cached_models = ", "s.toml", "valid TOML"),
         ("s.yaml", "a: [", "s.yaml", "valid YAML"),
+        ("s.yaml", "max_restarts: 2024-13-45", "s.yaml", "valid YAML"),
         ("s.yaml", "- 1", "s.yaml", "settings by name"),
         ("s.yaml", "!!python/object/apply:os.getcwd []", "s.yaml", "valid YAML"),
         ("s.ini", "", "path", ".toml"),
@@ -336,6 +338,28 @@ def test_a_bad_file_names_its_key(tmp_path: Path, name: str, text: str, field: s
         load(path=written(tmp_path, name, text))
     assert refused.value.field.removeprefix(f"{tmp_path}/") == field
     assert says in refused.value.allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("max_cached_models: 3\nmax_cached_models: 4", "'max_cached_models' is there twice, first in line 1 (line 2)"),
+        (
+            "alert_thresholds:\n  error_rate: 1\n\n  error_rate: 1",
+            "'error_rate' is there twice, first in line 2 (line 4)",
+        ),
+        ("alert_webhook_secret: hush\nalert_webhook_secret: hush", "twice, first in line 1"),
+        ("alert_webhook_secret: hush: hush", "mapping values are not allowed here (line 1)"),
+    ],
+)
+def test_a_mistake_in_yaml_is_told_with_its_line_and_without_what_it_says(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        load(path=written(tmp_path, "s.yaml", text))
+    assert says in str(refused.value) and "hush" not in str(refused.value)
+
+
+def test_a_number_in_yaml_may_have_an_exponent_as_in_toml(tmp_path: Path) -> None:
+    assert load(path=written(tmp_path, "s.yaml", "switch_timeout_seconds: 1e3")).switch_timeout_seconds == 1000.0
 
 
 def test_a_file_that_is_not_there_names_what_named_it(tmp_path: Path) -> None:
@@ -369,8 +393,10 @@ def test_what_is_no_path_is_named(path: Any) -> None:
         ({"alert_webhook_url": "ftp://x"}, "alert_webhook_url"),
         ({"alert_webhook_url": "http://[::1"}, "alert_webhook_url"),
         ({"alert_webhook_url": "http://x:99999/"}, "alert_webhook_url"),
+        ({"alert_webhook_url": "http://mia:pw@x/"}, "alert_webhook_url"),
         ({"alert_webhook_secret": ""}, "alert_webhook_secret"),
-        ({"restart_initial_seconds": 90.0}, "restart_max_seconds"),
+        ({"restart_initial_seconds": 90.0}, "restart_initial_seconds"),
+        ({"restart_initial_seconds": 90.0, "restart_max_seconds": 80.0}, "restart_max_seconds"),
         ({"alert_thresholds": {"error_rate": (0.2, 0.1)}}, "alert_thresholds.error_rate.critical"),
         ({"alert_thresholds": {"error_rate": (0.2, 0.3, 0.4)}}, "alert_thresholds.error_rate"),
         ({"alert_thresholds": {"throughput": (10, 20)}}, "alert_thresholds.throughput.critical"),
@@ -387,9 +413,80 @@ def test_a_bad_value_in_code_names_its_field(settings: dict[str, Any], field: st
         load(**settings)
 
 
-def test_a_relation_that_two_variables_break_names_one_of_them() -> None:
-    with pytest.raises(InvalidInput, match=r"VLLM_MODEL_SWITCHING_RESTART_MAX_SECONDS: got 0.5; allowed: at least"):
-        load({"RESTART_MAX_SECONDS": "0.5"})
+@pytest.mark.parametrize(
+    ("environ", "settings", "says"),
+    [
+        (
+            {"RESTART_INITIAL_SECONDS": "100"},
+            {},
+            f"{PREFIX}RESTART_INITIAL_SECONDS: got 100.0; allowed: at most restart_max_seconds, 60 (default)",
+        ),
+        (
+            {"RESTART_MAX_SECONDS": "0.5"},
+            {},
+            f"{PREFIX}RESTART_MAX_SECONDS: got 0.5; allowed: at least restart_initial_seconds, 1 (default)",
+        ),
+        (
+            {"RESTART_MAX_SECONDS": "9", "RESTART_INITIAL_SECONDS": "10"},
+            {},
+            f"{PREFIX}RESTART_MAX_SECONDS: got 9.0; allowed: at least restart_initial_seconds, 10 "
+            f"({PREFIX}RESTART_INITIAL_SECONDS)",
+        ),
+        (
+            {"RESTART_MAX_SECONDS": "9"},
+            {"restart_initial_seconds": 10.0},
+            f"{PREFIX}RESTART_MAX_SECONDS: got 9.0; allowed: at least restart_initial_seconds, 10 (code)",
+        ),
+        (
+            {},
+            {"restart_initial_seconds": 90.0},
+            "restart_initial_seconds: got 90.0; allowed: at most restart_max_seconds, 60 (default)",
+        ),
+        (
+            {"ERROR_RATE_WARNING": "0.2", "ERROR_RATE_CRITICAL": "0.1"},
+            {},
+            f"alert_thresholds.error_rate.critical ({PREFIX}ERROR_RATE_CRITICAL): got 0.1; allowed: "
+            f"at least the warning level, 0.2 ({PREFIX}ERROR_RATE_WARNING)",
+        ),
+        (
+            {"THROUGHPUT_CRITICAL": "20"},
+            {"alert_thresholds": {"throughput": {"warning": 10.0}}},
+            f"alert_thresholds.throughput.critical ({PREFIX}THROUGHPUT_CRITICAL): got 20.0; allowed: "
+            "at most the warning level, 10 (code)",
+        ),
+    ],
+)
+def test_of_two_values_that_contradict_each_other_it_is_told_where_each_is_from(
+    environ: dict[str, str], settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        load(environ, **settings)
+    assert str(refused.value) == says
+
+
+def test_of_two_keys_in_a_file_it_is_told_where_each_is_from(tmp_path: Path) -> None:
+    path = written(tmp_path, "s.toml", "restart_max_seconds = 2\n[alert_thresholds]\nerror_rate = 0.05\n")
+    with pytest.raises(InvalidInput, match=r"s.toml: restart_max_seconds: .* 3 \(VLLM_.*RESTART_INITIAL_SECONDS\)$"):
+        load({"RESTART_INITIAL_SECONDS": "3"}, path)
+    with pytest.raises(InvalidInput, match=r"warning level, 0.05 \(s.toml: alert_thresholds.error_rate\)$"):
+        load({"ERROR_RATE_CRITICAL": "0.03"}, path)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://mia:pw@host/x", "https://mia:p/w@host/", "mia:pw@host", "http://mia:pw@host:99999/", "ftp://pw@h"]
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(tmp_path: Path, url: str) -> None:
+    path = written(tmp_path, "s.yaml", f"alert_webhook_url: '{url}'\n")
+    given: list[dict[str, Any]] = [
+        {"environ": {"ALERT_WEBHOOK_URL": url}},
+        {"path": path},
+        {"alert_webhook_url": url},
+    ]
+    for one in given:
+        with pytest.raises(InvalidInput, match=r"\(hidden\)@.*without user or password") as refused:
+            load(**one)
+        assert not {"mia", "pw", "p", "w"} & set(re.split(r"\W", str(refused.value)))
+    assert load(alert_webhook_url="https://h/@me?to=a@b").alert_webhook_url == "https://h/@me?to=a@b"
 
 
 # --- thresholds -------------------------------------------------------------------------------------------------------
@@ -423,7 +520,9 @@ def test_levels_merge_one_by_one(tmp_path: Path) -> None:
 
 
 def test_levels_of_two_sources_that_contradict_each_other_are_refused_naming_both() -> None:
-    with pytest.raises(InvalidInput, match=r"error_rate.critical \(code, VLLM_MODEL_SWITCHING_ERROR_RATE_CRITICAL\)"):
+    with pytest.raises(
+        InvalidInput, match=r"error_rate.critical \(VLLM_MODEL_SWITCHING_ERROR_RATE_CRITICAL\): .* \(code\)"
+    ):
         load({"ERROR_RATE_CRITICAL": "0.2"}, alert_thresholds={"error_rate": 0.3})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from abswitch import plainyaml
 from abswitch.errors import InvalidInput
 from abswitch.experiments.overriding import cells_of, overridden, words_of
 from abswitch.experiments.spec import ExperimentSpec, spec_of
@@ -83,22 +83,6 @@ def planned_runs(path: Path | str, overrides: Mapping[str, Any] | None = None) -
     )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without surprises: no key twice, and `1e-3` is a number as in JSON."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value]
-        for number, (key, _) in enumerate(node.value):
-            if key.value in keys[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(?:\.[\d_]*)?[eE][-+]?\d+\Z"), list("-+0123456789")
-)
-
-
 def read_plain(path: Path | str) -> Plain:
     """The plain values of a YAML file; a key that is there twice is refused.
 
@@ -110,7 +94,7 @@ def read_plain(path: Path | str) -> Plain:
     except UnicodeDecodeError as error:
         raise InvalidInput(str(path), f"byte {error.start} that is no UTF-8", "YAML in UTF-8") from error
     try:
-        plain = yaml.load(text, _Loader)
+        plain = plainyaml.load(text)
     except yaml.YAMLError as error:
         raise _no_yaml(path, text, error) from error
     if not isinstance(plain, dict):
@@ -140,6 +124,6 @@ def override_of(text: str) -> tuple[str, Any]:
     if not sign or not key.strip():
         raise InvalidInput("-p", text, "key=value, e.g. load.concurrency=8")
     try:
-        return key.strip(), yaml.load(value, _Loader)
+        return key.strip(), plainyaml.load(value)
     except yaml.YAMLError as error:
         raise InvalidInput(f"-p {key}", value, f"a YAML value ({' '.join(str(error).split())})") from error

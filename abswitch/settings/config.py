@@ -189,10 +189,16 @@ class ModelSwitchingConfig:
                 origins |= _levels_origins(found, at)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "origins", origins)
-        if self.restart_max_seconds < self.restart_initial_seconds:
-            where = _named("restart_max_seconds", origins)
-            allowed = f"at least restart_initial_seconds, {self.restart_initial_seconds:g}"
-            raise InvalidInput(where, self.restart_max_seconds, allowed)
+        self._check_pauses()
+
+    def _check_pauses(self) -> None:
+        if self.restart_max_seconds >= self.restart_initial_seconds:
+            return
+        refused, other, bound = "restart_max_seconds", "restart_initial_seconds", "least"
+        if self.origins[refused] == _DEFAULT:  # the one that was given is the one to be named
+            refused, other, bound = other, refused, "most"
+        allowed = f"at {bound} {other}, {getattr(self, other):g} ({self.origins[other]})"
+        raise InvalidInput(_named(refused, self.origins), getattr(self, refused), allowed)
 
     @property
     def limits(self) -> AlertThresholds:
@@ -273,9 +279,10 @@ def _thresholds(found: Findings, whole: Found) -> AlertThresholds:
         return AlertThresholds(**limits)
     except InvalidInput as refused:
         metric = refused.field.split(".")[1]
-        wheres = dict.fromkeys(found[metric, level].where for level in LEVELS if (metric, level) in found)
-        places = "" if set(wheres) == {_CODE} else f" ({', '.join(wheres)})"
-        raise InvalidInput(refused.field + places, refused.value, refused.allowed) from None
+        warning, critical = (found.get((metric, level), Found(None, _DEFAULT)).where for level in LEVELS)
+        if warning == critical == _CODE:
+            raise
+        raise InvalidInput(f"{refused.field} ({critical})", refused.value, f"{refused.allowed} ({warning})") from None
 
 
 def _levels_origins(found: Findings, whole: Found) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from abswitch import addresses, checks
@@ -34,12 +34,14 @@ class Kind:
         parse: text of an environment variable → a value for `check`; raises `ValueError` when it cannot be read.
         words: what is allowed.
         is_optional: whether None is; in the environment and in files, where it cannot be written, the word `none`.
+        shown: a text that is refused, as an error may show it.
     """
 
     check: Callable[[str, object], Any]
     parse: Callable[[str], Any]
     words: str
     is_optional: bool = False
+    shown: Callable[[str], str] = str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +144,8 @@ def secret() -> Kind:
 
 
 def address() -> Kind:
-    """An http or https address."""
-    return _kind(addresses.web_address, str)
+    """An http or https address without user name and password."""
+    return replace(_kind(addresses.web_address, str), shown=addresses.without_credentials)
 
 
 def is_none(value: object) -> bool:
@@ -167,4 +169,4 @@ def optional(kind: Kind, absent: str) -> Kind:
     def parse(given: str) -> Any:
         return None if is_none(given) else kind.parse(given)
 
-    return Kind(check=check, parse=parse, words=words, is_optional=True)
+    return replace(kind, check=check, parse=parse, words=words, is_optional=True)

@@ -87,7 +87,7 @@ def _read(name: str, text: str, key: Key, settings: Mapping[str, Setting]) -> An
     if isinstance(key, tuple):
         return checked_level(name, key[0], _number(name, text, key[0]))
     described = settings[key]
-    shown = "(hidden)" if described.secret else text
+    shown = "(hidden)" if described.secret else described.kind.shown(text)
     try:
         value = described.kind.parse(text.strip())
         scale = described.scaled.get(name.removeprefix(PREFIX))
@@ -175,8 +175,10 @@ def _toml(path: Path, content: str) -> Any:
 def _yaml(path: Path, content: str) -> Any:
     import yaml
 
+    from abswitch import plainyaml
+
     try:
-        entries = yaml.safe_load(content)
+        entries = plainyaml.load(content)
     except yaml.YAMLError as error:
-        raise InvalidInput(str(path), " ".join(str(error).split()), "valid YAML") from error
+        raise InvalidInput(str(path), plainyaml.mistake(error), "valid YAML") from None  # its text shows the line
     return {} if entries is None else entries

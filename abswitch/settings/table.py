@@ -27,9 +27,9 @@ A value comes from the first of these that gives it:
 4. **default**.
 
 A value that cannot be read or is outside its range, a variable `{PREFIX}…` or a key that does not
-exist, a file that cannot be read: each stops the start with an `InvalidInput` that names the variable or the file's
-key, the value and what is allowed. `abswitch settings` shows what is in force and where each value comes from;
-`config.origins` says the same in code.
+exist, a file that cannot be read or has a key twice: each stops the start with an `InvalidInput` that names the
+variable or the file's key, the value and what is allowed. Of two values that contradict each other it names where each
+comes from. `abswitch settings` shows what is in force and where it comes from; `config.origins` says the same in code.
 
 Where "none" is allowed, code gives None, and the environment and a file the word `none` (TOML has no null; in YAML
 `null` says it, too).

@@ -35,7 +35,8 @@ def written(folder: Path, text: str = YAML) -> Path:
     ("text", "words"),
     [
         ("name: [", "YAML in UTF-8"),
-        ("name: a\nname: b", "'name' is there twice"),
+        ("name: a\nname: b", "'name' is there twice, first in line 1"),
+        ("name: 2024-13-45", "YAML in UTF-8"),
         ("versions:\n  v1: {model: a}\n  v1: {model: b}", "'v1' is there twice"),
         ("- a", "a mapping with the fields"),
         ("", "a mapping with the fields"),
@@ -47,6 +48,11 @@ def test_a_file_that_is_no_spec_is_named(tmp_path: Path, text: str, words: str) 
     with pytest.raises(InvalidInput, match=words) as told:
         read_plain(path)
     assert str(path) in str(told.value)
+
+
+def test_a_mapping_may_replace_what_it_merges(tmp_path: Path) -> None:
+    text = "a: {b: &b {x: 1}}\nc: {d: &d {<<: *b, x: 2}}\ne: {<<: *d, x: 3}\n"
+    assert read_plain(written(tmp_path, text)) == {"a": {"b": {"x": 1}}, "c": {"d": {"x": 2}}, "e": {"x": 3}}
 
 
 def test_the_line_of_a_mistake_in_yaml_is_told(tmp_path: Path) -> None:

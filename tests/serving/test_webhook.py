@@ -246,6 +246,7 @@ def test_closing_does_not_wait_for_a_dead_receiver(receiver: Receiver) -> None:
         {"url": "http://x:port"},
         {"url": "http://"},
         {"url": "http://x/a b"},
+        {"url": "http://mia:pw@x/"},
         {"url": "http://x", "attempts": 0},
         {"url": "http://x", "timeout_s": 0},
         {"url": "http://x", "secret": ""},
