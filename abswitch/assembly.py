@@ -170,6 +170,7 @@ def _wire(
         router,
         clock,
         expected=switcher.expected,
+        awaited=switcher.awaited,
         failure=switcher.failure,
         max_wait_s=config.max_queue_wait_seconds,
         max_waiting=config.max_queued_requests,
@@ -190,6 +191,7 @@ def _wire(
         desk=alerts,
         wiring=Wiring(
             waiting=queue.waiting,
+            queues=lambda: queue.models,
             operation=switcher.running,
             lost=switcher.instance_lost,
             breached=switcher.breached,
@@ -203,6 +205,7 @@ def _wire(
         transitions,
         clock,
         load=_loader(registry, readiness),
+        ready=lambda key: readiness.ready(key) is not None,
         residency=cache.tier,
         record=_requested(store, tally, health),
         assigned=store.assignment,

@@ -42,6 +42,7 @@ from abswitch.serving.handle import SwitchHandle
 from abswitch.serving.instance import InstanceFactory, ModelInstance, factories_of
 from abswitch.serving.intents import USER, Intent
 from abswitch.serving.judges import check_judge
+from abswitch.serving.queueing import WaitingRequest
 from abswitch.serving.status import ModelStatus, OperationStatus, SwitchingStatus, shares_of
 from abswitch.serving.transition import Lease
 from abswitch.settings import ModelSwitchingConfig
@@ -429,7 +430,9 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         return self._parts.grader.names
 
     def in_flight(self, model_id: str | None = None) -> tuple[Lease, ...]:
-        """Every request under way, oldest first; of one model, or of all.
+        """Every request under way on a version, oldest first; of one model, or of all.
+
+        Those that nothing serves yet hold no version: `waiting` has them.
 
         Raises:
             UnknownModel: no such model.
@@ -437,6 +440,20 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
         if model_id is not None:
             self.registry.resolve_model(model_id)
         return self._parts.transitions.in_flight(model_id)
+
+    def waiting(self, model_id: str | None = None) -> tuple[WaitingRequest, ...]:
+        """Every request that nothing serves yet, oldest first, with what it waits for; of one model, or of all.
+
+        Such are requests that come while a first version is loaded or while one leaves before the other is there,
+        those that name a version which is not ready, and those whose version died before their first token. Together
+        with `in_flight` they are all that the engine has taken on and not ended.
+
+        Raises:
+            UnknownModel: no such model.
+        """
+        if model_id is not None:
+            self.registry.resolve_model(model_id)
+        return self._parts.queue.requests(model_id)
 
     # --- life -------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from abswitch.errors import (
     InvalidInput,
     NoActiveVersion,
     OperationInProgress,
+    QueueFull,
     StoreError,
     SwitchFailed,
     SwitchRefused,
@@ -381,8 +382,8 @@ async def test_a_typed_strategy_says_itself_what_it_is(engine: SwitchingEngine) 
 
 
 async def test_a_model_that_is_not_there_has_no_switches_and_no_requests(engine: SwitchingEngine) -> None:
-    assert not engine.list_active_switches("bot") and not engine.in_flight("bot")
-    for look in (engine.list_active_switches, engine.in_flight):
+    assert not engine.list_active_switches("bot") and not engine.in_flight("bot") and not engine.waiting("bot")
+    for look in (engine.list_active_switches, engine.in_flight, engine.waiting):
         with pytest.raises(UnknownModel, match="model_id: got 'nope'; allowed: one of bot"):
             look("nope")
 
@@ -465,6 +466,30 @@ async def test_a_request_that_waits_for_a_version_is_told_that_the_engine_ends()
     gate.open()
     await closing
     assert handle.operation_id
+
+
+async def test_requests_that_wait_are_seen_one_by_one_from_any_thread() -> None:
+    scripted = backend()
+    gate = Gate()
+    scripted._configure = lambda instance: setattr(instance, "load_gate", gate)
+    async with SwitchingEngine({"max_queued_requests": 2}, store=":memory:", backends={"scripted": scripted}) as engine:
+        for version in ("v1", "v2"):
+            engine.registry.register_model(CONFIG, version)
+        handle = await engine.start_switch("v1")
+        routed = asyncio.create_task(engine.generate("who?", request_id="routed", unit_id="ann"))
+        await eventually(lambda: len(engine.waiting()) == 1)
+        named = asyncio.create_task(engine.generate("who?", request_id="named", version="v2"))
+        await eventually(lambda: len(engine.waiting("bot")) == 2)
+        with pytest.raises(QueueFull, match="max_queued_requests = 2"):
+            await engine.generate("who?", version="v2")
+        first, second = await asyncio.to_thread(engine.waiting)
+        assert (first.request_id, first.model_id, first.unit_id, first.version) == ("routed", "bot", "ann", None)
+        assert handle.operation_id in first.reason and first.waited_s >= second.waited_s >= 0.0
+        assert (second.request_id, second.version, second.reason) == ("named", "v2", "version 'v2' is being loaded")
+        assert engine.get_switching_status()["bot"].waiting == 2 and engine.in_flight() == ()
+        gate.open()
+        await asyncio.gather(routed, named)
+        assert engine.waiting() == ()
 
 
 async def test_a_cell_closes_its_engine_without_await() -> None:

@@ -31,6 +31,7 @@ from abswitch.errors import (
     InstanceNotRunning,
     LoadFailed,
     NoActiveVersion,
+    QueueFull,
     QueueTimeout,
     RequestFailed,
     StreamBroken,
@@ -39,7 +40,7 @@ from abswitch.records import AssignmentRecord
 from abswitch.serving.assignments import Assignments
 from abswitch.serving.cache import CachedVersion
 from abswitch.serving.instance import ModelInstance
-from abswitch.serving.queueing import AdmissionQueue
+from abswitch.serving.queueing import AdmissionQueue, WaitingRequest
 from abswitch.serving.router import PINNED, SHADOW, RequestRouter, RoutedArm, RouteSnapshot
 from abswitch.serving.transition import Lease, TransitionManager
 
@@ -133,6 +134,7 @@ class Dispatcher:
     Args:
         queue: where requests wait while nothing can serve them.
         load: brings up the version that a request names itself.
+        ready: whether `load` would return without waiting.
         residency: how much of a version is loaded now.
         record: takes one row per admitted request; must not block.
         assigned: told, at admission, which arm of an operation a unit met; must not block.
@@ -149,6 +151,7 @@ class Dispatcher:
         clock: Clock,
         *,
         load: Callable[[str, str], Awaitable[CachedVersion]],
+        ready: Callable[[VersionKey], bool],
         residency: Callable[[VersionKey], Residency],
         record: Callable[[RequestRecord], None],
         assigned: Callable[[AssignmentRecord], None] = lambda _: None,
@@ -161,6 +164,7 @@ class Dispatcher:
         self._transitions = transitions
         self._clock = clock
         self._load = load
+        self._ready = ready
         self._residency = residency
         self._record = record
         self._assigned = Assignments(clock, assigned)
@@ -186,7 +190,8 @@ class Dispatcher:
 
         Raises:
             NoActiveVersion, QueueFull, QueueTimeout: nothing serves the model; no row, as nothing was admitted.
-            LoadFailed, QueueTimeout: the version that the request names itself does not load (in time); no row either.
+            LoadFailed, QueueFull, QueueTimeout: the version that the request names itself does not load (in time), or
+                too many wait already; no row either.
             PromptTooLong: the prompt does not fit.
             InstanceDied: the instance died before its first token and no other could take over.
             StreamBroken: it died later; what had been delivered is in `text`.
@@ -240,18 +245,31 @@ class Dispatcher:
         snapshot = self._router.current(submission.model_id)
         if snapshot is None:
             submission.tier = Residency.COLD
-            snapshot = await self._queue.route(submission.model_id)
+            snapshot = await self._queue.route(self._waits(submission))
         return snapshot, snapshot.choose(submission.unit_id)
 
     async def _pinned(self, submission: Submission, version: str) -> RoutedArm:
-        submission.tier = self._residency((submission.model_id, version))
+        key = (submission.model_id, version)
+        submission.tier = self._residency(key)
         try:
-            cached = await self._queue.loaded(submission.model_id, version, self._load(submission.model_id, version))
+            if self._ready(key):
+                cached = await self._load(*key)
+            else:
+                cached = await self._queue.loaded(self._waits(submission, version), lambda: self._load(*key))
         except LoadFailed as failure:
             if self._closed:  # what loads as the engine ends is stopped, which is no failure of the version
                 raise EngineClosed("the engine was shut down while the request waited") from failure
             raise
         return RoutedArm(PINNED, version, cached.instance, 1.0, cached.path, cached.weights_digest)
+
+    def _waits(self, submission: Submission, version: str | None = None) -> WaitingRequest:
+        return WaitingRequest(
+            request_id=submission.request_id,
+            model_id=submission.model_id,
+            unit_id=submission.unit_id,
+            version=version,
+            since_mono_s=self._clock.monotonic_s(),
+        )
 
     def _hold(self, submission: Submission, arm: RoutedArm) -> Lease:
         lease = Lease(
@@ -309,12 +327,13 @@ class Dispatcher:
         if admitted is None:
             try:
                 return await self._pinned(submission, dead.version)
-            except (LoadFailed, QueueTimeout) as nothing:
+            except (LoadFailed, QueueFull, QueueTimeout) as nothing:
                 raise death from nothing
         current = self._router.current(submission.model_id)
         while current is None or current.stable.instance is dead.instance:
             try:
-                current = await self._queue.route(submission.model_id, newer_than=current.epoch if current else 0)
+                newer_than = current.epoch if current else 0
+                current = await self._queue.route(self._waits(submission), newer_than=newer_than)
             except RequestFailed as nothing:
                 raise death from nothing
         return current.stable

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -43,6 +43,7 @@ class Wiring:
 
     Attributes:
         waiting: how many requests of a model wait for something to serve them.
+        queues: models whose requests wait, or have waited, whether or not anything serves them.
         operation: the operation that holds a model.
         lost: told of an instance that is gone, or hangs and has to go: (model, instance, reason).
         breached: told of (model, version, reason); whether anything came of it.
@@ -54,6 +55,7 @@ class Wiring:
     operation: Callable[[str], Operation | None]
     lost: Callable[[str, ModelInstance, str], None]
     breached: Callable[[str, str, str], bool]
+    queues: Callable[[], Iterable[str]] = tuple
     may_probe_idle: Callable[[ModelInstance], bool] = lambda _: True
     sampled: Callable[[VersionHealth], None] = lambda _: None
 
@@ -216,7 +218,7 @@ class HealthMonitor:
 
     def _look_at_models(self) -> None:
         limits = self._policy.limits
-        models = {model_id for model_id, _ in self._windows} | set(self._router.snapshots)
+        models = {model_id for model_id, _ in self._windows} | set(self._router.snapshots) | set(self._wiring.queues())
         for model_id in models:
             waiting = self._wiring.waiting(model_id)
             self._desk.note(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from abswitch.clock import Clock
 from abswitch.errors import EngineClosed, NoActiveVersion, QueueFull, QueueTimeout
@@ -13,15 +14,41 @@ from abswitch.serving.router import RequestRouter, RouteSnapshot
 from abswitch.serving.timelimit import time_limit
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingRequest:
+    """A request that nothing serves yet, as it stood when it was looked at.
+
+    Attributes:
+        version: the version that the request names itself; None where the route is to choose.
+        since_mono_s: when it began to wait, on the monotonic clock.
+        waited_s: for how long it had waited.
+        reason: what it waits for, in words.
+    """
+
+    request_id: str
+    model_id: str
+    unit_id: str
+    version: str | None
+    since_mono_s: float
+    waited_s: float = 0.0
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.request_id} of {self.model_id} has waited {self.waited_s:.1f} s: {self.reason}"
+
+
 class AdmissionQueue:
-    """Waits for a route. Lives on the engine's loop; `waiting` may be read from any thread.
+    """Where requests wait for a route, or for the version that they name.
+
+    Lives on the engine's loop; `waiting` and `requests` may be read from any thread.
 
     Args:
         expected: tells why a route for the model is to be expected (and, where that is needed, begins to bring it up);
             None when there is nothing to wait for.
+        awaited: the same without beginning anything; may be called from any thread.
         failure: why what was to serve the model did not come up, for the error.
         max_wait_s: how long one request waits at most.
-        max_waiting: how many requests of one model wait at most.
+        max_waiting: how many requests of one model wait at most, whatever for.
     """
 
     def __init__(
@@ -30,6 +57,7 @@ class AdmissionQueue:
         clock: Clock,
         *,
         expected: Callable[[str], str | None],
+        awaited: Callable[[str], str | None],
         failure: Callable[[str], str | None],
         max_wait_s: float,
         max_waiting: int,
@@ -37,18 +65,35 @@ class AdmissionQueue:
         self._router = router
         self._clock = clock
         self._expected = expected
+        self._awaited = awaited
         self._failure = failure
         self._max_wait_s = max_wait_s
         self._max_waiting = max_waiting
-        self._waiting: Counter[str] = Counter()
+        self._places: dict[str, dict[int, WaitingRequest]] = {}
+        """By model, those that wait; a model that had any stays."""
         self._closed = False
 
     def waiting(self, model_id: str | None = None) -> int:
         """How many requests wait now."""
-        return self._waiting.total() if model_id is None else self._waiting[model_id]
+        return sum(map(len, self._of(model_id)))
 
-    async def route(self, model_id: str, *, newer_than: int = 0) -> RouteSnapshot:
-        """The model's snapshot, as soon as there is one of a later epoch than `newer_than`.
+    def requests(self, model_id: str | None = None) -> tuple[WaitingRequest, ...]:
+        """Every request that waits, the one that has waited longest first."""
+        now_s = self._clock.monotonic_s()
+        waiting = [one for places in self._of(model_id) for one in tuple(places.values())]
+        waiting.sort(key=lambda one: one.since_mono_s)
+        return tuple(replace(one, waited_s=now_s - one.since_mono_s, reason=self._reason(one)) for one in waiting)
+
+    def _of(self, model_id: str | None) -> tuple[dict[int, WaitingRequest], ...]:
+        return tuple(self._places.values()) if model_id is None else (self._places.get(model_id, {}),)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models whose requests wait, or have waited."""
+        return tuple(self._places)
+
+    async def route(self, request: WaitingRequest, *, newer_than: int = 0) -> RouteSnapshot:
+        """The snapshot of the request's model, as soon as there is one of a later epoch than `newer_than`.
 
         Returns without an `await` when there is one now, so that an arm may be chosen from it at once.
 
@@ -58,41 +103,57 @@ class AdmissionQueue:
             QueueTimeout: none came in time.
             EngineClosed: the engine was shut down meanwhile.
         """
+        model_id = request.model_id
         snapshot = self._router.current(model_id)
         if snapshot is not None and snapshot.epoch > newer_than:
             return snapshot
-        if self._expected(model_id) is None:
+        reason = self._expected(model_id)
+        if reason is None:
             raise self._nothing(model_id)
-        if self._waiting[model_id] >= self._max_waiting:
-            raise QueueFull(
-                f"model {model_id!r}: {self._waiting[model_id]} requests wait already "
-                f"(max_queued_requests = {self._max_waiting}) while {self._expected(model_id)}"
-            )
-        self._waiting[model_id] += 1
-        try:
+        with self._place(request, f"while {reason}"):
             return await self._wait(model_id, newer_than)
-        finally:
-            self._waiting[model_id] -= 1
 
     def close(self) -> None:
         """Tell whoever waits that the engine ends."""
         self._closed = True
-        for model_id in tuple(self._waiting):
+        for model_id in self.models:
             self._router.tell(model_id)
 
-    async def loaded(self, model_id: str, version: str, load: Awaitable[CachedVersion]) -> CachedVersion:
-        """What loads the version that a request names itself; waited for no longer than a route.
+    async def loaded(self, request: WaitingRequest, load: Callable[[], Awaitable[CachedVersion]]) -> CachedVersion:
+        """What loads the version that a request names itself; waited for no longer than a route, and by no more.
 
         Raises:
+            QueueFull: too many wait already; what they wait for goes on.
             QueueTimeout: it was not ready in time; the load goes on, for whoever asks next.
         """
+        advice = f"await engine.load({request.version!r}) waits for it"
 
         def late() -> Exception:
-            words = f"version {version!r} is being loaded, and still is; await engine.load({version!r}) waits for it"
-            return self._late(model_id, words)
+            return self._late(request.model_id, f"{self._reason(request)}, and still is; {advice}")
 
-        async with time_limit(self._max_wait_s, self._clock, late):
-            return await load
+        with self._place(request, f"and version {request.version!r} is not ready; {advice}"):
+            async with time_limit(self._max_wait_s, self._clock, late):
+                return await load()
+
+    @contextmanager
+    def _place(self, request: WaitingRequest, why: str) -> Iterator[None]:
+        """A place among those that wait; `why` is what to tell a request for which there is none."""
+        places = self._places.setdefault(request.model_id, {})
+        if len(places) >= self._max_waiting:
+            raise QueueFull(
+                f"model {request.model_id!r}: {len(places)} requests wait already "
+                f"(max_queued_requests = {self._max_waiting}) {why}"
+            )
+        places[id(request)] = request
+        try:
+            yield
+        finally:
+            del places[id(request)]
+
+    def _reason(self, request: WaitingRequest) -> str:
+        if request.version is not None:
+            return f"version {request.version!r} is being loaded"
+        return self._awaited(request.model_id) or "nothing serves the model"
 
     def _late(self, model_id: str, reason: str) -> QueueTimeout:
         return QueueTimeout(

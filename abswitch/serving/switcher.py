@@ -314,17 +314,24 @@ class ModelSwitcher:
 
         None when there is nothing to wait for.
         """
+        told = self.awaited(model_id)
+        if told is not None:
+            return told
+        active = self._registry.active_version(model_id)
+        if active is None or self._router.current(model_id) is not None or self.failure(model_id) is not None:
+            return None
+        self._reviver.bring_up(model_id, active)
+        return self._reviver.expected(model_id)
+
+    def awaited(self, model_id: str) -> str | None:
+        """What requests for a model that nothing serves wait for now; begins nothing. From any thread."""
         told = self._reviver.expected(model_id)
         if told is not None:
             return told
         operation = self.running(model_id)
         if operation is not None and operation.phase in _ROUTES_SOON:
             return f"operation {operation.operation_id} is {operation.phase}"
-        active = self._registry.active_version(model_id)
-        if active is None or self._router.current(model_id) is not None or self.failure(model_id) is not None:
-            return None
-        self._reviver.bring_up(model_id, active)
-        return self._reviver.expected(model_id)
+        return None
 
     def bring_up(self, model_id: str) -> None:
         """Have the model's active version serve, if it does not; in the background."""

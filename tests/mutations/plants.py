@@ -139,7 +139,7 @@ PLANTS = (
           SERVING + "test_switcher.py::test_a_candidate_that_dies_under_traffic_is_rolled_back_and_nobody_notices",
           "BerriAI/litellm/issues/28241"),
     Plant("the queue has no end", "serving/queueing.py",
-          "        if self._waiting[model_id] >= self._max_waiting:\n", "        if False:\n",
+          "        if len(places) >= self._max_waiting:\n", "        if False:\n",
           SERVING + "test_queueing.py::test_the_queue_is_bounded_and_says_so",
           "vllm-project/vllm/issues/18826"),
     Plant("a drain does not wait", "serving/transition.py",

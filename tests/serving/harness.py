@@ -92,6 +92,7 @@ class Shell:
             self.router,
             self.clock,
             expected=self.switcher.expected,
+            awaited=self.switcher.awaited,
             failure=self.switcher.failure,
             max_wait_s=max_wait_s,
             max_waiting=max_waiting,
@@ -105,6 +106,7 @@ class Shell:
             desk=self.desk,
             wiring=Wiring(
                 waiting=self.queue.waiting,
+                queues=lambda: self.queue.models,
                 operation=self.switcher.running,
                 lost=self.switcher.instance_lost,
                 breached=self.switcher.breached,
@@ -116,6 +118,7 @@ class Shell:
             self.transitions,
             self.clock,
             load=self._load,
+            ready=lambda key: self.readiness.ready(key) is not None,
             residency=self.cache.tier,
             record=self._record,
             on_answer=lambda _: None,

@@ -482,3 +482,24 @@ def test_a_policy_refuses_what_makes_no_sense() -> None:
         HealthPolicy(interval_s=0)
     with pytest.raises(InvalidInput, match="min_requests"):
         HealthPolicy(min_requests=0)
+
+
+async def test_a_queue_is_deep_whatever_its_requests_wait_for_and_whether_or_not_anything_serves() -> None:
+    gate = Gate()
+    shell = Shell(
+        configure=lambda instance: setattr(instance, "load_gate", gate),
+        health=HealthPolicy(limits=AlertThresholds(queue_depth=Limit(1.0, 3.0))),
+    )
+    shell.health.start()
+    submissions = [shell.submission() for _ in range(2)]
+    submissions[0].version = "v2"
+    submissions[1].version = "v3"
+    waiting = [asyncio.create_task(shell.dispatcher.complete(one)) for one in submissions]
+    await eventually(lambda: shell.queue.waiting(MODEL) == 2)
+    await shell.pass_time(2)
+    assert (active(shell, "queue_depth").value, active(shell, "queue_depth").model_id) == (2.0, MODEL)
+    gate.open()
+    await asyncio.gather(*waiting)
+    await shell.pass_time(2)
+    assert not [alert for alert in shell.desk.active() if alert.metric == "queue_depth"]
+    await shell.close()
