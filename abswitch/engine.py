@@ -422,6 +422,7 @@ class SwitchingEngine(Keeping, Recording, Switching, Watching):
             in_flight=len(self._parts.transitions.in_flight(model_id)),
             waiting=self._parts.queue.waiting(model_id),
             operation=OperationStatus.of(operations[-1], self._clock.monotonic_s()) if operations else None,
+            tiers={version: tier for (model, version), tier in self._parts.cache.tiers.items() if model == model_id},
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -490,6 +491,27 @@ async def test_requests_that_wait_are_seen_one_by_one_from_any_thread() -> None:
         gate.open()
         await asyncio.gather(routed, named)
         assert engine.waiting() == ()
+
+
+async def test_the_status_shows_the_tier_of_every_version_that_is_held() -> None:
+    def sized(instance: ScriptedInstance) -> None:
+        instance.device_bytes = 2**30
+
+    config = {"device_cache_memory_limit_gb": 1.5}
+    async with SwitchingEngine(
+        config, store=":memory:", backends={"scripted": ScriptedBackend(configure=sized)}
+    ) as engine:
+        for version in ("v1", "v2", "v3"):
+            engine.registry.register_model(CONFIG, version)
+        assert "resident" not in str(engine.get_switching_status())
+        await engine.load("v1")
+        await engine.load("v2")  # which needs the room of v1
+        status = engine.get_switching_status()
+        assert status["bot"].tiers == {"v2": "resident", "v1": "sleeping"} and status["bot"].loaded == ("v2",)
+        assert "0 in flight, 0 waiting; v2 resident, v1 sleeping" in str(status["bot"])
+        assert "v2 resident, v1 sleeping" in status._repr_html_()
+        assert json.loads(json.dumps(status.to_dict()))["models"][0]["tiers"] == {"v2": "resident", "v1": "sleeping"}
+    assert engine.get_switching_status()["bot"].tiers == {}
 
 
 async def test_a_cell_closes_its_engine_without_await() -> None:

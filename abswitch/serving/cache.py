@@ -98,6 +98,12 @@ class ModelCache:
         """What is able to serve now, least recently used first."""
         return dict(self._loaded)
 
+    @property
+    def tiers(self) -> Mapping[VersionKey, Residency]:
+        """The tier of all that is held, what serves now first; what is not in here is cold. From any thread."""
+        resident = dict.fromkeys(tuple(self._loaded), Residency.RESIDENT)
+        return resident | {key: parked.tier for key, parked in tuple(self._parked.items())}
+
     def tier(self, key: VersionKey) -> Residency:
         """How much of a version is held."""
         parked = self._parked.get(key)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from abswitch.domain import Residency
 from abswitch.errors import AbswitchError, UnknownModel
 from abswitch.rollout.operation import Operation
 from abswitch.serving.preflight import SwitchPlan
@@ -129,8 +130,9 @@ class ModelStatus:
 
     Attributes:
         shares: version → fraction of units 0–1; empty when nothing serves.
-        loaded: versions held in memory, least recently used first.
-        waiting: requests that wait because nothing can serve them right now.
+        loaded: versions that are able to serve now, least recently used first.
+        waiting: requests that wait because nothing can serve them right now; `engine.waiting()` has each of them.
+        tiers: version → `resident`, `sleeping` or `discarded`, of every version that is held; all others are cold.
     """
 
     model_id: str
@@ -140,11 +142,13 @@ class ModelStatus:
     in_flight: int
     waiting: int
     operation: OperationStatus | None
+    tiers: Mapping[str, Residency] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.model_id}: {_split(self.shares)}; {self.in_flight} in flight" + (
-            f"; {self.operation}" if self.operation else ""
-        )
+        told = [f"{self.model_id}: {_split(self.shares)}", f"{self.in_flight} in flight, {self.waiting} waiting"]
+        if self.tiers:
+            told.append(_held(self.tiers))
+        return "; ".join([*told, str(self.operation)] if self.operation else told)
 
     def _repr_html_(self) -> str:
         return _models_table((self,))
@@ -199,7 +203,8 @@ class SwitchingStatus:
 def _models_table(models: tuple[ModelStatus, ...]) -> str:
     if not models:
         return paragraph("no model is registered")
-    return table(("model", "active", "traffic now", "loaded", "in flight", "latest switch"), map(_cells, models))
+    head = ("model", "active", "traffic now", "in memory", "in flight", "waiting", "latest switch")
+    return table(head, map(_cells, models))
 
 
 def _cells(model: ModelStatus) -> tuple[str, ...]:
@@ -207,12 +212,23 @@ def _cells(model: ModelStatus) -> tuple[str, ...]:
     switch = "none yet"
     if operation is not None:
         switch = f"{operation.strategy} {operation.way}: {operation.phase} ({operation.reason})"
-    loaded, in_flight = ", ".join(model.loaded), f"{model.in_flight:,}"
-    return model.model_id, model.active_version or "none", _split(model.shares), loaded, in_flight, switch
+    return (
+        model.model_id,
+        model.active_version or "none",
+        _split(model.shares),
+        _held(model.tiers) or "nothing",
+        f"{model.in_flight:,}",
+        f"{model.waiting:,}",
+        switch,
+    )
 
 
 def _split(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{version} {share:.0%}" for version, share in shares.items()) or "nothing serves"
+
+
+def _held(tiers: Mapping[str, Residency]) -> str:
+    return ", ".join(f"{version} {tier}" for version, tier in tiers.items())
 
 
 def shares_of(snapshot: RouteSnapshot | None) -> dict[str, float]:

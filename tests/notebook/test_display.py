@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from abswitch.domain import Residency
 from abswitch.errors import InvalidInput
 from abswitch.experiments import RequestBudget, run_canary
 from abswitch.notebook import card, estimates_chart, latency_chart, show, traffic_chart
@@ -29,8 +30,9 @@ def status() -> SwitchingStatus:
         shares={"v1": 0.75, "v2": 0.25},
         loaded=("v1", "v2"),
         in_flight=1234,
-        waiting=0,
+        waiting=7,
         operation=operation(),
+        tiers={"v1": Residency.RESIDENT, "v2": Residency.RESIDENT, "<b>v0": Residency.SLEEPING},
     )
     idle = ModelStatus(
         model_id="cold", active_version=None, shares={}, loaded=(), in_flight=0, waiting=0, operation=None
@@ -44,7 +46,14 @@ def test_a_status_is_a_table_whose_texts_are_escaped() -> None:
     assert EVIL not in html
     assert EVIL in page.text
     assert len([tag for tag, _ in page.tags if tag == "tr"]) == 3
-    for words in ("v1 75%, v2 25%", "1,234", "ab_test v1 → v2: evaluating", "nothing serves", "none yet"):
+    for words in (
+        "v1 75%, v2 25%",
+        "1,234",
+        "v2 resident, <b>v0 sleeping",
+        "ab_test v1 → v2: evaluating",
+        "nothing serves",
+        "none yet",
+    ):
         assert words in page.text
 
 
