@@ -39,10 +39,16 @@ class Residency(StrEnum):
 
 
 class SwitchPath(StrEnum):
-    """How an instance last became able to serve."""
+    """How an instance last became able to serve.
+
+    `load`: an engine was started for it, and read its weights. `adapter`: its adapter was added to an engine that ran
+    already. `join`: an engine that ran already serves it as it is. `wake`: it slept. `in-place`: its weights were put
+    into an engine in place of another version's. `restart`: it was started again after it was lost.
+    """
 
     LOAD = "load"
     ADAPTER = "adapter"
+    JOIN = "join"
     WAKE = "wake"
     IN_PLACE = "in-place"
     RESTART = "restart"
@@ -329,7 +335,7 @@ class LoadFacts:
         memory_bytes: resident memory of the processes behind it (proportional parts of a shared engine are not
             split); 0 where there is no process of ours.
         device_memory_bytes: accelerator memory, where the platform tells.
-        shared_engine: True when an adapter joined an engine that was already running.
+        shared_engine: True when the version, with an adapter or without, joined an engine that was already running.
     """
 
     load_s: float

@@ -45,6 +45,13 @@ class SwapRefused(InstanceError):
     """An engine does not take another version's weights; nothing changed."""
 
 
+def load_path(version: ModelVersion, *, joins: bool) -> SwitchPath:
+    """How a cold version comes to serve, depending on whether it `joins` an engine that runs already."""
+    if not joins:
+        return SwitchPath.LOAD
+    return SwitchPath.JOIN if version.config.adapter is None else SwitchPath.ADAPTER
+
+
 class Arrivals:
     """Lives on the engine's loop.
 
@@ -87,8 +94,7 @@ class Arrivals:
             raise LoadFailed(f"{version} did not load: {type(error).__name__}: {error}") from error
         log.info("loaded %s in %.1f s", version, facts.load_s)
         async with self._or_stopped(version, instance):
-            joined = facts.shared_engine and version.config.adapter is not None
-            path = SwitchPath.ADAPTER if joined else SwitchPath.LOAD
+            path = load_path(version, joins=facts.shared_engine)
             self._timings.took(*version.key, path, facts.load_s)
             return Arrived(CachedVersion(instance, facts, path, await reading), await instance.memory())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,10 @@ class ModelCache:
     async def needs(self, version: ModelVersion) -> Footprint:
         """Memory that bringing a version up would take beyond what it holds: measured if it was loaded before."""
         return await self._needs(version, self._backends[version.config.backend](version))
+
+    async def engine_to_join(self, version: ModelVersion) -> Hashable | None:
+        """The `engine_key` of a running engine that loading a cold version would join; None where it starts its own."""
+        return await self._backends[version.config.backend](version).engine_to_join()
 
     async def _needs(self, version: ModelVersion, instance: ModelInstance) -> Footprint:
         key = version.key

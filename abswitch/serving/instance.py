@@ -33,6 +33,9 @@ class ModelInstance(Protocol):
     async def needs(self) -> Footprint:
         """Memory that `start` will take beyond what runs already; before `start`, and an estimate."""
 
+    async def engine_to_join(self) -> Hashable | None:
+        """The `engine_key` of a running engine that `start` would join; None where it would start one of its own."""
+
     async def memory(self) -> Footprint:
         """Memory its whole engine takes now; nothing when it is not started or runs elsewhere."""
 

@@ -138,6 +138,9 @@ class OpenAIInstance:
     async def needs(self) -> Footprint:
         return Footprint()  # its memory is on another machine, or another's business
 
+    async def engine_to_join(self) -> Hashable | None:
+        return None
+
     async def memory(self) -> Footprint:
         return Footprint()
 

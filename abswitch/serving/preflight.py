@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from abswitch.domain import ModelVersion, Residency, SwitchPath, VersionKey
 from abswitch.errors import SwitchRefused
 from abswitch.rollout.strategies import ImmediateStrategy, Strategy
+from abswitch.serving.arrivals import load_path
 from abswitch.serving.cache import ModelCache
 from abswitch.serving.policy import GIB, Footprint, Room, Step, make_room, usage
 from abswitch.serving.registry import DynamicModelRegistry
@@ -19,6 +20,7 @@ PINNED = "it is pinned"  # as `ModelCache.why_needed` says it
 _WAYS = {
     SwitchPath.LOAD: "loading it",
     SwitchPath.ADAPTER: "loading its adapter",
+    SwitchPath.JOIN: "joining an engine that runs already",
     SwitchPath.WAKE: "waking it",
     SwitchPath.IN_PLACE: "putting its weights in place",
 }
@@ -36,7 +38,7 @@ class SwitchPlan:
         leaving: versions, of any model, that are put to sleep or unloaded for it.
         tiers: version → the tier it is in now.
         during: version → the tier it is in while the switch runs.
-        paths: candidate → how it comes to serve.
+        paths: candidate → how it comes to serve; of one that is resident, how it did.
         expected: candidate → seconds from the start of the switch until it is ready, from measured history.
         drain: seconds until the requests of the version that leaves have ended.
         refusal: why the switch would be refused, in one sentence; None when it would not be.
@@ -84,7 +86,7 @@ class SwitchPlan:
 
     def _readiness(self, version: str) -> str:
         way, expected = self.paths[version], self.expected[version]
-        if self.tiers[version] is Residency.RESIDENT and way is not SwitchPath.IN_PLACE:
+        if self.tiers[version] is Residency.RESIDENT:
             return "ready at once"
         took = f", which was {expected}" if expected.seconds is None else f" in {expected}"
         return f"ready by {_WAYS[way]}{took}"
@@ -118,8 +120,11 @@ class Preflight:
         needs = {v.version: await self._cache.needs(v) for v in (*candidates, *together)}
         room = self._room(model_id, stable, needs, drains_first=strategy.drains_first)
         refusal = await self._refusal(model_id, stable, candidates, strategy, room)
+        leaving = {step.key for step in room.steps}
+        if stable is not None and strategy.drains_first:
+            leaving.add((model_id, stable))
+        paths = {v.version: await self._path(v, strategy, stable, leaving) for v in candidates}
         tiers = {name: self._cache.tier((model_id, name)) for name in (*needs, *([stable] if stable else []))}
-        paths = {v.version: self._path(v, strategy, stable) for v in candidates}
         return SwitchPlan(
             model_id=model_id,
             strategy=strategy.type.value,
@@ -240,13 +245,21 @@ class Preflight:
         alone = ({name: need} for name, need in needs.items() if name != stable)
         return all(self._room(model_id, stable, one, drains_first=True).fits for one in alone)
 
-    def _path(self, version: ModelVersion, strategy: Strategy, stable: str | None) -> SwitchPath:
-        tier = self._cache.tier(version.key)
+    async def _path(
+        self, version: ModelVersion, strategy: Strategy, stable: str | None, leaving: Container[VersionKey]
+    ) -> SwitchPath:
         if strategy.swaps and stable is not None:
             return SwitchPath.IN_PLACE
-        if tier in (Residency.SLEEPING, Residency.DISCARDED):
+        if (resident := self._cache.loaded.get(version.key)) is not None:
+            return resident.path
+        if self._cache.tier(version.key) is not Residency.COLD:
             return SwitchPath.WAKE
-        return SwitchPath.ADAPTER if version.config.adapter is not None else SwitchPath.LOAD
+        return load_path(version, joins=await self._joins(version, leaving))
+
+    async def _joins(self, version: ModelVersion, leaving: Container[VersionKey]) -> bool:
+        """Whether an engine that can serve the version runs, and still does once others have left for the switch."""
+        engine = await self._cache.engine_to_join(version)
+        return any(one.engine == engine and one.key not in leaving for one in self._cache.held)
 
     def _expected(self, model_id: str, version: str, path: SwitchPath) -> Expectation:
         if self._cache.tier((model_id, version)) is Residency.RESIDENT:

@@ -132,7 +132,8 @@ class ScriptedInstance:
         token_gate: every stream waits here before each token; by default none waits.
         die_after: the whole instance dies when it has generated this many tokens.
         memory_bytes: what it says it occupies of the host; the attribute `device_bytes` has that of the accelerator,
-            `kept_bytes` what it keeps of that asleep.
+            `kept_bytes` what it keeps of that asleep. The attribute `shared_engine` names the running engine that
+            `start` joins; None: it starts one of its own.
         clock: for the age of the last token.
     """
 
@@ -187,6 +188,9 @@ class ScriptedInstance:
     async def needs(self) -> Footprint:
         return Footprint(self.device_bytes, self.memory_bytes)
 
+    async def engine_to_join(self) -> Hashable | None:
+        return self.shared_engine
+
     async def memory(self) -> Footprint:
         if self._residency is Residency.COLD:
             return Footprint()
@@ -227,7 +231,11 @@ class ScriptedInstance:
         self._end = self._loop.create_future()
         self._residency, self._death = Residency.RESIDENT, None
         self.counts.loads += 1
-        return LoadFacts(load_s=self._clock.monotonic_s() - began_s, memory_bytes=self.memory_bytes)
+        return LoadFacts(
+            load_s=self._clock.monotonic_s() - began_s,
+            memory_bytes=self.memory_bytes,
+            shared_engine=self.shared_engine is not None,
+        )
 
     def die(self, reason: str = "killed by the test") -> None:
         """End every open stream with `InstanceDied`, and refuse every later one; from any thread."""

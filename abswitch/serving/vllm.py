@@ -107,6 +107,10 @@ class VllmInstance:
     async def needs(self) -> Footprint:
         return await self._pool.needs(self._version)
 
+    async def engine_to_join(self) -> Hashable | None:
+        engine = await self._pool.running(self._version)
+        return None if engine is None else id(engine)
+
     async def memory(self) -> Footprint:
         engine = self._engine
         if engine is None or engine.is_dead:

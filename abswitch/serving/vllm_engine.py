@@ -266,7 +266,7 @@ class VllmEnginePool:
         return next(self._adapter_ids)
 
     async def acquire(self, version: ModelVersion) -> tuple[VllmEngine, bool]:
-        """An engine that can serve the version, and whether it was there already; to be given back by `release`.
+        """An engine that can serve the version, and whether it ran already; to be given back by `release`.
 
         Raises:
             InvalidInput: the version's engine arguments are wrong; nothing was started.
@@ -274,8 +274,8 @@ class VllmEnginePool:
         """
         vllm = await _library(version)
         plan = await asyncio.to_thread(plan_of, version, vllm)
-        slot = next((slot for slot in self._slots if slot.fits(plan)), None)
-        joined = slot is not None
+        slot = self._slot_for(plan)
+        joined = slot is not None and slot.start.done()  # who waits for its start waits as long as for a load
         if slot is None:
             slot = _Slot(plan, asyncio.create_task(self._start(version, plan, vllm), name=f"start {version}"))
             self._slots.append(slot)
@@ -295,6 +295,16 @@ class VllmEnginePool:
         if ending is not None:
             await asyncio.shield(ending)  # an end that is cut short could leave processes behind
 
+    async def running(self, version: ModelVersion) -> VllmEngine | None:
+        """The engine that runs already and that `acquire` would give the version; None where one must be started.
+
+        Raises:
+            InvalidInput, LoadFailed: as `acquire`.
+        """
+        plan = await asyncio.to_thread(plan_of, version, await _library(version))
+        slot = self._slot_for(plan)
+        return None if slot is None else _result(slot.start)
+
     async def needs(self, version: ModelVersion) -> Footprint:
         """Memory that `acquire` would take beyond what runs: an engine's, or only the adapter's where one is joined.
 
@@ -303,7 +313,7 @@ class VllmEnginePool:
         """
         vllm = await _library(version)
         plan = await asyncio.to_thread(plan_of, version, vllm)
-        joins = any(slot.fits(plan) for slot in self._slots)
+        joins = self._slot_for(plan) is not None
         return await asyncio.to_thread(estimate, plan, version, vllm, joins=joins)
 
     async def swap(self, engine: VllmEngine, version: ModelVersion) -> None:
@@ -318,6 +328,9 @@ class VllmEnginePool:
     def holders(self, engine: VllmEngine) -> int:
         """How many versions an engine serves now."""
         return next((slot.holders for slot in self._slots if _result(slot.start) is engine), 0)
+
+    def _slot_for(self, plan: EnginePlan) -> _Slot | None:
+        return next((slot for slot in self._slots if slot.fits(plan)), None)
 
     def _let_go(self, slot: _Slot, with_adapter: bool) -> asyncio.Task[None] | None:
         slot.holders -= 1

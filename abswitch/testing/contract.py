@@ -228,12 +228,15 @@ async def check_before_start(trial: _Trial) -> None:
 
 
 async def check_start(trial: _Trial) -> None:
-    """`start` reports plausible facts, and the instance is then alive and idle."""
+    """`start` reports plausible facts and joins the engine it said it would; the instance is then alive and idle."""
+    engine = await trial.within("engine_to_join", trial.instance.engine_to_join())
     facts = await trial.within("start", trial.instance.start(), trial.start_timeout_s)
     trial.require(isinstance(facts, LoadFacts), f"start returned {facts!r}, not LoadFacts")
     trial.require(math.isfinite(facts.load_s) and facts.load_s >= 0, f"load_s is {facts.load_s}")
     trial.require(facts.memory_bytes >= 0, f"memory_bytes is {facts.memory_bytes}")
     trial.require(facts.device_memory_bytes is None or facts.device_memory_bytes >= 0, f"{facts}")
+    joined = facts.shared_engine and trial.instance.engine_key == engine
+    trial.require(joined or engine is None, f"engine_to_join was {engine!r}, and {facts}")
     health = await trial.health()
     trial.require(health.alive and health.error is None, f"health after start is {health}")
     trial.require(health.residency is Residency.RESIDENT, f"residency after start is {health.residency}")

@@ -200,6 +200,19 @@ async def test_an_adapter_joins_the_engine_that_runs(
     await again.stop()
 
 
+async def test_a_base_joins_the_engine_of_its_adapter(tiny: TinyModels) -> None:
+    pool = VllmEnginePool()
+    adapted = VllmInstance(version_of(tiny.baseline, "lora", adapter=str(tiny.adapter)), pool)
+    plain = VllmInstance(version_of(tiny.baseline), pool)
+    assert await plain.engine_to_join() is None
+    assert not (await adapted.start()).shared_engine
+    assert await plain.engine_to_join() == adapted.engine_key
+    facts = await plain.start()
+    assert facts.shared_engine and facts.load_s < 5
+    await adapted.stop()
+    await plain.stop()
+
+
 async def test_a_bad_adapter_leaves_the_engine_serving(
     tiny: TinyModels, pool: VllmEnginePool, base: VllmInstance, tmp_path: Path
 ) -> None:

@@ -58,6 +58,7 @@ class Bench:
         self.gates: list[Gate] = []
         self.broken: dict[str, Exception] = {}
         self.unreadable: set[str] = set()
+        self.joining: set[str] = set()
         self.backend = ScriptedBackend(configure=self._configure)
         self.timings = Timings()
         self.cache = ModelCache(
@@ -73,6 +74,7 @@ class Bench:
 
     def _configure(self, instance: ScriptedInstance) -> None:
         instance.load_gate = self.gate
+        instance.shared_engine = "one" if instance.version.version in self.joining else None
         instance.device_bytes, instance.memory_bytes = self.sizes.get(instance.version.version, (10, 1))
 
         for method, error in self.broken.items():
@@ -523,3 +525,15 @@ def test_expectations_are_medians_and_say_what_they_rest_on() -> None:
     assert timings.expect("m", "a", "load").seconds == 2.0 and len(kept) == 3
     assert str(timings.expect("m", "b", "load")) == "2 s (median of 3 of other versions)"
     assert timings.expect("m", "b", "load").of_others
+
+
+async def test_joining_an_engine_that_runs_is_no_load_with_an_adapter_or_without(bench: type[Bench]) -> None:
+    b = bench()
+    b.joining |= {"joins", "adapter"}
+    base, joins = await b.cache.ensure(version("base")), await b.cache.ensure(version("joins"))
+    config = replace(version("adapter").config, adapter="a folder")
+    adapted = await b.cache.ensure(replace(version("adapter"), config=config))
+    assert [cached.path for cached in (base, joins, adapted)] == ["load", "join", "adapter"]
+    for path, name in (("load", "base"), ("join", "joins"), ("adapter", "adapter")):
+        took = {one: b.timings.expect("m", one, path) for one in ("base", "joins", "adapter")}
+        assert [one for one, expected in took.items() if not expected.of_others] == [name], "each has its own history"

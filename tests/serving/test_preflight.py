@@ -229,3 +229,57 @@ async def test_a_version_of_a_backend_that_is_not_here_is_refused(tmp_path: Path
             with pytest.raises(InvalidInput, match=r"backend: got 'scripted'; allowed: one of openai, vllm"):
                 await call
         assert "backend: got 'scripted'" in str(await engine.validate_switch_request("bot", "v2"))
+
+
+def sharing_engine() -> tuple[SwitchingEngine, ScriptedBackend]:
+    """`base` and its adapters `ad1` and `ad2`; whichever of them comes second joins the engine `one` of the first."""
+
+    def configure(instance: ScriptedInstance) -> None:
+        first = next((other for other in scripted.made if other.counts.loads), None)
+        if first is not None:
+            first.shared_engine = instance.shared_engine = "one"
+
+    scripted = ScriptedBackend(configure=configure)
+    engine = SwitchingEngine(store=":memory:", backends={"scripted": scripted})
+    for version in ("base", "ad1", "ad2"):
+        adapter = {} if version == "base" else {"adapter": version}
+        engine.registry.register_model({"model_id": "bot", "model": "one", "backend": "scripted", **adapter}, version)
+    return engine, scripted
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "path", "words"),
+    [("ad1", "base", "join", "joining an engine that runs already"), ("base", "ad1", "adapter", "loading its adapter")],
+)
+async def test_joining_an_engine_is_planned_timed_and_recorded_as_what_it_is(
+    first: str, second: str, path: str, words: str
+) -> None:
+    engine, _ = sharing_engine()
+    async with engine:
+        assert (await engine.plan_switch(first)).paths[first] == "load", "there is no engine yet"
+        await engine.deploy(first)
+        plan = await engine.plan_switch(second, "canary")
+        assert plan.paths[second] == path and plan.expected[second].seconds is None, "a load says nothing of a join"
+        assert f"{second}: cold now, ready by {words}, which was not measured yet" in str(plan)
+        assert (await engine.load(second)).shared_engine
+        resident = await engine.plan_switch(second, "canary")
+        assert resident.paths[second] == path and "ready at once" in str(resident)
+        for version in (first, second):
+            await engine.generate("who?", version=version, request_id=version)
+        rows = engine.query("SELECT request_id, switch_path FROM requests").set_index("request_id").switch_path
+        assert dict(rows) == {first: "load", second: path}
+        expected = engine._parts.cache.timings.expect
+        assert (expected("bot", first, "load").n, expected("bot", second, "load").of_others) == (1, True)
+        assert expected("bot", second, path).n == 1
+
+
+async def test_who_is_to_join_an_engine_that_leaves_for_the_switch_is_loaded() -> None:
+    engine, scripted = sharing_engine()
+    async with engine:
+        await engine.deploy("base")
+        drained = await engine.plan_switch("ad1", "immediate", {"drain_first": True})
+        assert drained.paths["ad1"] == "load" and drained.expected["ad1"].of_others
+        await engine.load("ad2")
+        assert scripted["bot", "ad2"].engine_key == scripted["bot", "base"].engine_key
+        kept = await engine.plan_switch("ad1", "immediate", {"drain_first": True})
+        assert kept.paths["ad1"] == "adapter", "another version keeps the engine"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Hashable
 from dataclasses import replace
 
 import pytest
@@ -201,6 +201,11 @@ class LoadsInNegativeTime(ScriptedInstance):
         return replace(await super().start(), load_s=-1.0)
 
 
+class JoinsNoEngineAfterAll(ScriptedInstance):
+    async def engine_to_join(self) -> Hashable | None:
+        return "an engine"
+
+
 class HangsOnStart(ScriptedInstance):
     async def start(self) -> LoadFacts:
         await Gate().passage()
@@ -211,6 +216,7 @@ BROKEN = {
     AnswersBeforeStart: "check_before_start",
     HangsOnStart: "check_start",
     LoadsInNegativeTime: "check_start",
+    JoinsNoEngineAfterAll: "check_start",
     SaysItIsDead: "check_start",
     RepeatsAnIndex: "check_greedy_answers_repeat",
     NeverSaysWhyItEnded: "check_greedy_answers_repeat",

@@ -1,4 +1,6 @@
-"""A version gives its engine back however its start or its end goes wrong; the engine is a stand-in."""
+"""A version gives its engine back however its start or its end goes wrong, and joins only one that runs; the engine is
+a stand-in.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ import pytest
 
 from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import InstanceDied, InstanceNotRunning
+from abswitch.serving import vllm_engine
 from abswitch.serving.policy import Footprint
 from abswitch.serving.vllm import VllmEngine, VllmEnginePool, VllmInstance
+from abswitch.serving.vllm_args import EnginePlan
 from abswitch.serving.vllm_memory import DEVICE_BYTES
 from tests.patience import PATIENCE_S
 
@@ -150,3 +154,34 @@ async def test_an_end_that_the_engine_does_not_hear_of_gives_it_back(adapter: Pa
     assert engine.holding == 1
     await instance.stop()
     assert engine.holding == 1, "once"
+
+
+async def test_an_engine_that_is_still_being_started_is_shared_and_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for its start waits as long as for a load."""
+    gate, engine = asyncio.Event(), cast(VllmEngine, StandIn())
+
+    async def start(*_: object) -> VllmEngine:
+        await gate.wait()
+        return engine
+
+    async def library(_: ModelVersion) -> None:
+        return None
+
+    plan = EnginePlan(args={}, base=("base",), room=None, needs=None, adapter=None)
+    monkeypatch.setattr(vllm_engine, "_library", library)
+    monkeypatch.setattr(vllm_engine, "plan_of", lambda *_: plan)
+    monkeypatch.setattr(VllmEnginePool, "_start", start)
+    pool = VllmEnginePool()
+    versions = [
+        ModelVersion(version=name, config=ModelConfig(model_id="m", model="base")) for name in ("v1", "v2", "v3")
+    ]
+    assert await pool.running(versions[0]) is None
+    acquiring = [asyncio.create_task(pool.acquire(version)) for version in versions[:2]]
+    while not pool._slots or pool._slots[0].holders < 2:
+        await asyncio.sleep(0.001)
+    assert await pool.running(versions[2]) is None
+    gate.set()
+    assert await asyncio.gather(*acquiring) == [(engine, False)] * 2
+    assert await pool.running(versions[2]) is engine
+    assert await pool.acquire(versions[2]) == (engine, True)
+    assert len(pool._slots) == 1
