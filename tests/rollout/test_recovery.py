@@ -76,7 +76,7 @@ def test_what_wanted_a_decision_is_paused_with_the_stable_version_serving(phase:
 
 
 def test_what_is_paused_says_what_each_version_had() -> None:
-    two = recovered(replace(operation(Phase.EVALUATING, STRATEGIES[3]), share=0.3), 5.0)
+    two = recovered(replace(operation(Phase.EVALUATING, STRATEGIES[4]), share=0.3), 5.0)
     assert "evaluating at stage 0 (10% on v2, 20% on v3); " in two.reason
     assert "evaluating at stage 0 (20% on v2); " in recovered(operation(Phase.EVALUATING), 5.0).reason
 
