@@ -311,6 +311,7 @@ class VllmInstance:
             self._check_may_sleep(engine, level)
             # Also where that fails: half asleep it answers nobody, and to wake it may serve memory that is gone.
             self._residency = Residency.SLEEPING if level == 1 else Residency.DISCARDED
+            engine.is_asleep = True
             await engine.told(engine.llm.sleep(level=level))
 
     def _check_may_sleep(self, engine: VllmEngine, level: int) -> None:
@@ -335,7 +336,7 @@ class VllmInstance:
                 await engine.told(llm.wake_up(tags=["kv_cache"]))
             elif self._residency is Residency.SLEEPING:
                 await engine.told(llm.wake_up())
-            self._residency = Residency.RESIDENT
+            self._residency, engine.is_asleep = Residency.RESIDENT, False
 
     async def stop(self) -> None:
         async with self._changing:

@@ -48,6 +48,7 @@ class VllmEngine:
         plan: what it was started with.
         expected: the memory it was estimated to take.
         last_token_s: when it last gave a token to any of those that share it, on the monotonic clock.
+        is_asleep: whether it sleeps, or is on its way there or back.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class VllmEngine:
         self.plan = plan
         self.log = log
         self.expected = expected or Footprint()
+        self.is_asleep = False
         self.max_model_len = int(llm.model_config.max_model_len)
         self._processes = _processes(llm)
         self._seat = seat
@@ -236,6 +238,8 @@ class _Slot:
         """Whether a version with that plan could be served here."""
         if self.plan.base != plan.base or not self.is_usable:
             return False
+        if (engine := _result(self.start)) is not None and engine.is_asleep:
+            return False  # who joined it would be answered by nobody until the one that sleeps is asked for
         if plan.needs is None:
             return True
         room = self.plan.room

@@ -24,7 +24,8 @@ from tests.patience import PATIENCE_S
 class StandIn:
     """An engine, its `llm`, its library and its pool in one, with as much of each as a start and an end ask for."""
 
-    is_dead = was_killed = False
+    is_dead = was_killed = is_asleep = False
+    can_sleep = True
 
     def __init__(self) -> None:
         self.holding = 1  # another version
@@ -185,3 +186,22 @@ async def test_an_engine_that_is_still_being_started_is_shared_and_not_joined(mo
     assert await pool.running(versions[2]) is engine
     assert await pool.acquire(versions[2]) == (engine, True)
     assert len(pool._slots) == 1
+    engine.is_asleep = True
+    assert await pool.running(versions[2]) is None, "who joins one that sleeps is answered by nobody"
+
+
+async def test_an_engine_sleeps_until_it_is_awake_again(adapter: Path) -> None:
+    engine = StandIn()
+    engine.holding = 0
+    instance = instance_on(engine, adapter)
+    await instance.start()
+    seen = []
+
+    async def change(**_: object) -> None:
+        seen.append(engine.is_asleep)
+
+    engine.sleep = engine.wake_up = change  # type: ignore[attr-defined]
+    await instance.sleep()
+    assert engine.is_asleep
+    await instance.wake()
+    assert seen == [True, True] and not engine.is_asleep
