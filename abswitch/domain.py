@@ -344,6 +344,10 @@ class LoadFacts:
     shared_engine: bool = False
 
 
+CANCELLED = "Cancelled"
+"""The recorded error of requests whose caller went away: neither an answer nor the version's fault."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthFacts:
     """What an instance knows of itself; facts only, no judgement.
@@ -373,7 +377,7 @@ class RequestRecord(NamedTuple):
         step: stage of the operation at admission (0 outside operations).
         fallback: True when another version than the assigned one answered; such rows are left out of comparisons.
         admitted_mono_s: admission on the monotonic clock (orders requests against snapshots within one process).
-        error_type: exception class name; None when answered.
+        error_type: exception class name, or `CANCELLED`; None when answered.
         prompt, output: only when the engine was asked to record text; outputs also for both sides of a shadow pair.
         pair_id: of a shadow's copy, the request it copies; None otherwise.
         weights_digest: of the weights that answered; None where nobody can know them.

@@ -16,7 +16,7 @@ from typing import Any
 
 from abswitch import checks
 from abswitch.clock import Clock, SystemClock
-from abswitch.domain import Completion
+from abswitch.domain import CANCELLED, Completion
 from abswitch.engine import SwitchingEngine
 from abswitch.errors import AbswitchError
 from abswitch.experiments.arrivals import Arrivals, send_all
@@ -125,7 +125,7 @@ class Asked:
                 continue
             number, attempt = found
             asked.tokens += tokens
-            if error == "Cancelled":
+            if error == CANCELLED:
                 asked.attempts[number] = max(asked.attempts[number], 1 + attempt)
             else:
                 asked.ended.add(number)

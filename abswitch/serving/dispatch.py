@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from abswitch.clock import Clock
 from abswitch.domain import (
+    CANCELLED,
     Completion,
     FinishReason,
     GenerationRequest,
@@ -444,10 +445,10 @@ def prompt_text(prompt: Prompt) -> str:
 
 def _failure(error: BaseException | None) -> tuple[str, str]:
     if error is None or isinstance(error, GeneratorExit):
-        return "Cancelled", "the caller stopped reading"
+        return CANCELLED, "the caller stopped reading"
     if isinstance(error, EngineClosed):
-        return "Cancelled", str(error)  # the version did nothing wrong
+        return CANCELLED, str(error)  # the version did nothing wrong
     if isinstance(error, RequestFailed):
         return type(error).__name__, str(error)
-    name = "Cancelled" if type(error).__name__ == "CancelledError" else type(error).__name__
+    name = CANCELLED if type(error).__name__ == "CancelledError" else type(error).__name__
     return name, str(error) or "the caller went away"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abswitch.clock import Clock
-from abswitch.domain import RequestRecord, ScoreRecord
+from abswitch.domain import CANCELLED, RequestRecord, ScoreRecord
 from abswitch.rollout.judging import ArmMeasures, StepEvidence
 from abswitch.rollout.operation import Operation, Phase
 from abswitch.rollout.seen import measures_of
@@ -26,7 +26,7 @@ from abswitch.serving.router import STABLE, candidate_name
 KEPT = 20_000
 """Durations kept per arm and step; above that a uniform sample of them (Vitter 1985, algorithm R). Also the requests
 whose scores are still taken, of all arms together."""
-_NOT_THE_VERSIONS_FAULT = frozenset({"Cancelled", "PromptTooLong"})
+_NOT_THE_VERSIONS_FAULT = frozenset({CANCELLED, "PromptTooLong"})
 
 
 def is_failure(record: RequestRecord) -> bool:

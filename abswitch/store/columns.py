@@ -10,13 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from abswitch.domain import CANCELLED
 from abswitch.errors import InvalidInput
 from abswitch.stats.selection import Segments, Where
 from abswitch.store.conditions import condition_sql, segment_sql
 from abswitch.store.reading import RowSource
-
-CANCELLED = "Cancelled"
-"""The recorded error of requests whose caller went away: neither an answer nor the version's fault."""
 
 _ERROR = f"(error_type IS NOT NULL AND error_type <> '{CANCELLED}')"
 _ANSWERED = "(error_type IS NULL AND NOT fallback)"
