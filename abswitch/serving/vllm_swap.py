@@ -39,6 +39,8 @@ def _why_not(now: Path, wanted: Path, *, can_tie: bool) -> str | None:
             return f"config.json differs in {name} ({configs[0].get(name)!r}, {configs[1].get(name)!r})"
     if configs[1].get("tie_word_embeddings") and not can_tie:
         return "its input and output embeddings are tied, and vLLM's own reload leaves the output with the old ones"
+    if configs[1].get("tie_word_embeddings") and configs[1].get("quantization_config"):
+        return "its input and output embeddings are tied, and a quantised output would be quantised once more"
     if any(word in json.dumps(configs[1]).lower() for word in _RECURRENT):
         return "models with recurrent layers have been corrupted by a swap"
     for name in _TOKENIZER:

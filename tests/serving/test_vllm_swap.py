@@ -56,6 +56,9 @@ def test_tied_embeddings_are_swapped_by_workers_that_tie_them_anew(tmp_path: Pat
     assert why_not_swappable(a, b) is None
     module, name = WORKER_EXTENSION.rsplit(".", 1)
     assert getattr(import_module(module), name) is ReloadingWorker, "vLLM finds it by this name"
+    quantised = tied | {"quantization_config": {"quant_method": "awq"}}
+    a, b = (plan(tmp_path / name / "awq", quantised, worker_extension_cls=WORKER_EXTENSION) for name in "ab")
+    assert "quantised" in str(why_not_swappable(a, b))
 
 
 def test_checkpoints_of_one_run_and_hub_ids(tmp_path: Path) -> None:
