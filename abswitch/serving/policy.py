@@ -22,8 +22,9 @@ class Footprint:
         return Footprint(self.device_bytes + other.device_bytes, self.host_bytes + other.host_bytes)
 
     def __str__(self) -> str:
-        device = f"{self.device_bytes / GIB:.2f} GiB of device memory and " if self.device_bytes else ""
-        return f"{device}{self.host_bytes / GIB:.2f} GiB of host memory"
+        device = f"{self.device_bytes / GIB:.2f} GiB of device memory" if self.device_bytes else ""
+        host = f"{self.host_bytes / GIB:.2f} GiB of host memory" if self.host_bytes or not device else ""
+        return " and ".join(filter(None, (device, host)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class Budget:
     host_bytes: int | None = None
 
     def __str__(self) -> str:
-        device = "" if self.device_bytes is None else f"{Footprint(self.device_bytes)}".split(" and ")[0]
+        device = "" if self.device_bytes is None else f"{self.device_bytes / GIB:.2f} GiB of device memory"
         host = "" if self.host_bytes is None else f"{Footprint(0, self.host_bytes)}"
         return " and ".join(filter(None, (device, host))) or "unlimited"
 
