@@ -113,6 +113,7 @@ class ModelSwitcher:
         self._judges: dict[str, Judge] = {}
         self._running: dict[str, str] = {}
         self._fallen: dict[str, set[str]] = {}
+        self._retreating: dict[str, str] = {}  # by model, the way back that is being planned, in words
         self._changed = asyncio.Condition()
         self._inbox: asyncio.Queue[tuple[str, Event, asyncio.Future[Operation] | None]] = asyncio.Queue()
         self._controller: asyncio.Task[None] | None = None
@@ -331,7 +332,7 @@ class ModelSwitcher:
         operation = self.running(model_id)
         if operation is not None and operation.phase in _ROUTES_SOON:
             return f"operation {operation.operation_id} is {operation.phase}"
-        return None
+        return self._retreating.get(model_id)
 
     def bring_up(self, model_id: str) -> None:
         """Have the model's active version serve, if it does not; in the background."""
@@ -378,13 +379,16 @@ class ModelSwitcher:
 
     def _retreat(self, model_id: str, version: str, reason: str) -> bool:
         """Go back to the last version that was good; False when there is none, or that is not wanted."""
+        if model_id in self._retreating:
+            return True
         fallen = self._fallen.setdefault(model_id, set())
         fallen.add(version)
         good = self._registry.last_active(model_id, besides=fallen)
         if good is None or not self._fall_back:
             return False
         operation_id = f"op-{uuid4().hex[:12]}"
-        self._reviver.expect(model_id, f"operation {operation_id} goes back to version {good!r}")
+        self._retreating[model_id] = f"operation {operation_id} goes back to version {good!r}"
+        self._reviver.expect(model_id, self._retreating[model_id])
         log.error("model %s: back from version %s to %s: %s", model_id, version, good, reason)
         task = asyncio.get_running_loop().create_task(self._start_retreat(model_id, good, operation_id, reason))
         self._starting.add(task)
@@ -393,12 +397,25 @@ class ModelSwitcher:
 
     async def _start_retreat(self, model_id: str, good: str, operation_id: str, reason: str) -> None:
         intent = Intent(actor=SWITCHER, reason=reason, is_rollback=True)
+        broken = self._registry.active_version(model_id)
         try:
-            way = await self._way_back(model_id, good, self._registry.active_version(model_id))
+            way = await self._way_to(model_id, good, broken)
+            if (active := self._registry.active_version(model_id)) != broken:
+                raise SwitchRefused(f"version {active!r} became active meanwhile")
             await self.start(model_id, good, way, operation_id=operation_id, salt=operation_id, intent=intent)
         except AbswitchError as refused:
             self._reviver.settled(model_id)
             log.error("model %s: the way back to version %s was refused: %s", model_id, good, refused)
+        finally:
+            del self._retreating[model_id]
+
+    async def _way_to(self, model_id: str, good: str, broken: str | None) -> ImmediateStrategy:
+        """What cannot be planned is tried: the files of a version that is broken may be what is missing."""
+        try:
+            return await self._way_back(model_id, good, broken)
+        except Exception as error:
+            log.warning("model %s: the memory for a way back to version %s is not known: %s", model_id, good, error)
+            return ImmediateStrategy()
 
     async def close(self) -> None:
         """Stop the controller; operations stay where they are."""

@@ -10,6 +10,7 @@ import pytest
 from abswitch.domain import Prompt
 from abswitch.errors import InstanceDied, InvalidInput, NoActiveVersion
 from abswitch.rollout.operation import Phase
+from abswitch.rollout.strategies import ImmediateStrategy
 from abswitch.serving.backoff import BackOff, RestartPolicy
 from abswitch.serving.readiness import WARM_PROMPT
 from abswitch.serving.scripted import Gate, ScriptedInstance
@@ -238,4 +239,70 @@ async def test_a_version_that_never_comes_up_gives_way_to_the_last_good_one() ->
         await shell.pass_time(5)
     assert await shell.ask() == "I am v1"
     assert shell.registry.active_version(MODEL) == "v1"
+    await shell.close()
+
+
+class Planned:
+    """A way back that takes time to be planned, as where an engine's memory is estimated from files."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.gate = asyncio.Event()
+        self.asked = 0
+        shell.switcher._way_back = self._way
+
+    async def _way(self, _model_id: str, _version: str, _stable: str | None) -> ImmediateStrategy:
+        self.asked += 1
+        await self.gate.wait()
+        return ImmediateStrategy()
+
+
+async def test_requests_wait_while_a_way_back_is_planned() -> None:
+    shell = breakable()
+    shell.registry.activate(MODEL, "v1", "op-of-an-earlier-process")
+    shell.registry.activate(MODEL, "v2", "op-of-an-earlier-process")
+    never_load(shell, "v2")
+    planned = Planned(shell)
+    for _ in range(3):
+        with pytest.raises(NoActiveVersion, match="the disk is gone"):
+            await shell.ask()
+        await shell.pass_time(5)
+    waiting = asyncio.create_task(shell.ask())
+    await passing(shell, 3)
+    assert not waiting.done() and "goes back to version 'v1'" in str(shell.queue.requests()[0])
+    shell.switcher.breached(MODEL, "v2", "error_rate 40 %")
+    assert planned.asked == 1, "one way back is enough"
+    planned.gate.set()
+    assert await waiting == "I am v1"
+    assert shell.switcher.awaited(MODEL) is None
+    await shell.close()
+
+
+async def test_a_way_back_that_cannot_be_planned_is_tried() -> None:
+    """The files of a version that is broken may be what cannot be read."""
+    shell = breakable()
+    await shell.deploy("v1")
+    await shell.deploy("v2")
+
+    async def unreadable(_model_id: str, _version: str, _stable: str | None) -> ImmediateStrategy:
+        raise OSError("the folder is gone")
+
+    shell.switcher._way_back = unreadable
+    shell.switcher.breached(MODEL, "v2", "error_rate 40 %")
+    await eventually(lambda: shell.registry.active_version(MODEL) == "v1")
+    await eventually(lambda: shell.switcher.running(MODEL) is None)
+    assert shell.switcher.awaited(MODEL) is None and await shell.ask() == "I am v1"
+    await shell.close()
+
+
+async def test_a_way_back_is_not_gone_once_another_version_became_active() -> None:
+    shell = breakable()
+    await shell.deploy("v1")
+    await shell.deploy("v2")
+    planned = Planned(shell)
+    shell.switcher.breached(MODEL, "v2", "error_rate 40 %")
+    await eventually(lambda: planned.asked == 1)
+    await shell.deploy("v3")
+    planned.gate.set()
+    await passing(shell, 3)
+    assert shell.registry.active_version(MODEL) == "v3" and await shell.ask() == "I am v3"
     await shell.close()
