@@ -96,7 +96,9 @@ class Arrivals:
         async with self._or_stopped(version, instance):
             path = load_path(version, joins=facts.shared_engine)
             self._timings.took(*version.key, path, facts.load_s)
-            return Arrived(CachedVersion(instance, facts, path, await reading), await instance.memory())
+            await reading
+            digest = await self._digest(version)  # again, as what the load downloaded tells what a branch means; quick
+            return Arrived(CachedVersion(instance, facts, path, digest), await instance.memory())
 
     async def wake(self, version: ModelVersion, asleep: CachedVersion, fresh: ModelInstance) -> Arrived:
         """Wake an instance; what does not wake is stopped, and a fresh one is loaded.

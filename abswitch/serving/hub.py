@@ -49,10 +49,11 @@ def commit_of(config: ModelConfig, *, timeout_s: float = _TIMEOUT_S) -> str | No
 def weights_bytes_of(config: ModelConfig) -> int:
     """Size of a hub id's safetensors: in the local cache, or as the hub tells; 0 where neither does.
 
-    Blocks for one request to the hub where the cache has no snapshot, once for each revision.
+    Blocks for one request to the hub where the cache has no weights, once for each revision.
     """
-    if (folder := snapshot_of(config)) is not None:
-        return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    folder = snapshot_of(config)
+    if folder is not None and (found := sum(file.stat().st_size for file in folder.glob("*.safetensors"))):
+        return found  # none where only its configuration was read so far
     try:
         with _answers(config):
             return _told_bytes(config.model, config.revision)
@@ -62,7 +63,7 @@ def weights_bytes_of(config: ModelConfig) -> int:
 
 
 def snapshot_of(config: ModelConfig) -> Path | None:
-    """Where the local cache has a hub id's files, whole; None where it has not."""
+    """Where the local cache has a hub id's files, of which some may be missing; None where it has none."""
     try:
         from huggingface_hub import snapshot_download
 

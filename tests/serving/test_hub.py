@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,10 +16,15 @@ from typing import Any
 import pytest
 
 from abswitch import SwitchingEngine
+from abswitch.clock import VirtualClock
 from abswitch.domain import ModelConfig, ModelVersion
 from abswitch.errors import BadModelSource, DuplicateVersion
+from abswitch.serving.arrivals import Arrivals
+from abswitch.serving.departures import Departures
 from abswitch.serving.hub import _told_bytes, commit_of, snapshot_of, weights_bytes_of
 from abswitch.serving.policy import Footprint
+from abswitch.serving.scripted import Gate, ScriptedInstance
+from abswitch.serving.timings import Timings
 from abswitch.serving.vllm_args import plan_of
 from abswitch.serving.vllm_memory import HOST_BYTES, estimate
 from abswitch.serving.weights import weights_digest
@@ -231,6 +237,32 @@ def test_how_large_a_model_is_the_cache_tells_or_the_hub_once(hub: Hub, tmp_path
     asked = len(hub.asked)
     assert weights_bytes_of(ModelConfig(model_id="m", model="org/good", revision=OLD)) == size_bytes
     assert len(hub.asked) == asked
+
+
+async def test_the_weights_of_a_branch_are_those_that_its_first_load_brought(hub: Hub, tmp_path: Path) -> None:
+    """Not the branch's name, or they would count as changed at the next load."""
+    version = ModelVersion(version="v", config=ModelConfig(model_id="m", model="org/good", revision="main"))
+    gate = Gate()
+    instance = ScriptedInstance(version, load_gate=gate)
+
+    async def digest(one: ModelVersion) -> str | None:
+        return weights_digest(one.pinned)
+
+    arrivals = Arrivals(Departures(), Timings(), digest, VirtualClock(), change_timeout_s=60.0)
+    loading = asyncio.create_task(arrivals.load(version, instance))
+    while not gate.waiting:
+        await asyncio.sleep(0)
+    await asyncio.to_thread(cached, hub, tmp_path / "cache")
+    gate.open()
+    assert (await loading).cached.weights_digest == weights_digest(version.pinned) == NEW[:16]
+
+
+def test_a_snapshot_without_weights_does_not_make_a_model_weigh_nothing(hub: Hub, tmp_path: Path) -> None:
+    snapshot = tmp_path / "cache" / "models--org--good" / "snapshots" / NEW
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_bytes(FILES["config.json"])  # as after its configuration alone was asked for
+    good = ModelConfig(model_id="m", model="org/good", revision=NEW)
+    assert snapshot_of(good) == snapshot and weights_bytes_of(good) == len(FILES["model.safetensors"])
 
 
 def test_an_estimate_knows_the_weights_of_a_hub_id(hub: Hub) -> None:
