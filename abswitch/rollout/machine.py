@@ -250,7 +250,8 @@ def _conclude(op: Operation, event: Conclude) -> Step:
     if winner not in op.candidates:
         raise InvalidInput("version", winner, f"one of this operation's candidates: {', '.join(op.candidates)}")
     if _must_make_room(op):
-        return _start(op, Start())
+        started, effects = _start(op, Start())
+        return replace(started, reason=f"{event.reason}; {started.reason}"), effects
     return _promote(op, winner, event.reason)
 
 

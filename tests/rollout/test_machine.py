@@ -473,3 +473,10 @@ def test_a_batch_of_a_bandit_changes_the_share_and_nothing_else() -> None:
     assert (routed.phase, routed.share) == (Phase.EVALUATING, 0.7)
     assert effects == (ops.SetTimer(300.0),)
     assert operation_of(json.loads(json.dumps(operation_to_dict(routed)))) == routed
+
+
+def test_why_an_interrupted_switch_was_promoted_is_told_although_it_must_make_room_first() -> None:
+    paused = recovered(operation(SWAP, phase=Phase.WARMING), 0.0)
+    after, effects = step(paused, ops.Conclude(promote=True, reason="the numbers are good"), 1.0)
+    assert after.phase is Phase.LOADING and effects == (ops.Load(("v2",), "v1"),)
+    assert after.reason == "the numbers are good; v1 leaves to make room for the candidate"
