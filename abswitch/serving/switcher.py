@@ -291,9 +291,9 @@ class ModelSwitcher:
         return dict(self._operations)
 
     def running(self, model_id: str) -> Operation | None:
-        """The operation that holds the model."""
+        """The operation that holds the model. From any thread."""
         operation_id = self._running.get(model_id)
-        return None if operation_id is None else self._operations[operation_id]
+        return None if operation_id is None else self._operations.get(operation_id)
 
     def get_switcher_stats(self) -> SwitcherStats:
         """Counts of operations by how they ended."""

@@ -443,6 +443,22 @@ async def test_a_switch_whose_start_cannot_be_journalled_never_began(shell: Shel
     assert (await shell.deploy("v2")).promoted, "the model is not held by the switch that never began"
 
 
+async def test_another_thread_may_look_while_a_switch_that_never_began_is_forgotten(shell: Shell) -> None:
+    """`engine.waiting()` and the status read what runs from any thread."""
+    seen = []
+
+    class Watched(dict[str, Operation]):
+        def __delitem__(self, key: str) -> None:
+            super().__delitem__(key)
+            seen.append(shell.switcher.running(MODEL))
+
+    shell.switcher._operations = Watched()
+    shell.journal_error = StoreError("disk full")
+    with pytest.raises(StoreError, match="disk full"):
+        await shell.start("v1")
+    assert seen == [None]
+
+
 async def test_journal_before_effects(shell: Shell) -> None:
     """When a move cannot be made durable, the traffic it would have moved stays where it is."""
     await shell.deploy("v1")
