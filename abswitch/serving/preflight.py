@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from abswitch.domain import ModelVersion, Residency, SwitchPath, VersionKey
-from abswitch.errors import SwitchRefused
+from abswitch.errors import BadModelSource, SwitchRefused
 from abswitch.rollout.strategies import ImmediateStrategy, Strategy
 from abswitch.serving.arrivals import load_path
 from abswitch.serving.cache import ModelCache
@@ -160,12 +161,13 @@ class Preflight:
         Where neither is possible, the first of them, which `check` refuses with the numbers.
 
         Raises:
-            UnknownVersion, InvalidInput: as `plan`.
+            UnknownVersion, InvalidInput: as `plan`; `check` says what is wrong with the target's files.
         """
         beside, in_turn = ImmediateStrategy(), ImmediateStrategy(drain_first=True)
         for way in (beside, in_turn) if stable is not None else ():
-            if (await self.plan(model_id, target, way, stable)).refusal is None:
-                return way
+            with suppress(BadModelSource):  # of the version that serves, it may be: what is broken need not stay
+                if (await self.plan(model_id, target, way, stable)).refusal is None:
+                    return way
         return beside
 
     def _room(

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from abswitch import ModelSwitchingConfig, SwitchingEngine
-from abswitch.errors import InvalidInput, SwitchRefused
+from abswitch.errors import BadModelSource, InvalidInput, SwitchRefused
+from abswitch.serving.instance import ModelInstance
+from abswitch.serving.policy import Footprint
 from abswitch.serving.scripted import ScriptedBackend, ScriptedInstance
 
 GIB = 2**30
@@ -82,6 +84,34 @@ async def test_a_version_that_breaks_gives_way_although_there_is_no_place_for_tw
         (back,) = [one for one in engine.switcher.operations.values() if one.stable == "v2"]
         assert (await engine.get_switch(back.operation_id).done()).phase == "succeeded"
         assert (await engine.generate("who", model_id="bot")).served_version == "v1"
+
+
+async def test_a_version_whose_files_are_gone_can_be_rolled_back_from() -> None:
+    """It died, and cannot be loaded again: what it would take beside the other is not known, nor does it matter."""
+    gone: set[str] = set()
+
+    async def unreadable() -> Footprint:
+        raise BadModelSource("model_config.model", "a folder", "a folder that exists")
+
+    def configure(instance: ScriptedInstance) -> None:
+        if instance.version.version in gone:
+            instance.needs = unreadable  # type: ignore[method-assign]
+
+    async with SwitchingEngine(store=":memory:", backends={"scripted": ScriptedBackend(configure=configure)}) as engine:
+        for version in ("v1", "v2"):
+            engine.registry.register_model({"model_id": "bot", "model": "script", "backend": "scripted"}, version)
+            await engine.deploy(version)
+        gone.add("v2")
+        scripted = engine._parts.cache.loaded["bot", "v2"].instance
+        await engine.call(_lose(engine, scripted))
+        assert (await engine.rollback()).phase == "succeeded"
+        assert (await engine.generate("who", model_id="bot")).served_version == "v1"
+        with pytest.raises(BadModelSource):
+            await engine.rollback(to="v2")
+
+
+async def _lose(engine: SwitchingEngine, instance: ModelInstance) -> None:
+    engine.switcher.instance_lost("bot", instance, "bus error")
 
 
 async def _breaks(engine: SwitchingEngine, version: str) -> bool:
