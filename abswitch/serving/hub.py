@@ -77,7 +77,8 @@ def _told_bytes(model: str, revision: str | None) -> int:
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(model, revision=revision, timeout=_TIMEOUT_S, files_metadata=True)
-    return sum(file.size or 0 for file in info.siblings or () if file.rfilename.endswith(".safetensors"))
+    files = [file for file in info.siblings or () if "/" not in file.rfilename]
+    return sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
 
 
 class _OutOfReach(Exception):

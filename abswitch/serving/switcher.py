@@ -114,6 +114,7 @@ class ModelSwitcher:
         self._running: dict[str, str] = {}
         self._fallen: dict[str, set[str]] = {}
         self._retreating: dict[str, str] = {}  # by model, the way back that is being planned, in words
+        self._ways_back: set[str] = set()  # operations that nobody asked for
         self._changed = asyncio.Condition()
         self._inbox: asyncio.Queue[tuple[str, Event, asyncio.Future[Operation] | None]] = asyncio.Queue()
         self._controller: asyncio.Task[None] | None = None
@@ -402,8 +403,10 @@ class ModelSwitcher:
             way = await self._way_to(model_id, good, broken)
             if (active := self._registry.active_version(model_id)) != broken:
                 raise SwitchRefused(f"version {active!r} became active meanwhile")
+            self._ways_back.add(operation_id)
             await self.start(model_id, good, way, operation_id=operation_id, salt=operation_id, intent=intent)
         except AbswitchError as refused:
+            self._ways_back.discard(operation_id)
             self._reviver.settled(model_id)
             log.error("model %s: the way back to version %s was refused: %s", model_id, good, refused)
         finally:
@@ -495,6 +498,11 @@ class ModelSwitcher:
         self._running.pop(operation.model_id, None)
         self._judges.pop(operation.operation_id, None)
         self._last_duration_s = self._clock.monotonic_s() - operation.created_s
+        if operation.operation_id in self._ways_back:
+            self._ways_back.discard(operation.operation_id)
+            if operation.phase is Phase.FAILED and operation.strategy.drains_first:
+                # What serves, broken as it is, had left for it. Tried again at every breach, it would leave each time.
+                self._fallen.setdefault(operation.model_id, set()).add(operation.candidate)
         if operation.stays is not None:
             self._cache.unpin((operation.model_id, operation.stays))
             if operation.promoted:  # somebody wants it again

@@ -245,15 +245,16 @@ async def test_a_version_that_never_comes_up_gives_way_to_the_last_good_one() ->
 class Planned:
     """A way back that takes time to be planned, as where an engine's memory is estimated from files."""
 
-    def __init__(self, shell: Shell) -> None:
+    def __init__(self, shell: Shell, way: ImmediateStrategy | None = None) -> None:
         self.gate = asyncio.Event()
         self.asked = 0
+        self.way = way or ImmediateStrategy()
         shell.switcher._way_back = self._way
 
     async def _way(self, _model_id: str, _version: str, _stable: str | None) -> ImmediateStrategy:
         self.asked += 1
         await self.gate.wait()
-        return ImmediateStrategy()
+        return self.way
 
 
 async def test_requests_wait_while_a_way_back_is_planned() -> None:
@@ -305,4 +306,26 @@ async def test_a_way_back_is_not_gone_once_another_version_became_active() -> No
     planned.gate.set()
     await passing(shell, 3)
     assert shell.registry.active_version(MODEL) == "v3" and await shell.ask() == "I am v3"
+    await shell.close()
+
+
+async def test_a_way_back_for_which_all_traffic_stood_in_vain_is_not_gone_again() -> None:
+    shell = breakable()
+    await shell.deploy("v1")
+    await shell.deploy("v2")
+    await shell.cache.discard((MODEL, "v1"))
+    planned = Planned(shell, ImmediateStrategy(drain_first=True))
+    planned.gate.set()
+    never_load(shell, "v1")
+    assert shell.switcher.breached(MODEL, "v2", "error_rate 40 %")
+    await eventually(lambda: shell.switcher.running(MODEL) is not None)
+    await eventually(lambda: shell.switcher.running(MODEL) is None)
+    assert list(shell.switcher.operations.values())[-1].phase is Phase.FAILED
+    assert await shell.ask() == "I am v2", "it had left for nothing"
+    assert not shell.switcher.breached(MODEL, "v2", "error_rate 40 %")
+    never_load(shell, "nothing")
+    await shell.deploy("v1")
+    await shell.deploy("v3")
+    assert shell.switcher.breached(MODEL, "v3", "error_rate 40 %"), "somebody wanted v1 since then"
+    await eventually(lambda: shell.registry.active_version(MODEL) == "v1")
     await shell.close()
