@@ -125,9 +125,12 @@ async def test_an_engine_killed_and_then_one_that_hangs(tiny: TinyModels, tmp_pa
             for pid in second:
                 os.kill(pid, signal.SIGSTOP)
             late = [asyncio.create_task(engine.generate("3+4=", **SHORT)) for _ in range(5)]
-            found_s = await wait_for(lambda: any(a.metric == "hung" for _, a in told), FOUND_S, "the hang to be found")
+            seen_s = await wait_for(lambda: any(a.metric == "hung" for _, a in told), FOUND_S, "the hang to be found")
+            hung = next(alert for _, alert in told if alert.metric == "hung")
+            # By the alert's own clock: on a machine that is busy it is told, and seen here, a moment later.
+            found_s = hung.started_at_s + time.monotonic() - time.time()
             await wait_for(lambda: len(load.broken_s) >= broken + READERS, TOLD_S, "an error for every stream")
-            assert max(load.broken_s) - found_s <= TOLD_S
+            assert max(load.broken_s) - seen_s <= TOLD_S
             await wait_for(lambda: not any(map(psutil.pid_exists, second)), 15.0, "the hung processes to be gone")
             born_s = await new_process(second)
             assert born_s - found_s >= PAUSE_S, "the second restart waits"
