@@ -2,8 +2,9 @@
 
 - flip          promotion of a resident candidate: from the call to the moment new requests are admitted to it; before
                 that, the move is written and synced to the disk. Beside it a bare write and sync of as many bytes, the
-                same flip (scripted instances) with its store in memory, and one at once after the start ("busy"), while
-                that is still being written to the store
+                same flip (scripted instances) with its store in memory, one at once after the start ("busy"), while
+                that is still being written to the store, and some Python of about that length ("python"), after the
+                same pause ("paused") and without: what a machine takes to come back from idling
 - transitions   p95 latency while an immediate, gradual or canary switch runs, against steady windows beside it, at half
                 load: half of what one engine takes alone, or two at a split of 50 % where that is less, as on a CPU an
                 engine has only its group of the cores. Beside it steady windows at such a split: what two engines at
@@ -135,6 +136,30 @@ def bare_syncs(folder: Path, rounds: int) -> dict[str, float]:
             os.fdatasync(file.fileno())
             took_ms.append((time.perf_counter() - began_s) * 1e3)
     return {"sync_median_ms": median(took_ms), "sync_p99_ms": p(took_ms, 0.99)}
+
+
+async def bare_pauses(rounds: int, pause_s: float = 0.1) -> dict[str, float]:
+    """What the machine itself takes for some Python, about as much as a flip is, after the pause that a flip has before
+    it, and again and again."""
+    some = {"numbers": list(range(50)), "texts": {str(n): n for n in range(50)}}
+
+    def compute_ms() -> float:
+        began_s = time.perf_counter()
+        for _ in range(8):
+            json.loads(json.dumps(some))
+        return (time.perf_counter() - began_s) * 1e3
+
+    after_a_pause = []
+    for _ in range(rounds):
+        await asyncio.sleep(pause_s)
+        after_a_pause.append(compute_ms())
+    at_once = [compute_ms() for _ in range(rounds)]
+    return {
+        "python_median_ms": median(at_once),
+        "python_p99_ms": p(at_once, 0.99),
+        "python_median_ms_paused": median(after_a_pause),
+        "python_p99_ms_paused": p(after_a_pause, 0.99),
+    }
 
 
 async def flips_in_memory(rounds: int) -> dict[str, float]:
@@ -350,6 +375,7 @@ async def run(options: argparse.Namespace) -> dict[str, float]:
             found |= {f"{name}_busy": value for name, value in busy.items()}
             found |= await flips_in_memory(20 if quick else 300)
             found |= bare_syncs(scratch, 100 if quick else 1000)
+            found |= await bare_pauses(20 if quick else 300)
             handle = await engine.start_switch(
                 "v2" if engine.registry.active_version() == "v1" else "v1", "ab_test", {"traffic_percentage": 10}
             )
