@@ -37,7 +37,7 @@ def commit_of(config: ModelConfig, *, timeout_s: float = _TIMEOUT_S) -> str | No
         return None
     try:
         with _answers(config):
-            info = _ask(config, timeout_s)
+            info = _ask(config.model, config.revision, timeout_s)
     except _OutOfReach as why:
         return _cached(config, str(why))
     _check_weights(config, [file.rfilename for file in info.siblings or ()])
@@ -46,12 +46,14 @@ def commit_of(config: ModelConfig, *, timeout_s: float = _TIMEOUT_S) -> str | No
     return str(info.sha)
 
 
-def weights_bytes_of(config: ModelConfig) -> int:
-    """Size of a hub id's safetensors: in the local cache, or as the hub tells; 0 where neither does.
+def weights_bytes_of(config: ModelConfig, folder: Path | None) -> int:
+    """Size of a hub id's safetensors: in its snapshot, or as the hub tells; 0 where neither does.
 
-    Blocks for one request to the hub where the cache has no weights, once for each revision.
+    Blocks for one request to the hub where the snapshot has no weights, once for each revision.
+
+    Args:
+        folder: as `snapshot_of` found it.
     """
-    folder = snapshot_of(config)
     if folder is not None and (found := sum(file.stat().st_size for file in folder.glob("*.safetensors"))):
         return found  # none where only its configuration was read so far
     try:
@@ -65,18 +67,20 @@ def weights_bytes_of(config: ModelConfig) -> int:
 def snapshot_of(config: ModelConfig) -> Path | None:
     """Where the local cache has a hub id's files, of which some may be missing; None where it has none."""
     try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(config.model, revision=config.revision, local_files_only=True))
+        return _snapshot(config)
     except Exception:  # many kinds, all of which say that it is not there, or not whole
         return None
 
 
+def _snapshot(config: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(config.model, revision=config.revision, local_files_only=True))
+
+
 @lru_cache(maxsize=256)
 def _told_bytes(model: str, revision: str | None) -> int:
-    from huggingface_hub import HfApi
-
-    info = HfApi().model_info(model, revision=revision, timeout=_TIMEOUT_S, files_metadata=True)
+    info = _ask(model, revision, _TIMEOUT_S, sizes=True)
     files = [file for file in info.siblings or () if "/" not in file.rfilename]
     return sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
 
@@ -85,12 +89,12 @@ class _OutOfReach(Exception):
     """The hub gave no answer; the message says why."""
 
 
-def _ask(config: ModelConfig, timeout_s: float) -> ModelInfo:
+def _ask(model: str, revision: str | None, timeout_s: float, *, sizes: bool = False) -> ModelInfo:
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
         raise MissingExtra("a hub id", ("huggingface_hub",), ("cpu", "gpu")) from error
-    return HfApi().model_info(config.model, revision=config.revision, timeout=timeout_s)
+    return HfApi().model_info(model, revision=revision, timeout=timeout_s, files_metadata=sizes)
 
 
 @contextmanager
@@ -135,10 +139,8 @@ def _library_error() -> type[Exception]:
 
 
 def _cached(config: ModelConfig, why: str) -> str:
-    from huggingface_hub import snapshot_download
-
     try:
-        folder = snapshot_download(config.model, revision=config.revision, local_files_only=True)
+        folder = _snapshot(config)
     except Exception as error:  # many kinds, all of which say that it is not there, or not whole
         at = f" at {config.revision}" if config.revision else ""
         allowed = (
@@ -146,7 +148,7 @@ def _cached(config: ModelConfig, why: str) -> str:
             f"snapshot of it{at}"
         )
         raise _refused(config, allowed) from error
-    commit = Path(folder).name
+    commit = folder.name
     if not _COMMIT.match(commit):
         raise _refused(config, f"a snapshot in the cache that is named by its commit, not {folder}")
     return commit

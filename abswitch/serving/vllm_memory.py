@@ -47,7 +47,8 @@ def _weights_bytes(version: ModelVersion, dtype: str) -> int:
     source = check_source(version.config)
     folder, files = Path(source.name), source.weights_bytes
     if source.kind == "hub":
-        folder, files = snapshot_of(version.pinned) or folder, weights_bytes_of(version.pinned)
+        snapshot = snapshot_of(version.pinned)
+        folder, files = snapshot or folder, weights_bytes_of(version.pinned, snapshot)
     return int(files * _WIDENED.get(dtype, 1.0)) if _is_narrow(folder) else files
 
 

@@ -224,18 +224,22 @@ async def test_the_commit_is_recorded_and_stays_when_the_branch_moves(hub: Hub, 
         assert engine.table("model_versions").commit_sha.tolist() == [NEW, OLD]
 
 
+def size_of(one: ModelConfig) -> int:
+    return weights_bytes_of(one, snapshot_of(one))
+
+
 def test_how_large_a_model_is_the_cache_tells_or_the_hub_once(hub: Hub, tmp_path: Path) -> None:
     size_bytes = len(FILES["model.safetensors"])
     good = ModelConfig(model_id="m", model="org/good", revision=NEW)
     assert snapshot_of(good) is None
-    assert weights_bytes_of(good) == weights_bytes_of(good) == size_bytes
+    assert size_of(good) == size_of(good) == size_bytes
     assert len(hub.asked) == 1
     hub.broken = 500
-    assert weights_bytes_of(ModelConfig(model_id="m", model="org/good", revision=OLD)) == 0, "not known is no failure"
+    assert size_of(ModelConfig(model_id="m", model="org/good", revision=OLD)) == 0, "not known is no failure"
     hub.broken = None
     cached(hub, tmp_path / "cache")
     asked = len(hub.asked)
-    assert weights_bytes_of(ModelConfig(model_id="m", model="org/good", revision=OLD)) == size_bytes
+    assert size_of(ModelConfig(model_id="m", model="org/good", revision=OLD)) == size_bytes
     assert len(hub.asked) == asked
 
 
@@ -262,7 +266,7 @@ def test_a_snapshot_without_weights_does_not_make_a_model_weigh_nothing(hub: Hub
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_bytes(FILES["config.json"])  # as after its configuration alone was asked for
     good = ModelConfig(model_id="m", model="org/good", revision=NEW)
-    assert snapshot_of(good) == snapshot and weights_bytes_of(good) == len(FILES["model.safetensors"])
+    assert snapshot_of(good) == snapshot and size_of(good) == len(FILES["model.safetensors"])
 
 
 def test_an_estimate_knows_the_weights_of_a_hub_id(hub: Hub) -> None:

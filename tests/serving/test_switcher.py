@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -167,22 +169,26 @@ async def test_after_an_abort_no_further_candidate_is_loaded() -> None:
     await shell.close()
 
 
+def found(kind: str, config: Mapping[str, Any]) -> Operation:
+    """A switch from v1 to v2 that an earlier process was in the middle of, as it is taken over."""
+    return Operation(
+        operation_id="op-found",
+        model_id=MODEL,
+        stable="v1",
+        candidate="v2",
+        strategy=strategy_of(kind, config),
+        phase=Phase.PAUSED,
+        detached=True,
+    )
+
+
 async def test_an_abort_ends_the_bringing_back_of_versions_that_do_not_all_fit() -> None:
     """Nothing keeps them loaded any more: each would push out another one, and so on without an end."""
     gate = Gate(is_open=True)
     shell = Shell(configure=lambda instance: setattr(instance, "load_gate", gate), max_cached_models=2)
     await shell.deploy("v1")
     gate.close()
-    found = Operation(
-        operation_id="op-found",
-        model_id=MODEL,
-        stable="v1",
-        candidate="v2",
-        strategy=strategy_of("ab_test", ARMS),
-        phase=Phase.PAUSED,
-        detached=True,
-    )
-    shell.switcher.adopt(found, "salt", 1)
+    shell.switcher.adopt(found("ab_test", ARMS), "salt", 1)
     await shell.switcher.tell("op-found", ops.Resume())
     await eventually(lambda: gate.waiting == 1)
     await shell.switcher.abort("op-found")
@@ -676,16 +682,7 @@ async def test_an_interrupted_switch_goes_on_although_there_is_place_for_one(
     shell = Shell(configure=configure)
     shell.cache.budget = Budget(max_models=5, device_bytes=15)
     shell.registry.activate(MODEL, "v1", "op-of-an-earlier-process")
-    found = Operation(
-        operation_id="op-found",
-        model_id=MODEL,
-        stable="v1",
-        candidate="v2",
-        strategy=strategy_of("immediate", way),
-        phase=Phase.PAUSED,
-        detached=True,
-    )
-    shell.switcher.adopt(found, "salt", 1)
+    shell.switcher.adopt(found("immediate", way), "salt", 1)
     if stable_is == "loading":
         gate.close()
         shell.switcher.bring_up(MODEL)
