@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from abswitch.clock import Clock
 from abswitch.domain import LoadFacts, ModelVersion, SwitchPath
 from abswitch.errors import InstanceError, LoadFailed
-from abswitch.serving.departures import Departures, Hangs
+from abswitch.serving.departures import Departures, Hangs, or_hangs
 from abswitch.serving.instance import ModelInstance
 from abswitch.serving.policy import Footprint
-from abswitch.serving.timelimit import time_limit
 from abswitch.serving.timings import Timings
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class Arrivals:
         """
         began_s = self._clock.monotonic_s()
         try:
-            async with self._in_time():
+            async with or_hangs(self._change_timeout_s, self._clock):
                 await asleep.instance.wake()
         except Exception as error:
             log.warning("%s did not wake and is loaded anew: %s", version, error)
@@ -129,7 +128,7 @@ class Arrivals:
         reading = asyncio.ensure_future(self._digest(version))
         async with self._or_stopped(version, old.instance):
             try:
-                async with self._in_time():
+                async with or_hangs(self._change_timeout_s, self._clock):
                     instance = await old.instance.become(version)
             except BaseException as error:
                 reading.cancel()
@@ -144,9 +143,6 @@ class Arrivals:
                 load_s=took_s, memory_bytes=memory.host_bytes, device_memory_bytes=memory.device_bytes or None
             )
             return Arrived(CachedVersion(instance, facts, SwitchPath.IN_PLACE, await reading), memory)
-
-    def _in_time(self) -> AbstractAsyncContextManager[None]:
-        return time_limit(self._change_timeout_s, self._clock, lambda: Hangs(self._change_timeout_s))
 
     @asynccontextmanager
     async def _or_stopped(self, version: ModelVersion, instance: ModelInstance) -> AsyncIterator[None]:

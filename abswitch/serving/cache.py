@@ -17,10 +17,9 @@ from abswitch.clock import Clock, SystemClock
 from abswitch.domain import ModelVersion, Residency, VersionKey
 from abswitch.errors import EngineClosed, InstanceError, InvalidInput, LoadFailed, OutOfBudget
 from abswitch.serving.arrivals import Arrivals, Arrived, CachedVersion, SwapRefused
-from abswitch.serving.departures import Departures, Hangs
+from abswitch.serving.departures import Departures, Hangs, or_hangs
 from abswitch.serving.instance import InstanceFactory, ModelInstance
 from abswitch.serving.policy import Budget, Footprint, Held, Room, Step, lacking, make_room, usage
-from abswitch.serving.timelimit import time_limit
 from abswitch.serving.timings import Timings
 from abswitch.serving.weights import weights_of
 
@@ -354,7 +353,7 @@ class ModelCache:
         del self._loaded[key]  # at once: nobody may lease what goes to sleep
         log.info("%s:%s goes to sleep (%s)", *key, step.to)
         try:
-            async with time_limit(self._change_timeout_s, self._clock, lambda: Hangs(self._change_timeout_s)):
+            async with or_hangs(self._change_timeout_s, self._clock):
                 await cached.instance.sleep(_LEVELS[step.to])
                 self._kept[key] = (await cached.instance.memory()).device_bytes
         except BaseException as error:  # who waited for room has gone, it may be; nobody holds this one now

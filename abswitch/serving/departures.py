@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AbstractAsyncContextManager
 
+from abswitch.clock import Clock
 from abswitch.domain import Residency, VersionKey
 from abswitch.errors import InstanceError
 from abswitch.serving.instance import ModelInstance
 from abswitch.serving.policy import Held
+from abswitch.serving.timelimit import time_limit
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +21,11 @@ class Hangs(InstanceError):
 
     def __init__(self, limit_s: float) -> None:
         super().__init__(f"it hangs: it took longer than {limit_s:g} s (switch_timeout_seconds)")
+
+
+def or_hangs(limit_s: float, clock: Clock) -> AbstractAsyncContextManager[None]:
+    """What an instance is told to do inside ends with `Hangs` when it takes longer."""
+    return time_limit(limit_s, clock, lambda: Hangs(limit_s))
 
 
 class Departures:
